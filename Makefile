@@ -1,0 +1,85 @@
+# Each stage is a command that reads and writes artifacts; make only chains them.
+PYTHON  ?= python3
+DATA    ?= data
+STORE   ?= artifacts
+CLASSES ?= bottle grid screw
+OPTIONS ?=
+
+BIN       := .venv/bin
+REPLAYCAD := $(BIN)/replaycad
+INSTALLED := .venv/.installed
+RUN       := $(REPLAYCAD)
+comma     := ,
+empty     :=
+space     := $(empty) $(empty)
+NAMES     := $(subst $(space),$(comma),$(strip $(CLASSES)))
+NEWEST    := $(lastword $(CLASSES))
+PAST      := $(filter-out $(NEWEST),$(CLASSES))
+
+export REPLAYCAD_DATA := $(DATA)
+export REPLAYCAD_STORE := $(STORE)
+
+.DEFAULT_GOAL := help
+.SECONDEXPANSION:
+.DELETE_ON_ERROR:
+.PHONY: help install demo test lint fmt bench docs clean mask compress replay train eval continual
+
+help: ## show this
+	@grep -hE '^[a-z%$$()/.A-Z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 44
+
+$(INSTALLED): pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@
+
+install: $(INSTALLED) ## create .venv and install everything into it
+
+demo: $(INSTALLED) ## draw three classes, learn them one after another, print the table (10 minutes)
+	$(BIN)/python -m replaycad.mini.demo demo/data
+	$(REPLAYCAD) run --data demo/data --store demo/artifacts --class all --strategy finetune,replay,joint $(OPTIONS)
+	@echo "contact sheet: demo/artifacts/results/run.png"
+
+test: $(INSTALLED) ## run the tests
+	$(BIN)/python -m pytest
+
+lint: $(INSTALLED) ## check style and types
+	$(BIN)/ruff check
+	$(BIN)/mypy replaycad
+
+fmt: $(INSTALLED) ## let ruff repair what it can
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+bench: $(INSTALLED) ## measure memory and speed (build/bench.json)
+	$(BIN)/python -m tests.bench
+
+docs: $(INSTALLED) ## write the generated parts of the README anew
+	$(BIN)/python -m cogapp -r README.md
+
+clean: ## remove what make made, but neither data nor artifacts
+	rm -rf .venv build demo .pytest_cache .ruff_cache .mypy_cache
+
+# One artifact by its file name: make artifacts/conditions/bottle.safetensors
+$(STORE)/masks/%.safetensors: $$(wildcard $(DATA)/$$*/train/good/*) | $(INSTALLED)
+	$(RUN) mask --class $* $(OPTIONS) && touch $@
+
+$(STORE)/conditions/%.safetensors: $(STORE)/masks/%.safetensors | $(INSTALLED)
+	$(RUN) compress --class $* $(OPTIONS) && touch $@
+
+$(STORE)/replays/%.safetensors: $(STORE)/conditions/%.safetensors | $(INSTALLED)
+	$(RUN) replay --class $* $(OPTIONS) && touch $@
+
+.PRECIOUS: $(STORE)/masks/%.safetensors $(STORE)/conditions/%.safetensors $(STORE)/replays/%.safetensors
+
+mask: $(CLASSES:%=$(STORE)/masks/%.safetensors) ## object masks of CLASSES
+compress: $(CLASSES:%=$(STORE)/conditions/%.safetensors) ## conditions of CLASSES; -j2 does two at a time
+replay: $(CLASSES:%=$(STORE)/replays/%.safetensors) ## replayed images of CLASSES
+
+train: $(PAST:%=$(STORE)/replays/%.safetensors) | $(INSTALLED) ## the last of CLASSES real, the others replayed
+	$(RUN) train --class $(NEWEST) $(if $(PAST),--past $(subst $(space),$(comma),$(strip $(PAST)))) $(OPTIONS)
+
+eval: train ## metrics of that detector on CLASSES
+	$(RUN) eval --class $(NAMES) $(OPTIONS)
+
+continual: $(INSTALLED) ## the whole sequence over CLASSES
+	$(RUN) run --class $(NAMES) --strategy finetune,replay,joint $(OPTIONS)

@@ -1,0 +1,83 @@
+"""From feature pyramids to anomaly maps and scores, where higher always means more anomalous."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from scipy import ndimage
+from torch.nn import functional as F
+
+
+def cosine_distance_map(
+    features: Sequence[torch.Tensor], reconstructed_features: Sequence[torch.Tensor]
+) -> torch.Tensor:
+    """1 - cosine similarity of two feature pyramids, all levels together (detectors.md 1.3).
+
+    Each level is L2-normalised along its channels, brought to the size of the finest level, and the
+    levels are seen as one long vector per location. Interpolated unit vectors are shorter than 1,
+    so this is not the mean of the level cosines.
+
+    Args:
+        features: levels from fine to coarse, each `[B, C, H, W]`, any float type.
+        reconstructed_features: the same shapes.
+
+    Returns:
+        `[B, H, W]` float32 at the finest level's size, in 0..2, higher is more anomalous.
+    """
+    size = features[0].shape[-2:]
+    dot = torch.zeros((), device=features[0].device)
+    norm, norm_reconstructed = dot, dot
+    with torch.autocast(features[0].device.type, enabled=False):
+        for level, reconstructed in zip(features, reconstructed_features, strict=True):
+            # below float32 the distances of normal locations collapse into ties
+            real, fake = (
+                F.interpolate(
+                    F.normalize(x.float(), dim=1), size, mode="bilinear", align_corners=True
+                )
+                for x in (level, reconstructed)
+            )
+            dot = dot + (real * fake).sum(dim=1)
+            norm = norm + real.square().sum(dim=1)
+            norm_reconstructed = norm_reconstructed + fake.square().sum(dim=1)
+        return 1.0 - dot / (norm * norm_reconstructed).sqrt().clamp_min(1e-12)
+
+
+def gaussian_matrix(size: int, sigma: float) -> torch.Tensor:
+    """Matrix `[size, size]` float32 that smooths a column exactly as scipy's gaussian_filter.
+
+    scipy's border (`reflect`: half-sample symmetric) is not torch's `reflect`; filtering the
+    identity once gives the exact operator, border included. `G @ image @ G.T` smooths both axes.
+    """
+    identity = np.eye(size)
+    smoothed = ndimage.gaussian_filter1d(identity, sigma, axis=0) if sigma > 0 else identity
+    return torch.from_numpy(smoothed.astype(np.float32))
+
+
+def bilinear_matrix(out_size: int, in_size: int, *, align_corners: bool) -> torch.Tensor:
+    """Matrix `[out_size, in_size]` float32 of a one-dimensional bilinear resize."""
+    identity = torch.eye(in_size, device="cpu")[None]  # [1, C=in_size, in_size]
+    resized = F.interpolate(identity, out_size, mode="linear", align_corners=align_corners)
+    return resized[0].T.contiguous()
+
+
+def map_matrix(
+    out_size: int, in_size: int, sigma: float, *, align_corners: bool = True
+) -> torch.Tensor:
+    """Matrix `[out_size, in_size]` that resizes to image size and smooths there, in one product."""
+    resize = bilinear_matrix(out_size, in_size, align_corners=align_corners)
+    return gaussian_matrix(out_size, sigma) @ resize
+
+
+def apply_both_axes(maps: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
+    """`A @ map @ A.T` for every map: `[B, h, h]` and `[H, h]` give `[B, H, H]`."""
+    return matrix @ maps @ matrix.T
+
+
+def smooth(maps: torch.Tensor, sigma: float) -> torch.Tensor:
+    """Gaussian smoothing of square maps `[B, H, H]`, equal to scipy's with its default border."""
+    return apply_both_axes(maps, gaussian_matrix(maps.shape[-1], sigma).to(maps))
+
+
+def image_scores(anomaly_maps: torch.Tensor) -> torch.Tensor:
+    """Score `[B]` of each image: the maximum of its `[B, H, W]` map; higher is more anomalous."""
+    return anomaly_maps.amax(dim=(1, 2))

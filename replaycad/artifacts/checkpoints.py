@@ -1,0 +1,68 @@
+"""Keeps the state of a long computation, so that a killed run goes on where it was."""
+
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+
+from replaycad.artifacts.atomic import cannot_write, remove_leftovers
+from replaycad.artifacts.format import Schema, TensorSpec, read, verify, write
+from replaycad.artifacts.layout import NUMPY_NAMES
+from replaycad.errors import ArtifactError
+
+CHECKPOINT = Schema(
+    format="checkpoint",
+    version=1,
+    tensors={
+        "*": TensorSpec(tuple(NUMPY_NAMES.values()), None, "state of the computation", finite=False)
+    },
+    command="replaycad run",
+    fields={"step": int, "key": str},
+)
+
+
+class Checkpoint:
+    """One file with a step and arrays by name.
+
+    Args:
+        path: the file.
+        key: of the output that is being made; a checkpoint of another key counts as none.
+    """
+
+    def __init__(self, path: str | Path, key: str = "") -> None:
+        self.path = Path(path)
+        self.key = key
+
+    def load(self) -> tuple[int, dict[str, NDArray[Any]]] | None:
+        """Read the step and the arrays; None if there is no sound checkpoint."""
+        try:
+            # The digest as well: going on from a flipped bit would spoil the result in silence.
+            verify(self.path, CHECKPOINT)
+            tensors, header = read(self.path, CHECKPOINT)
+        except ArtifactError:
+            return None
+        return (header["step"], tensors) if header["key"] == self.key else None
+
+    def save(self, step: int, tensors: dict[str, NDArray[Any]]) -> None:
+        """Replace the checkpoint in one step.
+
+        Args:
+            step: how many steps are done.
+            tensors: arrays of any shape by name.
+
+        Raises:
+            ArtifactError: it cannot be written; the one before is still there.
+        """
+        write(self.path, CHECKPOINT, tensors, {"step": step, "key": self.key})
+
+    def clear(self) -> None:
+        """Remove the checkpoint and what killed runs left of it.
+
+        Raises:
+            ArtifactError: it is there and cannot be removed.
+        """
+        try:
+            remove_leftovers(self.path, "tmp")
+            self.path.unlink(missing_ok=True)
+        except OSError as error:
+            raise cannot_write(self.path, error) from error

@@ -1,0 +1,122 @@
+"""A trained detector without its frozen encoder, which is named with its digest."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+
+from replaycad.artifacts.format import Schema, TensorSpec, damaged, read, write
+
+MODEL, PENALTY = "model.", "penalty."
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+NUMBERS = ("float32", "float16", "float64", "int64", "int32", "uint8", "bool")
+
+DETECTOR = Schema(
+    format="detector",
+    version=1,
+    tensors={
+        "model.*": TensorSpec(NUMBERS, None, "trained parameters and buffers by module path"),
+        "penalty.*": TensorSpec(
+            NUMBERS, None, "what ewc or mas remember, if trained with them", optional=True
+        ),
+    },
+    command="replaycad train",
+    fields={
+        "detector": str,
+        "preset": str,
+        "encoder": str,
+        "image_size": int,
+        "class_order": list,
+        "thresholds": dict,
+        "mean": list,
+        "std": list,
+    },
+)
+
+Arrays = dict[str, NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class DetectorArtifact:
+    """A detector for some classes.
+
+    Attributes:
+        detector: its name in the table of detectors.
+        preset: which of its sizes.
+        encoder: name of the frozen encoder; the digest stands in `header["weights"]`.
+        image_size: side in pixels of what it sees.
+        class_order: the classes in the order in which they were learned.
+        state: trained parameters and buffers by module path, without the encoder's.
+        thresholds: image score above which an image is called anomalous, by class or purpose.
+        header: further header fields; after loading, all of them.
+        mean, std: of the channels R, G, B in 0 to 1, as the encoder expects them.
+        penalty: what ewc or mas need to go on, by name.
+    """
+
+    detector: str
+    preset: str
+    encoder: str
+    image_size: int
+    class_order: list[str]
+    state: Arrays
+    thresholds: dict[str, Any]
+    header: dict[str, Any] = field(default_factory=dict)
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
+    penalty: Arrays = field(default_factory=dict)
+
+    def save(self, path: str | Path) -> str:
+        """Write the file and return its content id.
+
+        Raises:
+            ArtifactError: it cannot be written, or a parameter is NaN or infinite.
+        """
+        tensors = {MODEL + name: values for name, values in self.state.items()}
+        tensors |= {PENALTY + name: values for name, values in self.penalty.items()}
+        own = {
+            "detector": self.detector,
+            "preset": self.preset,
+            "encoder": self.encoder,
+            "image_size": self.image_size,
+            "class_order": list(self.class_order),
+            "thresholds": self.thresholds,
+            "mean": list(self.mean),
+            "std": list(self.std),
+        }
+        return write(path, DETECTOR, tensors, {**self.header, **own})
+
+    @classmethod
+    def load(cls, path: str | Path) -> "DetectorArtifact":
+        """Read and check the file.
+
+        Raises:
+            ArtifactError: it is missing, damaged, foreign or newer.
+        """
+        tensors, header = read(path, DETECTOR)
+        state = _under(MODEL, tensors)
+        if not state:
+            damaged(Path(path), DETECTOR, "expected tensors `model.*`, found none")
+        return cls(
+            detector=header["detector"],
+            preset=header["preset"],
+            encoder=header["encoder"],
+            image_size=header["image_size"],
+            class_order=header["class_order"],
+            state=state,
+            thresholds=header["thresholds"],
+            header=header,
+            mean=tuple(header["mean"]),
+            std=tuple(header["std"]),
+            penalty=_under(PENALTY, tensors),
+        )
+
+
+def _under(prefix: str, tensors: Arrays) -> Arrays:
+    """The tensors whose names start with `prefix`, without it."""
+    return {
+        name.removeprefix(prefix): values
+        for name, values in tensors.items()
+        if name.startswith(prefix)
+    }

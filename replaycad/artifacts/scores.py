@@ -1,0 +1,111 @@
+"""What a detector says of every test image, with the metrics beside it as plain JSON."""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from replaycad.artifacts.atomic import write_text
+from replaycad.artifacts.format import Schema, TensorSpec, content_id, damaged, read, write
+from replaycad.artifacts.layout import plain
+
+SCORES = Schema(
+    format="scores",
+    version=1,
+    tensors={
+        "image_scores": TensorSpec("float32", ("N",), "higher is more anomalous"),
+        "image_labels": TensorSpec("uint8", ("N",), "0 normal, 1 anomalous"),
+        "class_index": TensorSpec("int64", ("N",), "place of the image's class in `classes`"),
+        "anomaly_maps": TensorSpec(
+            "float16", ("N", "H", "W"), "higher is more anomalous; only if asked for", optional=True
+        ),
+    },
+    command="replaycad eval",
+    fields={"classes": list, "image_ids": list, "metrics": dict},
+)
+
+
+@dataclass(frozen=True)
+class ScoresArtifact:
+    """Scores of N test images.
+
+    Attributes:
+        classes: their names.
+        image_scores: [N] float32, higher is more anomalous.
+        image_labels: [N] uint8, 0 normal, 1 anomalous.
+        class_index: [N] int64, place in `classes`.
+        image_ids: N ids.
+        metrics: numbers by name, per class and mean, fractions from 0 to 1; what is undefined (NaN)
+            becomes null in the file.
+        anomaly_maps: [N, H, W] float16, higher is more anomalous, or None.
+        header: further header fields; after loading, all of them.
+    """
+
+    classes: list[str]
+    image_scores: NDArray[np.float32]
+    image_labels: NDArray[np.uint8]
+    class_index: NDArray[np.int64]
+    image_ids: list[str]
+    metrics: dict[str, Any]
+    anomaly_maps: NDArray[np.float16] | None = None
+    header: dict[str, Any] = field(default_factory=dict)
+
+    def save(self, path: str | Path) -> str:
+        """Write the file and the `.json` beside it; return the content id.
+
+        Raises:
+            ArtifactError: one of them cannot be written.
+        """
+        path = Path(path)
+        tensors: dict[str, NDArray[Any]] = {
+            "image_scores": np.asarray(self.image_scores, dtype=np.float32),
+            "image_labels": np.asarray(self.image_labels, dtype=np.uint8),
+            "class_index": np.asarray(self.class_index, dtype=np.int64),
+        }
+        if self.anomaly_maps is not None:
+            tensors["anomaly_maps"] = np.asarray(self.anomaly_maps, dtype=np.float16)
+        metrics = plain(self.metrics)
+        own = {
+            "classes": list(self.classes),
+            "image_ids": list(self.image_ids),
+            "metrics": metrics,
+        }
+        document = {
+            "classes": own["classes"],
+            "metrics": metrics,
+            "content_id": content_id(tensors),
+            "key": self.header.get("key", ""),
+        }
+        # First the JSON: whoever finds the artifact up to date finds its JSON up to date as well.
+        write_text(path.with_suffix(".json"), json.dumps(document, indent=1, sort_keys=True) + "\n")
+        return write(path, SCORES, tensors, {**self.header, **own})
+
+    @classmethod
+    def load(cls, path: str | Path) -> "ScoresArtifact":
+        """Read and check the file.
+
+        Raises:
+            ArtifactError: it is missing, damaged, foreign or newer.
+        """
+        tensors, header = read(path, SCORES)
+        scores, index = tensors["image_scores"], tensors["class_index"]
+        classes, image_ids = header["classes"], header["image_ids"]
+        if len(image_ids) != len(scores):
+            found = f"found {len(image_ids)}"
+            damaged(Path(path), SCORES, f"expected image ids of {len(scores)} scores, {found}")
+        if len(index) and not (index.min() >= 0 and index.max() < len(classes)):
+            found = f"found {index.min()} to {index.max()}"
+            damaged(Path(path), SCORES, f"expected `class_index` below {len(classes)}, {found}")
+        return cls(
+            classes=classes,
+            image_scores=scores,
+            image_labels=tensors["image_labels"],
+            class_index=index,
+            image_ids=image_ids,
+            metrics=header["metrics"],
+            anomaly_maps=tensors.get("anomaly_maps"),
+            header=header,
+        )

@@ -1,0 +1,104 @@
+"""Where the artifacts of a project lie, by kind and name."""
+
+import contextlib
+from pathlib import Path
+
+from replaycad.artifacts.atomic import cannot_write, remove_leftovers
+from replaycad.errors import ConfigError
+
+KINDS = ("masks", "conditions", "replays", "detectors", "scores", "results")
+SUFFIX = ".safetensors"
+MAX_NAME_BYTES = 180  # the suffixes of temporary files fit into the 255 that file systems allow
+
+
+class Store:
+    """A folder with one folder per kind.
+
+    Args:
+        root: made when something is first written.
+    """
+
+    def __init__(self, root: str | Path) -> None:
+        self.root = Path(root)
+
+    def path(self, kind: str, name: str, suffix: str = SUFFIX) -> Path:
+        """Where an artifact lies, there or not.
+
+        Args:
+            kind: one of `KINDS`.
+            name: a class, a detector or a run.
+            suffix: `.safetensors`, or of what lies beside it.
+
+        Raises:
+            ConfigError: the kind is unknown, or the name cannot be a file name.
+        """
+        return self.root / _known(kind) / f"{checked_name(name)}{suffix}"
+
+    def partial(self, kind: str, name: str, key: str) -> Path:
+        """Where the unfinished work on an artifact lies; another key is another file.
+
+        Raises:
+            ConfigError: as `path`.
+        """
+        file_name = f"{checked_name(name)}.{checked_name(key)[:16]}{SUFFIX}"
+        return self.root / ".partial" / _known(kind) / file_name
+
+    def drop_partials(self, kind: str, name: str, keep: str = "") -> None:
+        """Remove unfinished work on an artifact, save that of the key `keep`.
+
+        Raises:
+            ConfigError: as `path`.
+            ArtifactError: a file cannot be removed.
+        """
+        folder = self.root / ".partial" / _known(kind)
+        prefix = f"{checked_name(name)}."
+        remove_leftovers(folder / name, "tmp")
+        for path in sorted(folder.glob(f"*{SUFFIX}")) if folder.is_dir() else []:
+            key = path.name.removeprefix(prefix).removesuffix(SUFFIX)
+            if not path.name.startswith(prefix) or "." in key or (keep and key == keep[:16]):
+                continue
+            try:
+                path.unlink(missing_ok=True)
+            except OSError as error:
+                raise cannot_write(path, error) from error
+        for empty in (folder, folder.parent):
+            with contextlib.suppress(OSError):
+                empty.rmdir()
+
+    def list(self, kind: str) -> list[str]:
+        """Names of the artifacts of a kind, in alphabetical order.
+
+        Raises:
+            ConfigError: the kind is unknown.
+        """
+        folder = self.root / _known(kind)
+        found = folder.glob(f"*{SUFFIX}") if folder.is_dir() else []
+        return sorted(path.stem for path in found if not path.name.startswith("."))
+
+
+def checked_name(name: str) -> str:
+    """Return a name that can be one file name on every system.
+
+    Raises:
+        ConfigError: it is empty, too long, starts with a dot, or holds a sign that is not allowed.
+    """
+    if not name:
+        fault = "is empty"
+    elif name.startswith("."):
+        fault = "starts with a dot"
+    elif any(sign in '/\\:*?"<>|' or not sign.isprintable() for sign in name):
+        fault = "holds a character that file names must not hold"
+    elif len(name.encode()) > MAX_NAME_BYTES:
+        fault = f"is longer than {MAX_NAME_BYTES} bytes"
+    elif name != name.strip():
+        fault = "starts or ends with a space"
+    else:
+        return name
+    raise ConfigError(f"the name {name[:60]!r} {fault}", "use letters, digits, - and _")
+
+
+def _known(kind: str) -> str:
+    """Return a kind that exists."""
+    if kind not in KINDS:
+        raise ConfigError(f"unknown kind of artifact '{kind}'", f"valid kinds: {', '.join(KINDS)}")
+    return kind

@@ -1,0 +1,392 @@
+"""The typer commands: options become wishes, the pipeline answers, the console shows it."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from replaycad.errors import ReplayCadError
+
+if TYPE_CHECKING:
+    from replaycad.pipeline import Outcome, Pipeline
+
+app = typer.Typer(
+    name="replaycad",
+    help="Teach an anomaly detector class after class without keeping the images.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_show_locals=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Classes = Annotated[
+    list[str],
+    typer.Option("--class", help="Class names, comma separated or repeated, or 'all'."),
+]
+Data = Annotated[
+    Path, typer.Option("--data", envvar="REPLAYCAD_DATA", help="Folder of the images.")
+]
+StoreRoot = Annotated[
+    Path, typer.Option("--store", envvar="REPLAYCAD_STORE", help="Folder of the artifacts.")
+]
+Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or mps.")]
+Seed = Annotated[int, typer.Option("--seed", min=0, help="Of every random stream.")]
+Force = Annotated[bool, typer.Option("--force", help="Make it again even if it is up to date.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no notes.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Only say what is up to date and why.")]
+Recipe = Annotated[str, typer.Option("--recipe", help="Set of defaults: mini, paper or fast.")]
+Settings = Annotated[
+    list[str],
+    typer.Option(
+        "--set",
+        metavar="FIELD=VALUE",
+        help="Any other setting, repeatable; STAGE.FIELD=VALUE for a stage that runs before.",
+    ),
+]
+Segmenter = Annotated[
+    str, typer.Option("--segmenter", help="mini, vit_b, vit_l, vit_h, a path, or none.")
+]
+Backbone = Annotated[
+    str, typer.Option("--backbone", help="mini, sd15, ldm256, a folder or a hub id.")
+]
+Detector = Annotated[str, typer.Option("--detector", help="Kind of detector: invad, ...")]
+Encoder = Annotated[
+    str, typer.Option("--encoder", help="Frozen encoder: mini, a timm name, or TIMM_NAME:FILE.")
+]
+
+DATA, STORE = Path("data"), Path("artifacts")
+
+
+@dataclass(frozen=True)
+class Shared:
+    """The options that mean the same in every command, in the order in which commands list them."""
+
+    classes: list[str]
+    data: Path
+    store: Path
+    recipe: str
+    settings: list[str]
+    device: str
+    seed: int
+    force: bool
+    dry_run: bool
+    as_json: bool
+    quiet: bool
+
+
+@app.command()
+def mask(
+    classes: Classes,
+    data: Data = DATA,
+    store: StoreRoot = STORE,
+    recipe: Recipe = "mini",
+    segmenter: Segmenter = "",
+    settings: Settings = [],  # noqa: B006 - typer copies it
+    device: Device = "auto",
+    seed: Seed = 0,
+    force: Force = False,
+    dry_run: DryRun = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Cut the object out of every training image.
+
+    Example: replaycad mask --class bottle
+    """
+    shared = Shared(classes, data, store, recipe, settings, device, seed, force, dry_run, as_json,
+                    quiet)  # fmt: skip
+    _perform(
+        shared,
+        "mask",
+        {"segmenter": segmenter},
+        lambda pipeline, names: [pipeline.mask(name) for name in names],
+    )
+
+
+@app.command()
+def compress(
+    classes: Classes,
+    data: Data = DATA,
+    store: StoreRoot = STORE,
+    recipe: Recipe = "mini",
+    backbone: Backbone = "",
+    settings: Settings = [],  # noqa: B006
+    device: Device = "auto",
+    seed: Seed = 0,
+    force: Force = False,
+    dry_run: DryRun = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Turn a class into conditions of a frozen diffusion model; makes its masks first if needed.
+
+    Example: replaycad compress --class bottle
+    """
+    shared = Shared(classes, data, store, recipe, settings, device, seed, force, dry_run, as_json,
+                    quiet)  # fmt: skip
+    _perform(
+        shared,
+        "compress",
+        {"backbone": backbone},
+        lambda pipeline, names: [pipeline.compress(name) for name in names],
+    )
+
+
+@app.command()
+def replay(
+    classes: Classes,
+    num: Annotated[
+        int, typer.Option("--num", min=0, help="Images per class; 0: the recipe's.")
+    ] = 0,
+    store: StoreRoot = STORE,
+    recipe: Recipe = "mini",
+    backbone: Backbone = "",
+    settings: Settings = [],  # noqa: B006
+    device: Device = "auto",
+    seed: Seed = 0,
+    force: Force = False,
+    dry_run: DryRun = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Draw images of a class from its conditions; needs no data.
+
+    Example: replaycad replay --class bottle --num 800
+    """
+    shared = Shared(classes, DATA, store, recipe, settings, device, seed, force, dry_run, as_json,
+                    quiet)  # fmt: skip
+    _perform(
+        shared,
+        "replay",
+        {"num_images": str(num or ""), "backbone": backbone},
+        lambda pipeline, names: [pipeline.replay(name) for name in names],
+    )
+
+
+@app.command()
+def train(
+    classes: Classes,
+    past: Annotated[
+        list[str], typer.Option("--past", help="Classes to replay, comma separated or repeated.")
+    ] = [],  # noqa: B006
+    data: Data = DATA,
+    store: StoreRoot = STORE,
+    recipe: Recipe = "mini",
+    detector: Detector = "",
+    encoder: Encoder = "",
+    init: Annotated[
+        str, typer.Option("--init", help="Detector of the store to go on from.")
+    ] = "",
+    name: Annotated[
+        str, typer.Option("--name", help="Of the new detector; default: its last class.")
+    ] = "",
+    settings: Settings = [],  # noqa: B006
+    device: Device = "auto",
+    seed: Seed = 0,
+    force: Force = False,
+    dry_run: DryRun = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Train a detector on real images of new classes and replays of past ones.
+
+    Example: replaycad train --class screw --past bottle,grid
+    """
+    shared = Shared(classes, data, store, recipe, settings, device, seed, force, dry_run, as_json,
+                    quiet)  # fmt: skip
+    replayed = _names(past)
+    _perform(
+        shared,
+        "train",
+        {"detector": detector, "encoder": encoder, "init": init},
+        lambda pipeline, names: [pipeline.train(names, replayed, name or names[-1])],
+    )
+
+
+@app.command("eval")
+def evaluate(
+    classes: Classes,
+    name: Annotated[
+        str, typer.Option("--name", help="Of the detector; default: the last class.")
+    ] = "",
+    data: Data = DATA,
+    store: StoreRoot = STORE,
+    recipe: Recipe = "mini",
+    settings: Settings = [],  # noqa: B006
+    device: Device = "auto",
+    seed: Seed = 0,
+    force: Force = False,
+    dry_run: DryRun = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Measure a detector on test images: figures per class and their mean.
+
+    Example: replaycad eval --class bottle,grid,screw
+    """
+    shared = Shared(classes, data, store, recipe, settings, device, seed, force, dry_run, as_json,
+                    quiet)  # fmt: skip
+    _perform(
+        shared,
+        "eval",
+        {},
+        lambda pipeline, names: [pipeline.evaluate(names, name or names[-1])],
+    )
+
+
+@app.command()
+def run(
+    classes: Classes,
+    strategy: Annotated[
+        list[str], typer.Option("--strategy", help="Of finetune, replay, joint.")
+    ] = ["replay"],  # noqa: B006
+    seeds: Annotated[
+        str, typer.Option("--seeds", help="Comma separated; the whole sequence once per seed.")
+    ] = "",
+    name: Annotated[
+        str, typer.Option("--name", help="Of the result and of the detectors.")
+    ] = "run",
+    sheet: Annotated[
+        Path | None, typer.Option("--sheet", help="Contact sheet; default: beside the result.")
+    ] = None,
+    data: Data = DATA,
+    store: StoreRoot = STORE,
+    recipe: Recipe = "mini",
+    segmenter: Segmenter = "",
+    backbone: Backbone = "",
+    detector: Detector = "",
+    encoder: Encoder = "",
+    settings: Settings = [],  # noqa: B006
+    device: Device = "auto",
+    seed: Seed = 0,
+    force: Force = False,
+    dry_run: DryRun = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Walk the whole continual sequence, step by step, and print the step x class matrix.
+
+    Example: replaycad run --class bottle,grid,screw --strategy finetune,replay,joint
+    """
+    shared = Shared(classes, data, store, recipe, settings, device, seed, force, dry_run, as_json,
+                    quiet)  # fmt: skip
+    choices = {"mask.segmenter": segmenter, "compress.backbone": backbone,
+               "train.detector": detector, "train.encoder": encoder}  # fmt: skip
+    numbers = _numbers(seeds) if seeds else [seed]
+    with _session(shared, None, choices) as pipeline:
+        from replaycad import walk
+
+        result = walk.run_sequence(
+            pipeline, pipeline.class_names(_names(classes)), _names(strategy), numbers, name, sheet
+        )
+        _show_run(result, as_json, dry_run)
+
+
+@app.command()
+def inspect(
+    file: Annotated[Path, typer.Argument(help="An artifact.")],
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Recompute the digests of all bytes.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Say what an artifact is, where it came from and what it holds.
+
+    Example: replaycad inspect artifacts/conditions/bottle.safetensors --verify
+    """
+    with _one_line_errors():
+        from replaycad import summary
+        from replaycad.artifacts import inspection
+
+        checked = inspection.verify(file) if verify else {}
+        summary.show_artifact(inspection.describe(file), checked, as_json)
+
+
+@app.command()
+def doctor(as_json: AsJson = False) -> None:
+    """Say what this machine has, what is missing and how to get it.
+
+    Example: replaycad doctor
+    """
+    with _one_line_errors():
+        from replaycad import doctor as examination
+
+        examination.show(examination.examine(), as_json)
+
+
+def _names(texts: list[str]) -> list[str]:
+    """Split at commas, drop blanks and repeats, keep the order."""
+    parts = [part.strip() for text in texts for part in text.split(",")]
+    return list(dict.fromkeys(part for part in parts if part))
+
+
+def _numbers(text: str) -> list[int]:
+    try:
+        return list(dict.fromkeys(int(part) for part in text.split(",")))
+    except ValueError:
+        raise typer.BadParameter(f"'{text}' is no list of numbers, such as 0,1,2") from None
+
+
+@contextmanager
+def _one_line_errors() -> Iterator[None]:
+    """Show a foreseen failure as one line and leave with exit code 1."""
+    try:
+        yield
+    except ReplayCadError as error:
+        from replaycad import console
+
+        console.print_error(error)
+        raise typer.Exit(1) from None
+
+
+@contextmanager
+def _session(
+    shared: Shared, stage: str | None, choices: dict[str, str]
+) -> Iterator["Pipeline"]:
+    """Open the pipeline for one command; an interruption says what was kept and leaves with 130."""
+    with _one_line_errors():
+        from replaycad import console, plans
+        from replaycad.pipeline import Pipeline, Wishes
+
+        overrides = plans.split_settings(
+            [f"{name}={text}" for name, text in choices.items() if text] + shared.settings, stage
+        )
+        with console.TerminalReport(shared.quiet) as report:
+            wishes = Wishes(
+                data=shared.data, root=shared.store, overrides=overrides, device=shared.device,
+                seed=shared.seed, recipe=shared.recipe, force=shared.force, dry_run=shared.dry_run,
+            )  # fmt: skip
+            with Pipeline(wishes, report) as pipeline:
+                try:
+                    yield pipeline
+                except KeyboardInterrupt:
+                    report.close()
+                    console.print_interrupted(pipeline.kept())
+                    raise typer.Exit(130) from None
+
+
+def _perform(
+    shared: Shared,
+    stage: str,
+    choices: dict[str, str],
+    work: Callable[["Pipeline", list[str]], list["Outcome"]],
+) -> None:
+    """One command of one stage: parse, work, one summary."""
+    with _session(shared, stage, choices) as pipeline:
+        from replaycad import summary
+
+        names = pipeline.class_names(_names(shared.classes), stored=stage == "replay")
+        summary.show(work(pipeline, names), shared.as_json, shared.dry_run)
+
+
+def _show_run(result: dict[str, Any], as_json: bool, dry_run: bool) -> None:
+    from replaycad import summary
+
+    if dry_run:
+        summary.show(result["outcomes"], as_json, dry_run)
+    else:
+        summary.show_results(result["document"], result["files"], as_json)

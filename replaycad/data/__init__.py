@@ -1,0 +1,1 @@
+"""Images of the user: where they lie, how they are read, treated and mixed."""

@@ -1,0 +1,173 @@
+"""Real images of the new class and replays of the old ones as one set, flat in memory."""
+
+import os
+import tempfile
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from replaycad.data.images import load_image, resize_image
+from replaycad.data.samples import Sample
+from replaycad.errors import ConfigError, DatasetError
+from replaycad.progress import Report, silent
+
+ByteArray = NDArray[np.uint8]
+IndexArray = NDArray[np.int64]
+
+
+class Replays(Protocol):
+    """Stored replays that are read by slice, as `artifacts.replays.ReplaysReader` does."""
+
+    @property
+    def image_size(self) -> int:
+        """Side of the stored images in pixels."""
+
+    def __len__(self) -> int:
+        """Number of stored images."""
+
+    def images(self, indices: Sequence[int]) -> ByteArray:
+        """Images `[B, 3, H, W]` uint8 at the given places."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """The images of one class: real ones or replays, never both.
+
+    Args:
+        class_index: place of the class in the class order.
+        samples: real images.
+        replays: stored replays.
+    """
+
+    class_index: int
+    samples: Sequence[Sample] = ()
+    replays: Replays | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse a source of two kinds."""
+        if self.samples and self.replays is not None:
+            raise ConfigError("a source has both real images and replays", "make two sources")
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self.samples) if self.replays is None else len(self.replays)
+
+
+class Mixture:
+    """Images of several sources under one numbering, in the order of the sources.
+
+    Real images are decoded once, into a temporary file without a name that vanishes with the
+    process; replays stay where they are. So memory does not grow with the number of images.
+
+    Args:
+        sources: the classes.
+        image_size: side of the images handed out, in pixels.
+        report: is told about the decoding.
+
+    Raises:
+        DatasetError: if an image cannot be read or there is no image at all.
+    """
+
+    def __init__(self, sources: Sequence[Source], image_size: int, report: Report = silent) -> None:
+        self.image_size = image_size
+        self._sources = list(sources)
+        self._starts = np.cumsum([0, *(len(source) for source in self._sources)]).tolist()
+        self._image_bytes = 3 * image_size * image_size
+        if not len(self):
+            raise DatasetError("there is no image to train on", "name a class with images")
+        self.class_index: IndexArray = np.repeat(
+            [source.class_index for source in self._sources],
+            [len(source) for source in self._sources],
+        ).astype(np.int64)
+        self._file = tempfile.TemporaryFile(prefix="replaycad-")  # noqa: SIM115 (lives as long as self)
+        self._file_starts: list[int] = []
+        self._decode(report)
+
+    def __len__(self) -> int:
+        """Number of images of all sources."""
+        return int(self._starts[-1])
+
+    def images(self, indices: Sequence[int] | IndexArray) -> ByteArray:
+        """Images `[B, 3, S, S]` uint8 RGB at the given places, in the order asked for.
+
+        Raises:
+            IndexError: if a place is outside 0..len-1.
+        """
+        batch = np.empty((len(indices), 3, self.image_size, self.image_size), dtype=np.uint8)
+        wanted: dict[int, list[tuple[int, int]]] = {}
+        for place, index in enumerate(int(index) for index in indices):
+            if not 0 <= index < len(self):
+                raise IndexError(f"image {index} of {len(self)}")
+            number = bisect_right(self._starts, index) - 1
+            wanted.setdefault(number, []).append((place, index - self._starts[number]))
+        for number, pairs in wanted.items():
+            places, within = zip(*pairs, strict=True)
+            replays = self._sources[number].replays
+            if replays is None:
+                batch[list(places)] = self._read(number, within)
+            else:
+                stored = replays.images(list(within))
+                batch[list(places)] = [resize_image(image, self.image_size) for image in stored]
+        return batch
+
+    def close(self) -> None:
+        """Give the temporary file back; done by itself when the mixture is no longer used."""
+        self._file.close()
+
+    def _decode(self, report: Report) -> None:
+        total = sum(len(source.samples) for source in self._sources)
+        done = 0
+        for source in self._sources:
+            self._file_starts.append(done)
+            for sample in source.samples:
+                image = load_image(sample.path, self.image_size).transpose(2, 0, 1)
+                self._write(np.ascontiguousarray(image))
+                done += 1
+                report.step("decoding images", done, total)
+
+    def _write(self, image: ByteArray) -> None:
+        try:
+            self._file.write(image.tobytes())
+            self._file.flush()
+        except OSError as error:
+            raise DatasetError(
+                f"cannot keep decoded images in {Path(tempfile.gettempdir())}: {error.strerror}",
+                "set TMPDIR to a folder with more room",
+            ) from None
+
+    def _read(self, number: int, within: Sequence[int]) -> ByteArray:
+        parts = [
+            os.pread(
+                self._file.fileno(),
+                self._image_bytes,
+                (self._file_starts[number] + index) * self._image_bytes,
+            )
+            for index in within
+        ]
+        side = self.image_size
+        return np.frombuffer(b"".join(parts), dtype=np.uint8).reshape(-1, 3, side, side)
+
+
+def batches(
+    num_images: int, batch_size: int, seed: int, epoch: int, drop_last: bool = False
+) -> Iterator[IndexArray]:
+    """Places of all images in the order of one epoch, `[B]` int64 at a time.
+
+    Args:
+        num_images: length of the mixture.
+        batch_size: B; the last batch is shorter unless dropped.
+        seed: of the run; with the epoch it determines the order, so a resumed run needs no state.
+        epoch: from 0.
+        drop_last: leave a shorter last batch out, unless it is the only one.
+    """
+    order = np.random.default_rng((seed, epoch)).permutation(num_images).astype(np.int64)
+    for start in range(0, num_images, batch_size):
+        batch = order[start : start + batch_size]
+        if drop_last and start > 0 and len(batch) < batch_size:
+            return
+        yield batch

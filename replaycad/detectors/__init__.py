@@ -1,0 +1,1 @@
+"""Detectors: each turns frozen features into anomaly maps, where higher is more anomalous."""

@@ -1,0 +1,44 @@
+"""From a detector's name to its untrained network, drawn from one seed."""
+
+from collections.abc import Sequence
+
+import torch
+
+from replaycad.detectors.invad import InvAD
+from replaycad.detectors.patchcore import PatchCore
+from replaycad.detectors.presets import InvADPreset, preset_for
+
+Detector = InvAD | PatchCore
+
+
+def build_detector(
+    detector: str,
+    preset: str,
+    channels: Sequence[int],
+    strides: Sequence[int],
+    image_size: int,
+    seed: int = 0,
+) -> Detector:
+    """Build an untrained detector for an encoder.
+
+    Args:
+        detector: a key of `DETECTORS`.
+        preset: a key of `DETECTORS[detector]`.
+        channels: of the encoder's levels, from fine to coarse.
+        strides: of the encoder's levels.
+        image_size: side of the input images in pixels.
+        seed: of the initial weights; torch's global stream is left as it was.
+
+    Returns:
+        On the CPU. Its `trained_by` says how it learns: `loss` (gradient steps on
+        `loss(features)`) or `fit` (one call of `fit` per class). Both give anomaly maps.
+
+    Raises:
+        ConfigError: if a name is unknown or encoder, image size and preset do not fit together.
+    """
+    chosen = preset_for(detector, preset)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        if isinstance(chosen, InvADPreset):
+            return InvAD(channels, strides, image_size, chosen)
+        return PatchCore(channels, strides, image_size, chosen)

@@ -1,0 +1,129 @@
+"""The frozen encoder: timm features at three strides, and the normalisation they expect."""
+
+from collections.abc import Sequence
+
+import timm
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import nn
+
+from replaycad.detectors.presets import EncoderLocation, locate_encoder
+from replaycad.errors import WeightsError
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+class Encoder(nn.Module):
+    """A frozen network that gives a feature pyramid; always in eval mode and without gradient.
+
+    Attributes:
+        channels: channels per level, from fine to coarse.
+        strides: input pixels per feature location, per level.
+        mean: per input channel, for images in 0..1.
+        std: likewise.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        mean: Sequence[float] = IMAGENET_MEAN,
+        std: Sequence[float] = IMAGENET_STD,
+    ) -> None:
+        """Wrap a timm `features_only` model."""
+        super().__init__()
+        self.model = model.eval().requires_grad_(requires_grad=False)
+        self.channels: tuple[int, ...] = tuple(model.feature_info.channels())
+        self.strides: tuple[int, ...] = tuple(model.feature_info.reduction())
+        self.mean, self.std = tuple(mean), tuple(std)
+        scale = 1.0 / (255.0 * torch.tensor(self.std))
+        shift = -torch.tensor(self.mean) / torch.tensor(self.std)
+        self.register_buffer("_scale", scale[:, None, None], persistent=False)
+        self.register_buffer("_shift", shift[:, None, None], persistent=False)
+
+    def train(self, mode: bool = True) -> "Encoder":  # noqa: ARG002 - nn.Module's signature
+        """Stay in eval mode: batch statistics of a frozen encoder never move."""
+        return super().train(mode=False)
+
+    def normalize(self, images: torch.Tensor) -> torch.Tensor:
+        """Turn stored images into network inputs.
+
+        Args:
+            images: `[B, 3, H, W]` uint8, RGB, on any device.
+
+        Returns:
+            `[B, 3, H, W]` float32 on the encoder's device: (images / 255 - mean) / std.
+        """
+        return torch.addcmul(self._shift, images.to(self._scale.device).float(), self._scale)
+
+    @torch.no_grad()  # not inference mode: a detector keeps the features for its backward pass
+    def forward(self, inputs: torch.Tensor) -> list[torch.Tensor]:
+        """Compute the feature pyramid.
+
+        Args:
+            inputs: `[B, 3, H, W]` float, normalised as `normalize` does.
+
+        Returns:
+            Levels from fine to coarse, each `[B, channels, H / stride, W / stride]` float.
+        """
+        return list(self.model(inputs))
+
+    def encode_images(self, images: torch.Tensor) -> list[torch.Tensor]:
+        """Feature pyramid of `[B, 3, H, W]` uint8 images: `normalize`, then `forward`."""
+        return self(self.normalize(images))
+
+
+def load_encoder(name: str, device: torch.device | str = "cpu") -> Encoder:
+    """Load a frozen encoder; nothing is downloaded.
+
+    Args:
+        name: `mini`, `TIMM_NAME:FILE.safetensors`, or a timm name whose weights are in the hub's
+            cache.
+        device: where it shall live.
+
+    Raises:
+        WeightsError: if the files are missing, damaged or of another architecture, or timm does not
+            know the name.
+    """
+    location = locate_encoder(name)
+    try:
+        model = timm.create_model(
+            location.timm_name,
+            pretrained=False,
+            features_only=True,
+            out_indices=location.out_indices,
+        )
+    except (RuntimeError, IndexError, AssertionError) as error:
+        raise WeightsError(
+            f"timm {timm.__version__} makes no encoder '{location.timm_name}' with levels "
+            f"{location.out_indices}: {error}",
+            "use a timm name with its tag, such as resnet34.bt_in1k",
+        ) from None
+    _load_weights(model, location)
+    known = timm.get_pretrained_cfg(location.timm_name)
+    mean = location.mean or (known.mean if known else IMAGENET_MEAN)
+    std = location.std or (known.std if known else IMAGENET_STD)
+    return Encoder(model, mean, std).to(device)
+
+
+def _load_weights(model: nn.Module, location: EncoderLocation) -> None:
+    """Fill `model`; a classifier and later levels may lie in the file unused."""
+    file = location.files[-1]
+    try:
+        state = load_file(file)
+    except (SafetensorError, OSError) as error:
+        raise WeightsError(
+            f"{file} is no readable safetensors file: {error}", "fetch the file again"
+        ) from None
+    wanted = model.state_dict()
+    # batch counters matter only while training; some converters drop them
+    missing = [key for key in wanted if key not in state and "num_batches_tracked" not in key]
+    misfits = [key for key in wanted if key in state and state[key].shape != wanted[key].shape]
+    if missing or misfits:
+        raise WeightsError(
+            f"{file} does not fit '{location.timm_name}': {len(missing)} tensors missing, "
+            f"{len(misfits)} of another shape, first {(missing + misfits)[0]}",
+            "give the weights of this very architecture",
+        )
+    model.load_state_dict({k: v for k, v in state.items() if k in wanted}, strict=False)

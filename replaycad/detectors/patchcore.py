@@ -1,0 +1,195 @@
+"""PatchCore: keeps a few patches of every class and measures the distance to the nearest."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from replaycad.anomaly import apply_both_axes, map_matrix
+from replaycad.detectors.presets import PatchCorePreset
+from replaycad.errors import ConfigError
+
+SMOOTHING_SIGMA_PX = 4.0  # at 256 px, as published
+NUM_START_POINTS = 10
+QUERY_CHUNK = 4096  # patches compared with a bank at once
+
+
+def embed(middle: torch.Tensor, coarse: torch.Tensor) -> torch.Tensor:
+    """Neighbourhood embedding of two levels in closed form.
+
+    The published chain (3x3 unfolding, adaptive pooling per level, up-sampling, pooling of both) is
+    a fixed linear filter when `coarse` has twice the channels of `middle`: a 3x3 kernel of 0.1 with
+    centre 0.2 on `middle`, and a 3x3 mean of adjacent channel pairs on `coarse`. Other channel
+    ratios pool the channels of `coarse` adaptively.
+
+    Args:
+        middle: `[B, C, H, W]` float.
+        coarse: `[B, C', H / 2, W / 2]` float, C' at least C.
+
+    Returns:
+        `[B, 2C, H, W]`.
+    """
+    channels, size = middle.shape[1], middle.shape[-2:]
+    near = 0.9 * F.avg_pool2d(middle, 3, stride=1, padding=1) + 0.1 * middle
+    places = coarse.flatten(2).transpose(1, 2)  # [B, HW/4, C']
+    pairs = F.adaptive_avg_pool1d(places, channels).transpose(1, 2)
+    pairs = pairs.reshape(coarse.shape[0], channels, *coarse.shape[-2:])
+    far = F.avg_pool2d(pairs, 3, stride=1, padding=1)
+    far = F.interpolate(far, size, mode="bilinear", align_corners=False)
+    return torch.cat([near, far], dim=1)
+
+
+def greedy_coreset(
+    vectors: torch.Tensor, num_picks: int, generator: torch.Generator, projection_width: int
+) -> torch.Tensor:
+    """Indices of vectors that leave none far from its nearest pick (greedy k-centre).
+
+    Distances are taken in a random projection; the start is the mean distance to a few random
+    vectors.
+
+    Args:
+        vectors: `[N, D]` float.
+        num_picks: at most N.
+        generator: CPU random stream of projection and start.
+        projection_width: width of the projection; wider vectors than this are projected.
+
+    Returns:
+        `[num_picks]` int64.
+    """
+    num_vectors, width = vectors.shape
+    if num_picks >= num_vectors:
+        return torch.arange(num_vectors, device=vectors.device)
+    if width > projection_width:
+        projection = torch.randn(width, projection_width, generator=generator)
+        vectors = vectors @ (projection / projection_width**0.5).to(vectors)
+    squares = vectors.square().sum(dim=1)
+
+    def distances_to(index: torch.Tensor) -> torch.Tensor:
+        others = vectors.index_select(0, index)
+        products = vectors @ others.T
+        return (squares[:, None] + squares[index] - 2 * products).clamp_min_(0).sqrt_()
+
+    start = torch.randperm(num_vectors, generator=generator)[:NUM_START_POINTS]
+    nearest = distances_to(start.to(vectors.device)).mean(dim=1)
+    picks = torch.empty(num_picks, dtype=torch.int64, device=vectors.device)
+    for position in range(num_picks):
+        picks[position] = nearest.argmax()
+        nearest = torch.minimum(nearest, distances_to(picks[position : position + 1])[:, 0])
+    return picks
+
+
+def nearest_squared_distances(queries: torch.Tensor, bank: torch.Tensor) -> torch.Tensor:
+    """Squared distance `[Q]` of `[Q, D]` queries to their exact nearest neighbour in `[M, D]`."""
+    bank_squares = bank.square().sum(dim=1)
+    chunks = []
+    for chunk in queries.split(QUERY_CHUNK):
+        partial = torch.addmm(
+            bank_squares, chunk, bank.T, alpha=-2
+        )  # without the query's own square
+        chunks.append(partial.amin(dim=1) + chunk.square().sum(dim=1))
+    return torch.cat(chunks).clamp_min_(0)
+
+
+class PatchCore(nn.Module):
+    """Memory banks of patches, one per class; nothing is trained by gradients (detectors.md 2.1).
+
+    Args:
+        channels: of the encoder's levels, from fine to coarse; the second and the third are used.
+        strides: of the encoder's levels.
+        image_size: side of the input images in pixels, a multiple of the third stride.
+        preset: size of the banks.
+
+    Raises:
+        ConfigError: if encoder and image size do not fit.
+    """
+
+    trained_by: Literal["fit"] = "fit"
+
+    def __init__(
+        self,
+        channels: Sequence[int],
+        strides: Sequence[int],
+        image_size: int,
+        preset: PatchCorePreset,
+    ) -> None:
+        """Start with empty banks."""
+        super().__init__()
+        if len(channels) < 3 or channels[2] < channels[1] or image_size % strides[2]:
+            raise ConfigError(
+                f"PatchCore does not fit an encoder with channels {tuple(channels)} at strides "
+                f"{tuple(strides)} and {image_size} px images",
+                "use three levels of growing width and an image size divisible by the last stride",
+            )
+        self.image_size = image_size
+        self.preset = preset
+        sigma = SMOOTHING_SIGMA_PX * image_size / 256
+        to_image = map_matrix(image_size, image_size // strides[1], sigma, align_corners=False)
+        self.register_buffer("_to_image", to_image, persistent=False)
+        self.register_buffer("bank", torch.zeros(0, 2 * channels[1]))
+        self.register_buffer("bank_class_index", torch.zeros(0, dtype=torch.int64))
+
+    def fit(
+        self,
+        features: Iterable[Sequence[torch.Tensor]],
+        class_index: int,
+        generator: torch.Generator,
+    ) -> None:
+        """Fill the bank of one class, replacing an earlier bank of that class.
+
+        Holds the embedded patches of this class at once, those of no other.
+
+        Args:
+            features: pyramids of the class's normal images, batch by batch, levels `[B, C, H, W]`.
+            class_index: which class this is.
+            generator: CPU random stream of the coreset.
+
+        Raises:
+            ValueError: if there is not a single batch.
+        """
+        batches = [self._patches(pyramid) for pyramid in features]
+        if not batches:
+            raise ValueError("cannot fill a memory bank from no images")
+        patches = torch.cat(batches)
+        num_picks = max(1, round(self.preset.bank_fraction * len(patches)))
+        picks = greedy_coreset(
+            patches,
+            min(num_picks, self.preset.bank_limit),
+            generator,
+            self.preset.projection_width,
+        )
+        others = self.bank_class_index != class_index
+        index = torch.full_like(picks, class_index)
+        self.bank = torch.cat([self.bank[others], patches[picks]])
+        self.bank_class_index = torch.cat([self.bank_class_index[others], index])
+
+    @torch.no_grad()
+    def anomaly_maps(self, features: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Smoothed squared distance of every patch to the nearest patch of any class.
+
+        Returns:
+            `[B, image_size, image_size]` float32, at least 0 up to rounding, higher is more
+            anomalous.
+
+        Raises:
+            ValueError: if no class has been fitted.
+        """
+        if not len(self.bank):
+            raise ValueError("PatchCore has no memory bank yet: call fit first")
+        distances = nearest_squared_distances(self._patches(features), self.bank)
+        height, width = features[1].shape[-2:]
+        return apply_both_axes(distances.reshape(-1, height, width), self._to_image)
+
+    def _patches(self, features: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Embedded patches `[B * H * W, D]` float32."""
+        embedding = embed(features[1].float(), features[2].float())
+        return embedding.permute(0, 2, 3, 1).flatten(0, 2)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        """Let the banks take the size they were saved with."""
+        for name in ("bank", "bank_class_index"):
+            saved = state_dict.get(prefix + name)
+            if saved is not None:
+                setattr(self, name, getattr(self, name).new_empty(saved.shape))
+        super()._load_from_state_dict(state_dict, prefix, *args)

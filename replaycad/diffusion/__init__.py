@@ -1,0 +1,1 @@
+"""The frozen diffusion model, the conditions that stand for a class, and the way between them."""

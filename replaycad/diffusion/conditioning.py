@@ -1,0 +1,176 @@
+"""The paper's contribution: a class kept as a few vectors that a frozen diffusion model attends to.
+
+Letters: B batch, C latent channels, h w latent size, T text tokens, K semantic tokens, S spatial
+tokens, D cross-attention width, I and O the row lengths entering and leaving the spatial layer.
+"""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from replaycad.diffusion.prompts import GENERATION_PROMPTS, TEMPLATES, Prompts, tokenize
+from replaycad.errors import ConfigError
+
+__all__ = ["TEMPLATES", "Conditions", "SpatialEncoder", "num_spatial_tokens", "tokenize"]
+
+
+def num_spatial_tokens(
+    latent_shape: Sequence[int], in_features: int, out_features: int, cross_attention_dim: int
+) -> int:
+    """S = C*h*w * O / (I * D), the tokens that one mask latent becomes.
+
+    Args:
+        latent_shape: `(C, h, w)` of the mask latent.
+        in_features: I, latent values per row.
+        out_features: O, values that a row becomes.
+        cross_attention_dim: D.
+
+    Raises:
+        ConfigError: if the values fill no whole number of rows or tokens; names sizes that do.
+    """
+    values = math.prod(latent_shape)
+    shape = "x".join(str(size) for size in latent_shape)
+    if in_features < 1 or values % in_features:
+        rows = [n for n in range(1, values + 1) if values % n == 0]
+        near = sorted(sorted(rows, key=lambda n: abs(n - in_features))[:4])
+        raise ConfigError(
+            f"in_features {in_features} does not divide the {values} values of a {shape} latent",
+            f"use in_features {', '.join(map(str, near))}",
+        )
+    num_rows = values // in_features
+    if out_features < 1 or num_rows * out_features % cross_attention_dim:
+        step = cross_attention_dim // math.gcd(num_rows, cross_attention_dim)
+        below = out_features // step * step
+        near = [n for n in (below, below + step) if n > 0]
+        raise ConfigError(
+            f"{num_rows} rows of out_features {out_features} are "
+            f"{num_rows * out_features / cross_attention_dim:.2f} tokens of width "
+            f"{cross_attention_dim}, not a whole number",
+            f"use out_features {' or '.join(map(str, near))}",
+        )
+    return num_rows * out_features // cross_attention_dim
+
+
+class SpatialEncoder(nn.Linear):
+    """Turns the latent of an object mask into cross-attention tokens: rows of I, Linear, ReLU.
+
+    It is the linear layer itself, so its state is exactly what an artifact stores: `weight`
+    [O, I] and `bias` [O].
+
+    Deviation: the paper's VisA size 128 -> 196 does not reshape to tokens of 768; 192 does.
+
+    Args:
+        in_features: I, latent values per row (consecutive in C, h, w order).
+        out_features: O, values that a row becomes.
+        cross_attention_dim: D, width of a token.
+    """
+
+    def __init__(self, in_features: int, out_features: int, cross_attention_dim: int) -> None:
+        super().__init__(in_features, out_features)
+        self.cross_attention_dim = cross_attention_dim
+
+    def forward(self, mask_latents: torch.Tensor) -> torch.Tensor:
+        """Encode masks.
+
+        Args:
+            mask_latents: `[B, C, h, w]` float, posterior samples already times the scaling factor.
+
+        Returns:
+            `[B, S, D]` spatial tokens, dtype of the weights, none negative.
+
+        Raises:
+            ConfigError: if S would not be whole.
+        """
+        batch, *shape = mask_latents.shape
+        tokens = num_spatial_tokens(
+            shape, self.in_features, self.out_features, self.cross_attention_dim
+        )
+        rows = mask_latents.reshape(batch, -1, self.in_features).to(self.weight.dtype)
+        return F.relu(super().forward(rows)).reshape(batch, tokens, self.cross_attention_dim)
+
+
+class Conditions(nn.Module):
+    """All that a class is kept as, and all that is trained.
+
+    Args:
+        semantic_embedding: `[K, D]` float start value, or None for spatial conditioning alone.
+        spatial_encoder: or None for semantic conditioning alone.
+        placement: `prompt` or `context`: where the K vectors belong, the same in search and replay.
+
+    Raises:
+        ConfigError: if both are None, or the placement is unknown.
+    """
+
+    def __init__(
+        self, semantic_embedding: torch.Tensor | None, spatial_encoder: SpatialEncoder | None,
+        placement: str,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        if placement not in GENERATION_PROMPTS:
+            raise ConfigError(f"unknown placement '{placement}'", "use prompt or context")
+        self.placement = placement
+        if semantic_embedding is None and spatial_encoder is None:
+            raise ConfigError(
+                "conditions need a semantic embedding, a spatial encoder or both",
+                "use conditioning both, semantic or spatial",
+            )
+        self.semantic_embedding = (
+            None if semantic_embedding is None else nn.Parameter(semantic_embedding.clone())
+        )
+        self.spatial_encoder = spatial_encoder
+
+    @classmethod
+    def from_arrays(
+        cls,
+        semantic_embedding: np.ndarray | None,
+        spatial_weight: np.ndarray | None,
+        spatial_bias: np.ndarray | None,
+        placement: str,
+        cross_attention_dim: int,
+    ) -> "Conditions":
+        """Build again what an artifact stores; half precision is widened, K = 0 means no vectors.
+
+        Args:
+            semantic_embedding: `[K, D]` float, or None.
+            spatial_weight: `[O, I]` float, or None.
+            spatial_bias: `[O]` float, None exactly where the weight is.
+            placement: as it was searched.
+            cross_attention_dim: D.
+        """
+        vectors = spatial_encoder = None
+        if semantic_embedding is not None and len(semantic_embedding):
+            vectors = torch.from_numpy(semantic_embedding).float()
+        if spatial_weight is not None:
+            out_features, in_features = spatial_weight.shape
+            spatial_encoder = SpatialEncoder(in_features, out_features, cross_attention_dim)
+            state = {"weight": spatial_weight, "bias": spatial_bias}
+            spatial_encoder.load_state_dict({k: torch.from_numpy(v) for k, v in state.items()})
+        return cls(vectors, spatial_encoder, placement)
+
+    @property
+    def num_tokens(self) -> int:
+        """K, 0 without a semantic embedding."""
+        return 0 if self.semantic_embedding is None else len(self.semantic_embedding)
+
+    def forward(
+        self, prompts: Prompts, indices: torch.Tensor, mask_latents: torch.Tensor | None
+    ) -> torch.Tensor:
+        """Build the sequence that the UNet attends to: text first, spatial tokens last.
+
+        Args:
+            prompts: made for this K.
+            indices: `[B]` int64 on the CPU, which prompt each image gets.
+            mask_latents: `[B, C, h, w]` float, scaled; ignored without a spatial encoder.
+
+        Returns:
+            encoder_hidden_states `[B, T + S, D]`, or `[B, T + K + S, D]` with context placement.
+        """
+        text = prompts.encode(indices, self.semantic_embedding)
+        if self.spatial_encoder is None:
+            return text
+        spatial_tokens = self.spatial_encoder(mask_latents)
+        return torch.cat([text, spatial_tokens.to(text.dtype)], dim=1)

@@ -1,0 +1,218 @@
+"""Which frozen diffusion models there are and where their files lie; imports no torch."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from replaycad.errors import WeightsError
+
+_BUNDLED = Path(__file__).resolve().parent.parent / "mini" / "weights" / "diffusion"
+
+_FOLDERS = {
+    "vae": ("vae", "vqvae"),
+    "unet": ("unet",),
+    "text_encoder": ("text_encoder", "bert"),
+    "tokenizer": ("tokenizer",),
+    "scheduler": ("scheduler",),
+    "set_encoder": ("set_encoder",),
+    "spatial_encoder": ("spatial_encoder",),
+}
+"""Network -> folder names it goes by; ldm256 calls its autoencoder vqvae, its text model bert."""
+
+_WEIGHTS = {
+    "vae": ("diffusion_pytorch_model", "diffusion_pytorch_model.fp16"),
+    # The authors train on the weights without EMA, so those win where both are present.
+    "unet": (
+        "diffusion_pytorch_model.non_ema",
+        "diffusion_pytorch_model",
+        "diffusion_pytorch_model.fp16",
+    ),
+    "text_encoder": ("model", "model.fp16"),
+    "set_encoder": ("model",),
+    "spatial_encoder": ("model",),
+}
+_OPTIONAL = ("set_encoder", "spatial_encoder")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackbonePreset:
+    """A frozen latent diffusion model that replaycad knows by name.
+
+    Sizes describe the model; K, I and O are what the paper (or, for `mini`, its pre-training)
+    uses with it.
+    """
+
+    name: str
+    image_size: int  # pixels
+    latent_shape: tuple[int, int, int]  # C, h, w
+    cross_attention_dim: int  # D
+    text_length: int  # T
+    num_tokens: int  # K
+    in_features: int  # I
+    out_features: int  # O
+    hub_id: str = ""  # empty: bundled with the package
+    revision: str = "main"
+
+    @property
+    def download_command(self) -> str:
+        """What a user types to get the files; empty for a bundled model."""
+        if not self.hub_id:
+            return ""
+        revision = "" if self.revision == "main" else f" --revision {self.revision}"
+        return f'hf download {self.hub_id}{revision} --include "*.json" "*.txt" "*.safetensors"'
+
+
+BACKBONES: dict[str, BackbonePreset] = {
+    "mini": BackbonePreset(
+        name="mini", image_size=128, latent_shape=(8, 16, 16), cross_attention_dim=192,
+        text_length=24, num_tokens=16, in_features=256, out_features=192,
+    ),
+    "sd15": BackbonePreset(
+        name="sd15", image_size=512, latent_shape=(4, 64, 64), cross_attention_dim=768,
+        text_length=77, num_tokens=20, in_features=128, out_features=192,
+        hub_id="stable-diffusion-v1-5/stable-diffusion-v1-5",
+    ),
+    "ldm256": BackbonePreset(
+        name="ldm256", image_size=256, latent_shape=(4, 32, 32), cross_attention_dim=1280,
+        text_length=77, num_tokens=20, in_features=128, out_features=200,
+        hub_id="CompVis/ldm-text2im-large-256",
+    ),
+}  # fmt: skip
+
+
+def locate_backbone(name: str | Path) -> Path:
+    """Find the folder of a backbone, without touching the network.
+
+    Args:
+        name: a key of `BACKBONES`, a folder in diffusers layout, or a hub id `owner/model` whose
+            files are in the Hugging Face cache.
+
+    Returns:
+        the folder, with every network's folder, config and safetensors present.
+
+    Raises:
+        WeightsError: not there or not complete; the hint is the command that fetches it.
+    """
+    preset = BACKBONES.get(str(name))
+    if preset is not None and not preset.hub_id:
+        folder, hint = _BUNDLED, "reinstall replaycad, or run python -m replaycad.mini.pretrain"
+    elif preset is None and Path(name).is_dir():
+        folder, hint = Path(name), "the folder needs vae, unet, text_encoder, tokenizer, scheduler"
+    else:
+        folder, hint = _cached_snapshot(str(name), preset)
+    _check_complete(folder, str(name), hint)
+    return folder
+
+
+def _cached_snapshot(name: str, preset: BackbonePreset | None) -> tuple[Path, str]:
+    """Folder of a hub model in the local cache, and the hint for what it may lack."""
+    hub_id = preset.hub_id if preset else name
+    if hub_id.count("/") != 1 or hub_id.startswith((".", "/")):
+        known = ", ".join(BACKBONES)
+        raise WeightsError(
+            f"no backbone '{name}': it is no known name ({known}), no folder and no hub id",
+            "give a known name, a folder in diffusers layout or owner/model",
+        )
+    # The import costs half a second, which the bundled model need not pay.
+    from huggingface_hub import snapshot_download  # noqa: PLC0415
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError  # noqa: PLC0415
+
+    revision = preset.revision if preset else "main"
+    command = (
+        preset.download_command
+        if preset
+        else f'hf download {hub_id} --include "*.json" "*.txt" "*.safetensors"'
+    )
+    hint = f"run: {command}; or give --backbone a folder that holds the files"
+    try:
+        return Path(snapshot_download(hub_id, revision=revision, local_files_only=True)), hint
+    except (LocalEntryNotFoundError, HFValidationError):
+        message = f"the weights of backbone '{name}' ({hub_id}) are not in the Hugging Face cache"
+        raise WeightsError(message, hint) from None
+
+
+def _network_folder(folder: Path, network: str) -> Path | None:
+    for name in _FOLDERS[network]:
+        if (folder / name).is_dir():
+            return folder / name
+    return None
+
+
+def _check_complete(folder: Path, name: str, hint: str) -> None:
+    for network in _FOLDERS:
+        place = _network_folder(folder, network)
+        if place is None:
+            if network in _OPTIONAL:
+                continue
+            raise WeightsError(f"backbone '{name}' has no folder {network} in {folder}", hint)
+        if network not in _WEIGHTS:
+            continue
+        if not (place / "config.json").is_file():
+            raise WeightsError(f"backbone '{name}' lacks {place / 'config.json'}", hint)
+        if _weights_file(place, network) is None:
+            raise _no_safetensors(name, place, network, hint)
+
+
+def _no_safetensors(name: str, place: Path, network: str, hint: str) -> WeightsError:
+    """Say which file is missing; name the way out where only a pickle is there."""
+    wanted = place / f"{_WEIGHTS[network][-1].removesuffix('.fp16')}.safetensors"
+    pickled = sorted(place.glob("*.bin"))
+    if not pickled:
+        return WeightsError(f"backbone '{name}' lacks {wanted}", hint)
+    source = pickled[0].name
+    return WeightsError(
+        f"backbone '{name}' has only {source} in {place}, and replaycad reads safetensors only",
+        f'in that folder: python -c "import torch, safetensors.torch as s; s.save_file('
+        f"{{k: v.clone() for k, v in torch.load('{source}', weights_only=True).items()}}, "
+        f"'{wanted.name}', metadata={{'format': 'pt'}})\"",
+    )
+
+
+def _weights_file(place: Path, network: str) -> Path | None:
+    for stem in _WEIGHTS[network]:
+        path = place / f"{stem}.safetensors"
+        if path.is_file():
+            return path
+    return None
+
+
+def backbone_files(folder: Path) -> dict[str, list[Path]]:
+    """The files that determine what a backbone computes, per network, for digests.
+
+    Args:
+        folder: as `locate_backbone` returns it.
+
+    Returns:
+        network -> sorted files: weights with config, all small files of tokenizer and scheduler.
+        The networks `set_encoder` and `spatial_encoder` appear where the folder holds them. The
+        unet's weights are those without EMA where the folder has both.
+    """
+    found: dict[str, list[Path]] = {}
+    for network in _FOLDERS:
+        place = _network_folder(folder, network)
+        if place is None:
+            continue
+        weights = _weights_file(place, network) if network in _WEIGHTS else None
+        if weights is not None:
+            found[network] = [place / "config.json", weights]
+        else:
+            found[network] = sorted(
+                path for path in place.iterdir() if path.suffix in (".json", ".txt")
+            )
+    return found
+
+
+def scheduler_config(folder: Path) -> dict:
+    """The noise schedule of a backbone as its scheduler_config.json says it.
+
+    Raises:
+        WeightsError: if the file is missing or no JSON object.
+    """
+    path = folder / "scheduler" / "scheduler_config.json"
+    try:
+        config = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise WeightsError(f"{path} cannot be read: {error}", "fetch the file again") from None
+    if not isinstance(config, dict):
+        raise WeightsError(f"{path} holds no JSON object", "fetch the file again")
+    return config

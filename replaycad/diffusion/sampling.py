@@ -1,0 +1,169 @@
+"""Conditions -> images: denoising with guidance, where an image depends on its seed alone."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+
+import numpy as np
+import torch
+from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, SchedulerMixin
+
+from replaycad.diffusion.backbones import Diffusion
+from replaycad.diffusion.conditioning import Conditions
+from replaycad.diffusion.prompts import GENERATION_PROMPTS, Prompts, encode_texts, unconditional
+from replaycad.errors import ConfigError
+from replaycad.progress import Report, silent
+from replaycad.recipes import ReplayConfig
+from replaycad.runtime import generator
+
+_CPU_ROWS = 8
+
+
+def make_scheduler(name: str, scheduler_config: dict) -> SchedulerMixin:
+    """Build a sampler on the backbone's noise schedule.
+
+    `ddim` is the paper's: 50 steps visit 981, 961, ..., 1. `dpm++` is DPM-Solver++ 2M, which needs
+    20. The folder's own sampler settings are overruled: some hub copies lack the offset.
+
+    Raises:
+        ConfigError: any other name.
+    """
+    schedule = {
+        key: scheduler_config[key]
+        for key in ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule")
+        if key in scheduler_config
+    }
+    if name == "ddim":
+        return DDIMScheduler(
+            **schedule,
+            timestep_spacing="leading",
+            steps_offset=1,
+            set_alpha_to_one=False,
+            clip_sample=False,
+        )
+    if name == "dpm++":
+        return DPMSolverMultistepScheduler(
+            **schedule, algorithm_type="dpmsolver++", solver_order=2, timestep_spacing="linspace"
+        )
+    raise ConfigError(f"unknown sampler '{name}'", "use ddim or dpm++")
+
+
+def pass_size(config: ReplayConfig, device: torch.device) -> int:
+    """How many images are denoised together, always exactly so many.
+
+    A kernel's last bits change with the shape of a batch, never with an image's place or company in
+    it (measured: bit-equal rows under every permutation). So each pass has one fixed shape, filled
+    up by repeats at the end. On the CPU that shape is 8 rows of the unet, whatever the batch size
+    says: larger ones are no faster there, and so images do not depend on the batch size at all. On
+    a GPU it is the batch size, which is part of the artifact's key.
+    """
+    if device.type != "cpu":
+        return config.batch_size
+    return _CPU_ROWS if config.guidance_scale == 1 else _CPU_ROWS // 2
+
+
+def sample(
+    diffusion: Diffusion,
+    conditions: Conditions,
+    object_masks: Iterable[np.ndarray] | None,
+    seeds: Sequence[int],
+    config: ReplayConfig,
+    report: Report = silent,
+) -> Iterator[torch.Tensor]:
+    """Draw a class's images again (paper section 3.3).
+
+    Args:
+        diffusion: frozen.
+        conditions: of one class, on the diffusion model's device.
+        object_masks: one `[H, W]` bool mask per seed, read a pass at a time; None (or ignored)
+            for conditions without a spatial encoder.
+        seeds: one per image, 63 bits; each alone fixes its image's noise and mask sample.
+        config: sampler, num_inference_steps, guidance_scale, batch_size; `num_images` is not read.
+        report: hears of the images done.
+
+    Yields:
+        `[B, 3, H, W]` uint8 RGB on the CPU, B up to `pass_size`, in the order of the seeds.
+
+    Raises:
+        ConfigError: fewer masks than seeds, or none where the conditions need them.
+    """
+    make_scheduler(config.sampler, diffusion.scheduler_config)  # an unknown name fails at once
+    spatial = conditions.spatial_encoder is not None
+    if spatial and object_masks is None:
+        raise ConfigError("these conditions need object masks", "give one mask per image")
+    tokenizer, text_encoder = diffusion.tokenizer, diffusion.text_encoder
+    texts = [GENERATION_PROMPTS[conditions.placement]]
+    prompts = Prompts(tokenizer, text_encoder, texts, conditions.placement, conditions.num_tokens)
+    empty_prompt = encode_texts(tokenizer, text_encoder, [""])
+    masks, size = iter(object_masks if spatial else ()), pass_size(config, diffusion.device)
+    for start in range(0, len(seeds), size):
+        batch = [int(seed) for seed in seeds[start : start + size]]
+        count = len(batch)
+        batch += batch[-1:] * (size - count)
+        mask_latents = None
+        if spatial:
+            chosen = list(islice(masks, count))
+            if len(chosen) < count:
+                raise ConfigError(
+                    f"{start + len(chosen)} object masks for {len(seeds)} images",
+                    "give one mask per image",
+                )
+            chosen += chosen[-1:] * (size - count)
+            mask_latents = _sample_masks(diffusion, chosen, batch)
+        with torch.no_grad():
+            index = torch.zeros(size, dtype=torch.long)
+            hidden_states = conditions(prompts, index, mask_latents)
+            latents = _denoise(diffusion, hidden_states, empty_prompt, batch, config)
+            images = diffusion.decode(latents)[:count]
+        yield images
+        report.step("replay", start + count, len(seeds))
+
+
+def _noise(purpose: str, seeds: Sequence[int], shape: Sequence[int]) -> torch.Tensor:
+    """Standard normal `[B, *shape]` on the CPU, row i from seed i alone."""
+    return torch.stack([torch.randn(*shape, generator=generator(s, purpose)) for s in seeds])
+
+
+def _sample_masks(
+    diffusion: Diffusion, object_masks: list[np.ndarray], seeds: Sequence[int]
+) -> torch.Tensor:
+    """Sampled posterior of masks, as in the search: `[B, C, h, w]` float32."""
+    mean, std = diffusion.encode_masks(object_masks)
+    return mean + std * _noise("mask-latents", seeds, mean.shape[1:]).to(mean.device)
+
+
+def _denoise(
+    diffusion: Diffusion,
+    hidden_states: torch.Tensor,
+    empty_prompt: torch.Tensor,
+    seeds: Sequence[int],
+    config: ReplayConfig,
+) -> torch.Tensor:
+    """Noise -> latents `[B, C, h, w]` float32, scaled, by the config's sampler and guidance."""
+    scale = config.guidance_scale
+    if scale != 1:
+        empty = unconditional(empty_prompt, hidden_states.shape[1])
+        hidden_states = torch.cat([empty.expand_as(hidden_states), hidden_states])
+    scheduler = make_scheduler(config.sampler, diffusion.scheduler_config)
+    scheduler.set_timesteps(config.num_inference_steps, device=diffusion.device)
+    latents = _noise("latents", seeds, diffusion.latent_shape).to(diffusion.device)
+    for timestep in scheduler.timesteps:
+        noise_pred = _predict(diffusion, latents, timestep, hidden_states, scale)
+        latents = scheduler.step(noise_pred, timestep, latents).prev_sample
+    return latents
+
+
+def _predict(
+    diffusion: Diffusion,
+    latents: torch.Tensor,
+    timestep: torch.Tensor,
+    hidden_states: torch.Tensor,
+    scale: float,
+) -> torch.Tensor:
+    """Noise estimate with guidance, e_u + s (e_c - e_u), both branches in one pass: float32."""
+    if scale == 1:
+        inputs = latents.to(diffusion.dtype)
+        return diffusion.unet(inputs, timestep, hidden_states).sample.float()
+    inputs = torch.cat([latents, latents]).to(diffusion.dtype)
+    both = diffusion.unet(inputs, timestep, hidden_states).sample.float()
+    noise_uncond, noise_cond = both.chunk(2)
+    return noise_uncond + scale * (noise_cond - noise_uncond)

@@ -1,0 +1,1 @@
+"""The bundled small models and the procedural world they are pre-trained on."""

@@ -1,0 +1,1 @@
+"""Pre-training of the bundled models on the procedural world."""

@@ -1,0 +1,391 @@
+"""Decides what of one stage invocation is up to date, and has the rest made.
+
+Torch is not imported before a stage has to run.
+"""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from replaycad import plans
+from replaycad.artifacts.store import Store
+from replaycad.data.samples import Sample, find_classes, test_samples, train_samples
+from replaycad.errors import ArtifactError, ConfigError
+from replaycad.frozen import FrozenInputs
+from replaycad.ledger import Ledger
+from replaycad.plans import Plan
+from replaycad.progress import Report
+from replaycad.recipes import StageConfig, stage_config
+
+if TYPE_CHECKING:
+    from replaycad.execution import Workshop
+    from replaycad.sequence import Step
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What one stage invocation came to.
+
+    Args:
+        plan: what was wanted and what was found.
+        was_made: whether the stage ran.
+        num_bytes: of the artifact, shards included; 0 if it is not there.
+        num_images: that the stage read, drew or scored.
+        seconds: that making it took, this time or when it was made; 0 if not known.
+        peak_memory_bytes: of the process, if the stage ran.
+        next_command: what a user types next.
+    """
+
+    plan: Plan
+    was_made: bool
+    num_bytes: int
+    num_images: int
+    seconds: float
+    peak_memory_bytes: int | None
+    next_command: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wishes:
+    """What a user asked of a command, beyond the classes.
+
+    Args:
+        data: folder of the images.
+        root: folder of the artifacts.
+        device: `auto`, `cpu`, `cuda` or `mps`.
+        seed: of every random stream, unless a step names its own.
+        recipe: key of `recipes.RECIPES`.
+        overrides: stage -> field -> text.
+        force: make what is asked for even if it is up to date.
+        dry_run: make nothing.
+        save_every_seconds: time between two checkpoints.
+    """
+
+    data: Path
+    root: Path
+    overrides: Mapping[str, dict[str, str]]
+    device: str = "auto"
+    seed: int = 0
+    recipe: str = "mini"
+    force: bool = False
+    dry_run: bool = False
+    save_every_seconds: float = 60.0
+
+
+class Pipeline:
+    """Stages on one data folder and one store; a context manager.
+
+    Args:
+        wishes: of the user.
+        report: hears of progress.
+    """
+
+    def __init__(self, wishes: Wishes, report: Report) -> None:
+        self.wishes, self.report = wishes, report
+        self.store = Store(wishes.root)
+        self._frozen, self._ledger = FrozenInputs(self.store), Ledger(self.store)
+        self._workshop: Workshop | None = None
+        self._handled: set[str] = set()  # artifacts, as kind/name, settled by this command
+        self._changing: set[str] = set()  # those that a dry run found to be due
+        self._finished: list[Path] = []
+        self._current: Plan | None = None
+
+    def __enter__(self) -> "Pipeline":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._frozen.cache.save()
+
+    def class_names(self, wanted: Sequence[str], stored: bool = False) -> list[str]:
+        """The classes that were asked for; `all` stands for every one there is.
+
+        Args:
+            wanted: names as typed.
+            stored: whether `all` means the classes in the store, not those in the data folder.
+
+        Raises:
+            ConfigError: if nothing was asked for, or `all` finds nothing stored.
+            DatasetError: if `all` finds no class in the data folder.
+        """
+        if list(wanted) == ["all"]:
+            found = self.store.list("conditions") if stored else find_classes(self.wishes.data)
+            if not found:
+                hint = "run `replaycad compress --class NAME`"
+                raise ConfigError(f"{self.store.root} holds no conditions", hint)
+            return found
+        if not wanted or "all" in wanted:
+            raise ConfigError("no class is named", "use --class NAME[,NAME...] or --class all")
+        return list(wanted)
+
+    def config(self, stage: str, recorded: Mapping[str, Any] | None = None) -> StageConfig:
+        """Config of a stage: what was typed over the recipe, or what a header recorded."""
+        if recorded and not self._is_typed(stage):
+            values = plans.recorded_values(recorded)
+            return stage_config(self.wishes.recipe, stage, values)
+        return stage_config(self.wishes.recipe, stage, self.wishes.overrides.get(stage, {}))
+
+    def kept(self) -> list[str]:
+        """What an interruption leaves behind, in words."""
+        found = [f"kept {path}" for path in self._finished]
+        if self._current is not None:
+            plan = self._current
+            partial = self.store.partial(plan.kind, plan.name, plan.key)
+            if partial.exists():
+                found.append(f"kept the checkpoint {partial}")
+            elif plan.stage == "replay":
+                found.append(f"kept the images of {plan.name} drawn so far")
+        return found
+
+    def perform(self, step: "Step") -> Outcome:
+        """Do one step of a sequence."""
+        first = step.class_names[0]
+        if step.stage == "mask":
+            return self.mask(first)
+        if step.stage == "compress":
+            return self.compress(first, step.name, step.seed)
+        if step.stage == "replay":
+            return self.replay(step.name, step.seed)
+        if step.stage == "train":
+            return self.train(step.class_names, step.sources, step.name, step.seed, step.init)
+        return self.evaluate(step.class_names, step.sources[0])
+
+    def mask(self, class_name: str) -> Outcome:
+        """Object masks of a class's training images."""
+        samples = train_samples(self.wishes.data, class_name)
+        config = self.config("mask")
+        weights = self._frozen.segmenter(config.segmenter)
+        return self._mask(class_name, samples, config, weights, self.wishes.force)
+
+    def _mask(
+        self,
+        class_name: str,
+        samples: Sequence[Sample],
+        config: StageConfig,
+        weights: Mapping[str, str],
+        force: bool,
+    ) -> Outcome:
+        inputs = {f"images/{class_name}": self._frozen.images(samples)}
+        plan = self._plan("mask", class_name, config, None, inputs, weights)
+        return self._finish(
+            plan, len(samples), f"replaycad compress --class {class_name}", force,
+            lambda workshop: workshop.mask(plan, class_name, samples, config),
+        )  # fmt: skip
+
+    def compress(self, class_name: str, name: str = "", seed: int | None = None) -> Outcome:
+        """Conditions of a class; makes its masks first where they are missing or stale."""
+        name, seed = name or class_name, self.wishes.seed if seed is None else seed
+        samples = train_samples(self.wishes.data, class_name)
+        config = self.config("compress")
+        weights = self._frozen.backbone(config.backbone)
+        self._prepare_masks(class_name, samples)
+        inputs = {
+            f"images/{class_name}": self._frozen.images(samples),
+            f"masks/{class_name}": self._content("masks", class_name),
+            "policy": plans.digest_of({"policy": self._header("masks", class_name).get("policy")}),
+        }
+        plan = self._plan("compress", name, config, seed, inputs, weights)
+        masks = self.store.path("masks", class_name)
+        return self._finish(
+            plan, len(samples), f"replaycad replay --class {name}", self.wishes.force,
+            lambda workshop: workshop.compress(plan, class_name, samples, masks, config, seed),
+        )  # fmt: skip
+
+    def _prepare_masks(self, class_name: str, samples: Sequence[Sample]) -> None:
+        if f"masks/{class_name}" in self._handled:
+            return
+        # The masks that are there count while their images are the same, however they were made.
+        header = {} if self._is_typed("mask") else self._header("masks", class_name)
+        config, weights = self.config("mask", header), header.get("weights")
+        if weights is None or header.get("inputs") != {
+            f"images/{class_name}": self._frozen.images(samples)
+        }:
+            weights = self._frozen.segmenter(config.segmenter)
+        outcome = self._mask(class_name, samples, config, weights, force=False)
+        if outcome.was_made:
+            reason = outcome.plan.reason or "there were none"
+            self.report.note(f"made the masks of {class_name} first: {reason}")
+
+    def replay(self, name: str, seed: int | None = None) -> Outcome:
+        """Images from conditions; reads nothing but the conditions and the frozen model."""
+        seed = self.wishes.seed if seed is None else seed
+        return self._replay(name, self.config("replay"), seed, self.wishes.force)
+
+    def _replay(self, name: str, config: StageConfig, seed: int, force: bool) -> Outcome:
+        content = self._content("conditions", name)
+        path, header = self.store.path("conditions", name), self._header("conditions", name)
+        made_with = header.get("config", {}).get("backbone")
+        backbone = config.backbone or made_with or self.config("compress").backbone
+        config = replace(config, backbone=backbone)
+        weights = self._frozen.backbone(backbone, drawing=True)
+        if f"conditions/{name}" not in self._changing:
+            _check_same_backbone(path, header, weights, backbone)
+        used = {field: header.get(field) for field in ("policy", "placement")}
+        inputs = {f"conditions/{name}": content, "policy": plans.digest_of(used)}
+        plan = self._plan("replay", name, config, seed, inputs, weights)
+        return self._finish(
+            plan, config.num_images, f"replaycad train --class NEW --past {name}", force,
+            lambda workshop: workshop.replay(plan, path, config, seed),
+        )  # fmt: skip
+
+    def _prepare_replays(self, name: str) -> None:
+        if f"replays/{name}" in self._handled:
+            return
+        header = {} if self._is_typed("replay") else self._header("replays", name)
+        if header and not self.store.path("conditions", name).exists():
+            return  # drawn elsewhere and copied: nothing here to hold them against
+        seed = header.get("seed", self.wishes.seed)
+        outcome = self._replay(name, self.config("replay", header), seed, force=False)
+        if outcome.was_made:
+            reason = outcome.plan.reason or "there were none"
+            self.report.note(f"drew the replays of {name} first: {reason}")
+
+    def train(
+        self,
+        class_names: Sequence[str],
+        past: Sequence[str],
+        name: str,
+        seed: int | None = None,
+        init: str = "",
+    ) -> Outcome:
+        """A detector from real images of `class_names` and the replays called `past`."""
+        seed = self.wishes.seed if seed is None else seed
+        config = self.config("train")
+        config = replace(config, init=init or config.init)
+        if config.init == name:
+            raise ConfigError(f"detector '{name}' cannot go on from itself", "give another --name")
+        samples = {one: train_samples(self.wishes.data, one) for one in class_names}
+        weights = self._frozen.encoder(config.encoder)
+        inputs = {f"images/{one}": self._frozen.images(found) for one, found in samples.items()}
+        for one in past:
+            self._prepare_replays(one)
+            inputs[f"replays/{one}"] = self._content("replays", one)
+        before: list[str] = []
+        if config.init:
+            inputs[f"detectors/{config.init}"] = self._content("detectors", config.init)
+            before = self._header("detectors", config.init).get("class_order", [])
+        inputs["class order"] = " + ".join(",".join(part) for part in (before, past, class_names))
+        plan = self._plan("train", name, config, seed, inputs, weights)
+        known = ",".join(dict.fromkeys((*before, *past, *class_names)))
+        return self._finish(
+            plan, sum(map(len, samples.values())), f"replaycad eval --class {known} --name {name}",
+            self.wishes.force,
+            lambda workshop: workshop.train(plan, samples, past, config, seed),
+        )  # fmt: skip
+
+    def evaluate(self, class_names: Sequence[str], name: str) -> Outcome:
+        """Scores of a detector on the test images of some classes."""
+        samples = {one: test_samples(self.wishes.data, one) for one in class_names}
+        content = self._content("detectors", name)
+        header, config = self._header("detectors", name), self.config("eval")
+        encoder = config.encoder or header.get("encoder") or self.config("train").encoder
+        config = replace(config, encoder=encoder)
+        weights = self._frozen.encoder(encoder)
+        path = self.store.path("detectors", name)
+        if f"detectors/{name}" not in self._changing and header.get("weights") != weights:
+            raise ArtifactError(
+                f"{path} was trained with another encoder than '{encoder}'",
+                "give its files with --set encoder=TIMM_NAME:FILE",
+            )
+        inputs = {f"images/{one}": self._frozen.images(found) for one, found in samples.items()}
+        inputs |= {f"detectors/{name}": content, "class order": ",".join(class_names)}
+        plan = self._plan("eval", name, config, None, inputs, weights)
+        return self._finish(
+            plan, sum(map(len, samples.values())), f"replaycad inspect {plan.path}",
+            self.wishes.force,
+            lambda workshop: workshop.evaluate(plan, path, samples, config),
+        )  # fmt: skip
+
+    def _is_typed(self, stage: str) -> bool:
+        return bool(self.wishes.overrides.get(stage))
+
+    def _header(self, kind: str, name: str) -> dict[str, Any]:
+        """Header of an artifact of the store; empty if there is none that can be read."""
+        try:
+            return plans.input_header(self.store.path(kind, name), kind)
+        except ArtifactError:
+            return {}
+
+    def _content(self, kind: str, name: str) -> str:
+        """Content id of an input; empty where a dry run would make it first."""
+        if f"{kind}/{name}" in self._changing:
+            return ""
+        return str(plans.input_header(self.store.path(kind, name), kind)["content_id"])
+
+    def _plan(
+        self,
+        stage: str,
+        name: str,
+        config: StageConfig,
+        seed: int | None,
+        inputs: Mapping[str, str],
+        weights: Mapping[str, str],
+    ) -> Plan:
+        path = self.store.path(plans.KINDS[stage], name)
+        return plans.make_plan(
+            stage, name, path, config=config, seed=seed, inputs=inputs, weights=weights,
+            changing=self._changing & set(inputs),
+        )  # fmt: skip
+
+    def _finish(
+        self,
+        plan: Plan,
+        num_images: int,
+        next_command: str,
+        force: bool,
+        work: Callable[["Workshop"], None],
+    ) -> Outcome:
+        """Have the artifact made if it is due, once per command."""
+        due = (plan.state != "hit" or force) and plan.label not in self._handled
+        self._handled.add(plan.label)
+        peak = None
+        if due and self.wishes.dry_run:
+            self._changing.add(plan.label)
+        elif due:
+            peak = self._make(plan, work)
+        return Outcome(
+            plan=plan, was_made=due and not self.wishes.dry_run,
+            num_bytes=plans.num_bytes(plan.path), num_images=num_images,
+            seconds=self._ledger.seconds(plan), peak_memory_bytes=peak, next_command=next_command,
+        )  # fmt: skip
+
+    def _make(self, plan: Plan, work: Callable[["Workshop"], None]) -> int:
+        """Run the stage; returns the peak memory in bytes."""
+        from replaycad.execution import Workshop
+        from replaycad.runtime import peak_memory_bytes
+
+        self._workshop = self._workshop or Workshop(
+            self.store, self.wishes.device, self.report, self.wishes.save_every_seconds
+        )
+        start, self._current = time.monotonic(), plan
+        work(self._workshop)
+        self._ledger.note(plan, time.monotonic() - start)
+        self._finished.append(plan.path)
+        self._current = None
+        return peak_memory_bytes()
+
+
+def _check_same_backbone(
+    path: Path, header: Mapping[str, Any], weights: Mapping[str, str], name: str
+) -> None:
+    """Conditions mean something to one frozen model only.
+
+    Raises:
+        ArtifactError: if a network differs from the one that they were made with.
+    """
+    made_with = header.get("weights", {})
+    different = [network for network in weights if made_with.get(network) != weights[network]]
+    if different:
+        was = header.get("config", {}).get("backbone")
+        raise ArtifactError(
+            f"{path} was made with another backbone: expected '{was}', found '{name}' "
+            f"({', '.join(different)} differ)",
+            "give the backbone that it was made with, or compress the class again",
+        )

@@ -1,0 +1,218 @@
+"""What every stage can be told, as frozen dataclasses; a recipe is one such set with a name.
+
+A value of 0 or "" means "as the model or the class policy says": the number that was used in the
+end is written into the artifact, so a file never depends on a default that changes later.
+"""
+
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from replaycad.errors import ConfigError
+
+STAGES = ("mask", "compress", "replay", "train", "eval")
+
+STAGE_VERSIONS = {"mask": 1, "compress": 1, "replay": 1, "train": 1, "eval": 1}
+"""Raised when the code of a stage changes what it writes: files made before become stale."""
+
+
+def _check(config: Any) -> None:
+    """Refuse values outside the choices and bounds that the fields declare."""
+    stage = config.stage
+    hints = get_type_hints(type(config))
+    for entry in fields(config):
+        value, kind = getattr(config, entry.name), hints[entry.name]
+        if get_origin(kind) is Literal and value not in get_args(kind):
+            choices = ", ".join(str(choice) for choice in get_args(kind))
+            raise ConfigError(f"{stage}: {entry.name} is '{value}'", f"choose from: {choices}")
+        minimum = entry.metadata.get("minimum")
+        if minimum is not None and not value >= minimum:
+            raise ConfigError(f"{stage}: {entry.name} is {value}", f"use {minimum} or more")
+
+
+def _at_least(minimum: float, default: Any) -> Any:
+    return field(default=default, metadata={"minimum": minimum})
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskConfig:
+    """Where is the object in each training image (paper A.3)."""
+
+    segmenter: str = "mini"
+    rule: Literal["policy", "corners", "area", "frame"] = "policy"
+    image_size: int = _at_least(8, 128)  # pixels at which the object is looked for and kept
+    stage = "mask"
+
+    def __post_init__(self) -> None:
+        """Refuse values that make no sense."""
+        _check(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompressConfig:
+    """Class -> conditions of a frozen diffusion model (paper section 3.2)."""
+
+    backbone: str = "mini"
+    conditioning: Literal["both", "semantic", "spatial"] = "both"
+    num_tokens: int = _at_least(0, 0)  # K; 0: what the set encoder gives, else 20
+    in_features: int = _at_least(0, 0)  # I, 0: the backbone's
+    out_features: int = _at_least(0, 0)  # O, 0: the backbone's
+    semantic_placement: Literal["prompt", "context"] = "context"
+    init: Literal["word", "set_encoder"] = "set_encoder"
+    init_word: str = ""  # empty: the class policy's word
+    num_steps: int = _at_least(0, 200)
+    batch_size: int = _at_least(1, 8)
+    learning_rate: float = _at_least(0.0, 1e-3)  # of the spatial encoder
+    embedding_learning_rate: float = _at_least(0.0, 5e-3)
+    weight_decay: float = _at_least(0.0, 0.01)
+    timestep_law: Literal["uniform", "cubic"] = "uniform"
+    cache_latents: bool = True
+    num_masks: int = _at_least(1, 10)  # M
+    half: bool = False
+    stage = "compress"
+
+    def __post_init__(self) -> None:
+        """Refuse values that make no sense."""
+        _check(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReplayConfig:
+    """Conditions -> images (paper section 3.3)."""
+
+    num_images: int = _at_least(1, 120)
+    sampler: Literal["ddim", "dpm++"] = "dpm++"
+    num_inference_steps: int = _at_least(1, 20)
+    guidance_scale: float = _at_least(0.0, 2.0)
+    batch_size: int = _at_least(1, 16)
+    backbone: str = ""  # empty: the one that the conditions were made with
+    stage = "replay"
+
+    def __post_init__(self) -> None:
+        """Refuse values that make no sense."""
+        _check(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """Real images of the new class + replays of the old ones -> detector."""
+
+    detector: str = "invad"
+    preset: str = "mini"
+    encoder: str = "mini"
+    image_size: int = _at_least(16, 128)
+    num_steps: int = _at_least(0, 300)  # optimiser steps; 0: count in epochs
+    epochs: int = _at_least(0, 0)
+    batch_size: int = _at_least(1, 16)
+    learning_rate: float = _at_least(0.0, 4e-3)
+    grad_clip: float = _at_least(0.0, 5.0)  # 0: no clipping
+    lr_drop_at: float = _at_least(0.0, 0.8)  # fraction of all steps after which lr is a tenth
+    init: str = ""  # name of the detector to go on from; empty: from scratch
+    stage = "train"
+
+    def __post_init__(self) -> None:
+        """Refuse values that make no sense."""
+        _check(self)
+        if self.num_steps == 0 and self.epochs == 0:
+            raise ConfigError("train: num_steps and epochs are both 0", "give one of them")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalConfig:
+    """Detector + test images -> scores."""
+
+    batch_size: int = _at_least(1, 16)
+    keep_maps: bool = False
+    encoder: str = ""  # empty: the one that the detector was trained with
+    stage = "eval"
+
+    def __post_init__(self) -> None:
+        """Refuse values that make no sense."""
+        _check(self)
+
+
+StageConfig = MaskConfig | CompressConfig | ReplayConfig | TrainConfig | EvalConfig
+
+_PAPER: dict[str, StageConfig] = {
+    "mask": MaskConfig(segmenter="vit_h", image_size=512),
+    "compress": CompressConfig(
+        backbone="ldm256", num_tokens=20, in_features=128, out_features=200,
+        semantic_placement="context", init="word", num_steps=20_000, batch_size=32,
+        learning_rate=1.6e-3, embedding_learning_rate=0.16, cache_latents=True,
+    ),
+    "replay": ReplayConfig(
+        num_images=800, sampler="ddim", num_inference_steps=50, guidance_scale=10.0, batch_size=8
+    ),
+    "train": TrainConfig(
+        preset="full", encoder="wide_resnet50_2.racm_in1k", image_size=256, num_steps=0,
+        epochs=200, batch_size=32,
+    ),
+    "eval": EvalConfig(batch_size=32),
+}  # fmt: skip
+
+RECIPES: dict[str, dict[str, StageConfig]] = {
+    "mini": {
+        "mask": MaskConfig(),
+        "compress": CompressConfig(),
+        "replay": ReplayConfig(),
+        "train": TrainConfig(),
+        "eval": EvalConfig(),
+    },
+    "paper": _PAPER,
+    "fast": {
+        **_PAPER,
+        "compress": replace(_PAPER["compress"], num_steps=3_000),
+        "replay": replace(
+            _PAPER["replay"], num_images=200, sampler="dpm++", num_inference_steps=20
+        ),
+        "train": replace(
+            _PAPER["train"], preset="lite", encoder="resnet34.bt_in1k", epochs=30, batch_size=16
+        ),
+    },
+}
+
+
+def stage_config(recipe: str, stage: str, overrides: dict[str, str]) -> StageConfig:
+    """The config of one stage: the recipe's, with the fields in `overrides` replaced.
+
+    Args:
+        recipe: a key of `RECIPES`.
+        stage: one of `STAGES`.
+        overrides: field name -> text as typed by a user, parsed by the field's type.
+
+    Raises:
+        ConfigError: unknown recipe, unknown field or a text that is not of the field's type.
+    """
+    if recipe not in RECIPES:
+        raise ConfigError(f"unknown recipe '{recipe}'", f"choose from: {', '.join(RECIPES)}")
+    config = RECIPES[recipe][stage]
+    hints = get_type_hints(type(config))
+    valid = [entry.name for entry in fields(config)]
+    values: dict[str, Any] = {}
+    for name, text in overrides.items():
+        if name not in valid:
+            raise ConfigError(f"{stage} has no setting '{name}'", f"it has: {', '.join(valid)}")
+        values[name] = _parse(stage, name, str(text), hints[name])
+    return replace(config, **values)
+
+
+def as_dict(config: StageConfig) -> dict[str, Any]:
+    """The config as it is written into an artifact's header."""
+    return asdict(config)
+
+
+def _parse(stage: str, name: str, text: str, kind: Any) -> Any:
+    if kind is bool:
+        lowered = text.lower()
+        if lowered in ("true", "yes", "1", "on"):
+            return True
+        if lowered in ("false", "no", "0", "off"):
+            return False
+        raise ConfigError(f"{stage}: {name} is '{text}'", "use true or false")
+    if kind in (int, float):
+        try:
+            value = kind(text)
+        except ValueError:
+            wanted = "a whole number" if kind is int else "a number"
+            raise ConfigError(f"{stage}: {name} is '{text}'", f"use {wanted}") from None
+        return value
+    return text

@@ -1,0 +1,51 @@
+"""The machine under the program: device, random streams, memory."""
+
+import hashlib
+import resource
+import sys
+
+import torch
+
+from replaycad.errors import ConfigError
+
+
+def resolve_device(name: str) -> torch.device:
+    """Turn `auto`, `cpu`, `cuda`, `cuda:N` or `mps` into a device that exists here.
+
+    Raises:
+        ConfigError: if the device is unknown or not present.
+    """
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ConfigError(f"unknown device '{name}'", "use auto, cpu, cuda or mps") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(f"device '{name}' is not present here", "use --device auto or cpu")
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise ConfigError(f"device '{name}' is not present here", "use --device auto or cpu")
+    return device
+
+
+def stream_seed(seed: int, *names: str | int) -> int:
+    """Seed of the random stream called `names`: 63 bits, the same on every machine.
+
+    Named streams keep one purpose from disturbing another, and a stream named by a step number
+    needs no saved generator state: a resumed run draws what the undisturbed run would have drawn.
+    """
+    text = "/".join(str(part) for part in (seed, *names))
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+
+
+def generator(seed: int, *names: str | int) -> torch.Generator:
+    """CPU generator of the random stream called `names`: the same noise for every device."""
+    return torch.Generator("cpu").manual_seed(stream_seed(seed, *names))
+
+
+def peak_memory_bytes() -> int:
+    """Largest resident size of this process so far, in bytes."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # Linux counts in KiB

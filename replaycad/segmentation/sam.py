@@ -1,0 +1,276 @@
+"""Segment-anything behind one small class: image in, object mask out."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from segment_anything import SamAutomaticMaskGenerator, SamPredictor
+from segment_anything.modeling import (
+    ImageEncoderViT,
+    MaskDecoder,
+    PromptEncoder,
+    Sam,
+    TwoWayTransformer,
+)
+
+from replaycad.errors import WeightsError
+from replaycad.segmentation.presets import SAM_DEFAULTS, SegmenterFiles, locate
+from replaycad.segmentation.selection import (
+    MaskPolicy,
+    SettledRule,
+    choose_rule,
+    corner_points,
+    infer_area_range,
+    most_central,
+    select_by_area,
+    tidy,
+)
+
+BoolArray = NDArray[np.bool_]
+ByteArray = NDArray[np.uint8]
+
+# "Segment everything" asks once per point of a square grid; half the official density finds every
+# object of a product photo, and an image of 128 px needs no more than 8 x 8.
+POINTS_PER_SIDE_LARGE = 16
+POINTS_PER_SIDE_SMALL = 8
+SMALL_IMAGE_PX = 256
+
+
+class Segmenter:
+    """A Sam with the two procedures of paper A.3: corner prompts and selection by area."""
+
+    def __init__(self, sam: Sam, name: str) -> None:
+        self.name = name
+        self._predictor = SamPredictor(sam)
+        small = sam.image_encoder.img_size <= SMALL_IMAGE_PX
+        # Quality is ranked in `select_by_area`; hard thresholds would leave small models with
+        # nothing, as their predicted IoU is less sure of itself. Duplicates are still merged.
+        self._everything = SamAutomaticMaskGenerator(
+            sam,
+            points_per_side=POINTS_PER_SIDE_SMALL if small else POINTS_PER_SIDE_LARGE,
+            pred_iou_thresh=0.5 if small else 0.8,
+            stability_score_thresh=0.7 if small else 0.9,
+        )
+
+    def settle(self, images: Sequence[ByteArray], policy: MaskPolicy) -> SettledRule:
+        """Decide once per class what `policy` leaves open: the rule if `auto`, the area if unknown.
+
+        Args:
+            images: some images of the class, `[H, W, 3]` uint8 RGB each; 8 to 16 are enough.
+            policy: what is known about the class.
+
+        Raises:
+            ValueError: if the policy names no known rule.
+        """
+        if policy.mask_rule == "auto":
+            return choose_rule([self.corner_mask(image) for image in images])
+        if policy.mask_rule == "area" and policy.area_range is None:
+            return self._settle_area(images)
+        if policy.mask_rule == "area":
+            return SettledRule(
+                mask_rule="area", area_range=policy.area_range, reason="known area range"
+            )
+        if policy.mask_rule == "corners":
+            return SettledRule(mask_rule="corners", reason="known class")
+        if policy.mask_rule == "frame":
+            return SettledRule(mask_rule="frame", reason="known class")
+        raise ValueError(f"unknown mask rule '{policy.mask_rule}'")
+
+    def object_mask(self, image: ByteArray, policy: MaskPolicy) -> BoolArray:
+        """Find the object in one image.
+
+        Args:
+            image: `[H, W, 3]` uint8 RGB.
+            policy: a class policy or, better for many images of one class, what `settle` returned.
+
+        Returns:
+            `[H, W]` bool, true on the object. Where nothing was found the whole frame is the
+            object, so that the mask says "anywhere" and not "nowhere".
+        """
+        if policy.mask_rule not in ("corners", "area", "frame") or (
+            policy.mask_rule == "area" and policy.area_range is None
+        ):
+            policy = self.settle([image], policy)
+        mask = np.zeros(image.shape[:2], dtype=np.bool_)
+        if policy.mask_rule == "corners":
+            mask = self.corner_mask(image)
+        elif policy.mask_rule == "area" and policy.area_range is not None:
+            masks, qualities = self.everything(image)
+            index = select_by_area(masks, qualities, policy.area_range)
+            mask = mask if index is None else tidy(masks[index])
+        return mask if mask.any() else np.ones_like(mask)
+
+    def corner_mask(self, image: ByteArray) -> BoolArray:
+        """Object `[H, W]` bool of an image `[H, W, 3]` uint8: all that the corners are not."""
+        self._predictor.set_image(image)
+        # One mask, not three: several points leave little ambiguity, and the single-mask output
+        # is the one Sam was trained to give then.
+        masks, _, _ = self._predictor.predict(
+            point_coords=corner_points(*image.shape[:2]),
+            point_labels=np.ones(4, dtype=np.int64),
+            multimask_output=False,
+        )
+        self._predictor.reset_image()
+        return tidy(~masks[0])
+
+    def everything(self, image: ByteArray) -> tuple[list[BoolArray], list[float]]:
+        """All masks `[H, W]` bool of an image `[H, W, 3]` uint8, and their predicted IoU."""
+        found = self._everything.generate(image)
+        return (
+            [np.asarray(entry["segmentation"], dtype=np.bool_) for entry in found],
+            [float(entry["predicted_iou"]) for entry in found],
+        )
+
+    def _settle_area(self, images: Sequence[ByteArray]) -> SettledRule:
+        areas = []
+        for image in images:
+            masks, _ = self.everything(image)
+            index = most_central(masks)
+            if index is not None:
+                areas.append(float(masks[index].mean()))
+        area_range = infer_area_range(areas)
+        if area_range is None:
+            return SettledRule(mask_rule="frame", reason="no image shows a plausible object")
+        low, high = area_range
+        return SettledRule(
+            mask_rule="area",
+            area_range=area_range,
+            reason=f"the most central masks suggest {low:.0%} to {high:.0%} of the image",
+        )
+
+
+def load_segmenter(name: str, device: torch.device | str = "cpu") -> Segmenter:
+    """Load `mini`, `vit_b`, `vit_l`, `vit_h` or a path (see `presets.locate`) onto a device.
+
+    Raises:
+        WeightsError: if files are missing, altered, or do not fit the config.
+    """
+    files = locate(name)
+    state = _read_state(files)
+    sam = build_sam_from_config(files.config)
+    try:
+        sam.load_state_dict({key: value.float() for key, value in state.items()})
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:200]
+        raise WeightsError(
+            f"{files.weights} does not fit its config: {reason}", "restore the original files"
+        ) from None
+    device = torch.device(device)
+    if device.type == "mps":
+        device = torch.device("cpu")  # segment-anything makes float64 points, which mps lacks
+    return Segmenter(sam.requires_grad_(False).to(device), name)
+
+
+def _read_state(files: SegmenterFiles) -> dict[str, torch.Tensor]:
+    if files.weights.suffix == ".safetensors":
+        try:
+            return load_file(files.weights)
+        except (SafetensorError, OSError) as error:
+            raise WeightsError(
+                f"{files.weights} cannot be read: {error}", "restore the file"
+            ) from None
+    _check_tag(files.weights, files.digest_tag)
+    try:
+        # Asked first: the loader's own refusal is an error of pickle, which is imported nowhere.
+        unsafe = torch.serialization.get_unsafe_globals_in_checkpoint(files.weights)
+        if unsafe:
+            raise WeightsError(
+                f"{files.weights} holds more than tensors: {', '.join(unsafe)}",
+                "use the published file",
+            )
+        state = torch.load(files.weights, map_location="cpu", weights_only=True)
+    except (RuntimeError, ValueError, EOFError, OSError) as error:
+        raise WeightsError(
+            f"{files.weights} cannot be read: {error}", "download it again"
+        ) from None
+    return dict(state)
+
+
+def _check_tag(path: Path, tag: str) -> None:
+    """Compare the file's digest with the six digits in its published name."""
+    # The publishers do not say which digest the digits are from, so either may agree.
+    sha256, md5 = hashlib.sha256(), hashlib.md5(usedforsecurity=False)
+    with path.open("rb") as file:
+        while block := file.read(1 << 22):
+            sha256.update(block)
+            md5.update(block)
+    if tag not in (sha256.hexdigest()[:6], md5.hexdigest()[:6]):
+        raise WeightsError(
+            f"{path} is damaged or not the published file: its digest should begin with {tag}, "
+            f"found sha256 {sha256.hexdigest()[:12]} and md5 {md5.hexdigest()[:12]}",
+            "download it again",
+        )
+
+
+def build_sam_from_config(config: Mapping[str, Any]) -> Sam:
+    """Build an untrained Sam from segment-anything's own modules.
+
+    Args:
+        config: `image_size`, `patch_size`, `encoder_embed_dim`, `encoder_depth`,
+            `encoder_num_heads`, `global_attn_indexes`, and any key of `SAM_DEFAULTS` (window size,
+            widths and depths of prompt encoder and mask decoder, pixel mean and std in 0..255).
+
+    Returns:
+        Sam in evaluation mode, on the CPU. Input side `image_size` px; mask logits come at
+        `4 * image_size / patch_size` px before they are enlarged.
+
+    Raises:
+        WeightsError: if a key is missing or unknown.
+    """
+    required = ("image_size", "patch_size", "encoder_embed_dim", "encoder_depth",
+                "encoder_num_heads", "global_attn_indexes")  # fmt: skip
+    missing = [key for key in required if key not in config]
+    unknown = sorted(set(config) - set(required) - set(SAM_DEFAULTS))
+    if missing or unknown:
+        raise WeightsError(
+            f"the segmenter's config lacks {missing or 'nothing'}, "
+            f"and of unknown keys it has {unknown or 'none'}",
+            f"valid keys: {', '.join((*required, *SAM_DEFAULTS))}",
+        )
+    full = {**SAM_DEFAULTS, **config}
+    width = full["prompt_embed_dim"]
+    grid = full["image_size"] // full["patch_size"]
+    sam = Sam(
+        image_encoder=ImageEncoderViT(
+            img_size=full["image_size"],
+            patch_size=full["patch_size"],
+            embed_dim=full["encoder_embed_dim"],
+            depth=full["encoder_depth"],
+            num_heads=full["encoder_num_heads"],
+            mlp_ratio=full["encoder_mlp_ratio"],
+            out_chans=width,
+            qkv_bias=True,
+            norm_layer=partial(torch.nn.LayerNorm, eps=1e-6),
+            use_rel_pos=full["use_rel_pos"],
+            window_size=full["window_size"],
+            global_attn_indexes=tuple(full["global_attn_indexes"]),
+        ),
+        prompt_encoder=PromptEncoder(
+            embed_dim=width,
+            image_embedding_size=(grid, grid),
+            input_image_size=(full["image_size"], full["image_size"]),
+            mask_in_chans=full["mask_in_chans"],
+        ),
+        mask_decoder=MaskDecoder(
+            num_multimask_outputs=full["num_multimask_outputs"],
+            transformer=TwoWayTransformer(
+                depth=full["decoder_depth"],
+                embedding_dim=width,
+                mlp_dim=full["decoder_mlp_dim"],
+                num_heads=full["decoder_num_heads"],
+            ),
+            transformer_dim=width,
+            iou_head_depth=full["iou_head_depth"],
+            iou_head_hidden_dim=full["iou_head_hidden_dim"],
+        ),
+        pixel_mean=list(full["pixel_mean"]),
+        pixel_std=list(full["pixel_std"]),
+    )
+    return sam.eval()

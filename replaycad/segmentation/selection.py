@@ -1,0 +1,162 @@
+"""Which prompt to give and which of the answers to keep: plain rules on arrays."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from replaycad.mask_ops import label_components
+
+BoolArray = NDArray[np.bool_]
+Rule = Literal["corners", "area", "frame"]
+AreaRange = tuple[float, float]
+
+CORNER_INSET_FRACTION = 0.02
+PLAUSIBLE_AREA: AreaRange = (0.02, 0.90)
+MAX_BORDER_FRACTION = 0.25  # a strip from edge to edge passes, blobs of a texture do not
+MAX_AREA_SPREAD = 0.5
+MIN_PLAUSIBLE_SHARE = 0.75
+CENTRE_TIE_FRACTION = 0.05
+AREA_RANGE_FACTOR = 1.5
+SPECK_FRACTION = 0.001
+
+
+class MaskPolicy(Protocol):
+    """What object masks need to know about a class."""
+
+    @property
+    def mask_rule(self) -> str:
+        """`corners`, `area`, `frame` or `auto`."""
+
+    @property
+    def area_range(self) -> AreaRange | None:
+        """Least and largest area of the object, as fractions of the image; None if not known."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SettledRule:
+    """How the masks of one class are made, and why; itself a `MaskPolicy`."""
+
+    mask_rule: Rule
+    area_range: AreaRange | None = None
+    reason: str = ""
+
+
+def corner_points(height: int, width: int) -> NDArray[np.float64]:
+    """Four corner prompts `[4, 2]` as (x, y) in pixels, a little inside the image (paper A.3)."""
+    inset = max(1.0, CORNER_INSET_FRACTION * min(height, width))
+    left, right, top, bottom = inset, width - 1 - inset, inset, height - 1 - inset
+    return np.array([(left, top), (right, top), (left, bottom), (right, bottom)])
+
+
+def border_fraction(mask: BoolArray) -> float:
+    """Share of the border pixels of a mask `[H, W]` that are true."""
+    edge = np.concatenate([mask[0], mask[-1], mask[1:-1, 0], mask[1:-1, -1]])
+    return float(edge.mean())
+
+
+def is_plausible_object(mask: BoolArray) -> bool:
+    """Whether a mask `[H, W]` covers 2 to 90 % of the image and at most a quarter of its border."""
+    low, high = PLAUSIBLE_AREA
+    return low <= float(mask.mean()) <= high and border_fraction(mask) <= MAX_BORDER_FRACTION
+
+
+def choose_rule(corner_masks: Sequence[BoolArray]) -> SettledRule:
+    """Decide how an unknown class gets its masks, from what corner prompts gave.
+
+    Corner prompts are kept when three quarters of the objects they leave are plausible and those
+    have much the same area in every image. Otherwise there is no object that stands before a
+    background, as in textures, and the whole frame is the object.
+
+    Args:
+        corner_masks: object masks `[H, W]` bool of some images of the class, by corner prompts.
+    """
+    areas = np.array([mask.mean() for mask in corner_masks if is_plausible_object(mask)])
+    share = len(areas) / max(1, len(corner_masks))
+    if share < MIN_PLAUSIBLE_SHARE:
+        return SettledRule(
+            mask_rule="frame",
+            reason=f"corner prompts found a plausible object in {share:.0%} of the images only",
+        )
+    low, median, high = np.percentile(areas, (25, 50, 75))
+    spread = float((high - low) / median)
+    if spread > MAX_AREA_SPREAD:
+        return SettledRule(
+            mask_rule="frame",
+            reason=f"areas by corner prompts vary too much (quartiles {low:.0%} to {high:.0%})",
+        )
+    return SettledRule(
+        mask_rule="corners",
+        reason=f"corner prompts found objects of much the same area (median {median:.0%})",
+    )
+
+
+def most_central(masks: Sequence[BoolArray]) -> int | None:
+    """Index of the plausible mask `[H, W]` whose centroid is nearest to the image centre.
+
+    Centroids within 5 % of the image of the nearest one count as equally central, and the largest
+    of them wins: the whole object, not a part in its middle. None if no mask is plausible.
+    """
+    places = [(_off_centre(mask), float(mask.mean()), index)
+              for index, mask in enumerate(masks) if is_plausible_object(mask)]  # fmt: skip
+    if not places:
+        return None
+    nearest = min(distance for distance, _, _ in places)
+    central = [place for place in places if place[0] <= nearest + CENTRE_TIE_FRACTION]
+    return max(central, key=lambda place: (place[1], -place[2]))[2]
+
+
+def infer_area_range(area_fractions: Sequence[float]) -> AreaRange | None:
+    """Area range around the median of the areas seen in a first pass; None without any area."""
+    if not area_fractions:
+        return None
+    median = float(np.median(area_fractions))
+    return median / AREA_RANGE_FACTOR, min(1.0, median * AREA_RANGE_FACTOR)
+
+
+def select_by_area(
+    masks: Sequence[BoolArray], qualities: Sequence[float], area_range: AreaRange
+) -> int | None:
+    """Index of the mask whose area fits the class (paper A.3); None if there are no masks.
+
+    Among masks inside `area_range` the one with the highest predicted quality wins; if none is
+    inside, the one whose area is nearest by ratio.
+    """
+    if not masks:
+        return None
+    low, high = area_range
+    areas = [max(float(mask.mean()), 1e-6) for mask in masks]
+    inside = [index for index, area in enumerate(areas) if low <= area <= high]
+    if inside:
+        return max(inside, key=lambda index: (qualities[index], -index))
+    return min(range(len(masks)), key=lambda i: max(low / areas[i], areas[i] / high))
+
+
+def tidy(object_mask: BoolArray) -> BoolArray:
+    """Drop specks and fill pin-holes below 0.1 % of the image in a mask `[H, W]` bool.
+
+    Such fragments are decoder noise at the enlarged logits' zero line, and one stray part would be
+    taken for an object by the replay transform that moves single objects.
+    """
+    # Deviation: the paper names no clean-up; specks and pin-holes below 0.1 % of the image are
+    # removed.
+    smallest = SPECK_FRACTION * object_mask.size
+    return ~_without_small_parts(~_without_small_parts(object_mask, smallest), smallest)
+
+
+def _without_small_parts(mask: BoolArray, smallest: float) -> BoolArray:
+    labels, count = label_components(mask)
+    keep = np.bincount(labels.ravel(), minlength=count + 1) >= smallest
+    keep[0] = False
+    return keep[labels]
+
+
+def _off_centre(mask: BoolArray) -> float:
+    """Distance of the centroid from the image centre, as a fraction of the image side."""
+    rows, columns = np.nonzero(mask)
+    height, width = mask.shape
+    down = (rows.mean() + 0.5) / height - 0.5
+    right = (columns.mean() + 0.5) / width - 0.5
+    return float(np.hypot(down, right))

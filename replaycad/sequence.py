@@ -1,0 +1,132 @@
+"""The continual protocol as data: which stage, for which class, at which step.
+
+Strategies, each ending with one detector for all classes:
+
+* `finetune`: step t goes on from the detector of step t - 1 with the real images of class t alone.
+* `replay`: step t starts from scratch on the replays of classes < t and the real images of class t.
+* `joint`: the upper line, trained once on the real images of all classes; only the last row of its
+  matrix exists (those before would cost N - 1 trainings that no reported figure needs).
+
+Step 1 is the same training for all, so it is done once; with one class it is also the joint one.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from replaycad.errors import ConfigError
+
+STRATEGIES = ("finetune", "replay", "joint")
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """One stage invocation of the sequence.
+
+    Args:
+        stage: one of `recipes.STAGES`.
+        name: of the artifact that it makes.
+        seed: of this run of the sequence.
+        strategies: which strategies need it.
+        class_names: mask, compress, replay: the one class; train: whose real images; eval: whose
+            test images.
+        sources: names of the artifacts that it reads: masks (compress), conditions (replay),
+            replays (train) or the detector (eval).
+        init: detector that training goes on from; empty for a training from scratch.
+    """
+
+    stage: str
+    name: str
+    seed: int
+    strategies: tuple[str, ...]
+    class_names: tuple[str, ...]
+    sources: tuple[str, ...] = ()
+    init: str = ""
+
+
+def check_strategies(strategies: Sequence[str]) -> tuple[str, ...]:
+    """The strategies in the order typed, without repeats.
+
+    Raises:
+        ConfigError: if one is unknown.
+    """
+    for name in strategies:
+        if name not in STRATEGIES:
+            raise ConfigError(f"unknown strategy '{name}'", f"choose from: {', '.join(STRATEGIES)}")
+    return tuple(dict.fromkeys(strategies))
+
+
+def artifact_name(class_name: str, seed: int, seeds: Sequence[int]) -> str:
+    """Name of a class's artifact: the class, for single commands; later seeds stand apart."""
+    return class_name if seed == seeds[0] else f"{class_name}-seed{seed}"
+
+
+def detector_name(
+    run_name: str, strategy: str, step: int, seed: int, seeds: Sequence[int]
+) -> str:
+    """Name of the detector after `step` (from 1); step 1 belongs to all strategies."""
+    middle = "step" if step == 1 else strategy
+    name = f"{run_name}-{middle}-{step}"
+    return name if seed == seeds[0] else f"{name}-seed{seed}"
+
+
+def steps(
+    classes: Sequence[str], strategies: Sequence[str], seeds: Sequence[int], run_name: str
+) -> list[Step]:
+    """Every stage invocation of the sequence, each after all that it reads, none twice.
+
+    Args:
+        classes: in the order in which the detector meets them.
+        strategies: of `STRATEGIES`.
+        seeds: one whole sequence per seed; masks are shared.
+        run_name: first part of the detectors' names.
+    """
+    planned: list[Step] = []
+    for seed in seeds:
+        planned += _steps_of_seed(tuple(classes), tuple(strategies), seed, seeds, run_name)
+    return planned
+
+
+def _steps_of_seed(
+    classes: tuple[str, ...],
+    strategies: tuple[str, ...],
+    seed: int,
+    seeds: Sequence[int],
+    run_name: str,
+) -> list[Step]:
+    planned: list[Step] = []
+    total = len(classes)
+    for number, new in enumerate(classes, start=1):
+        seen, past = classes[:number], classes[: number - 1]
+        stored = artifact_name(new, seed, seeds)
+        if "replay" in strategies:
+            only = ("replay",)
+            if seed == seeds[0]:
+                planned.append(Step(stage="mask", name=new, seed=seed, strategies=only,
+                                    class_names=(new,)))  # fmt: skip
+            planned.append(Step(stage="compress", name=stored, seed=seed, strategies=only,
+                                class_names=(new,), sources=(new,)))  # fmt: skip
+            for old in past[-1:]:  # those before it were drawn at earlier steps
+                drawn = artifact_name(old, seed, seeds)
+                planned.append(Step(stage="replay", name=drawn, seed=seed, strategies=only,
+                                    class_names=(old,), sources=(drawn,)))  # fmt: skip
+        for owners in _trainings(strategies, number, total):
+            own = owners[0]
+            name = detector_name(run_name, own, number, seed, seeds)
+            before = detector_name(run_name, own, number - 1, seed, seeds)
+            replayed = tuple(artifact_name(one, seed, seeds) for one in past)
+            planned.append(Step(
+                stage="train", name=name, seed=seed, strategies=owners,
+                class_names=seen if own == "joint" else (new,),
+                sources=replayed if own == "replay" else (),
+                init=before if own == "finetune" and number > 1 else "",
+            ))  # fmt: skip
+            planned.append(Step(stage="eval", name=name, seed=seed, strategies=owners,
+                                class_names=seen, sources=(name,)))  # fmt: skip
+    return planned
+
+
+def _trainings(strategies: tuple[str, ...], number: int, total: int) -> list[tuple[str, ...]]:
+    """Which trainings step `number` has, each with the strategies that share it."""
+    walking = tuple(name for name in strategies if name != "joint" or number == total)
+    if number == 1:
+        return [walking] if walking else []
+    return [(name,) for name in walking]

@@ -1,0 +1,153 @@
+"""Turns a class into conditions of a frozen diffusion model (paper section 3.2)."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from replaycad.artifacts.conditions import ConditionsArtifact
+from replaycad.artifacts.masks import MasksArtifact
+from replaycad.data.images import load_images
+from replaycad.data.samples import Sample
+from replaycad.diffusion.backbones import Diffusion, mask_images
+from replaycad.diffusion.conditioning import Conditions
+from replaycad.diffusion.search import (
+    SearchCheckpoint,
+    encode_posterior,
+    search,
+    start_conditions,
+)
+from replaycad.mask_ops import apply_to_images, apply_to_masks, augmentations
+from replaycad.progress import Report, silent
+from replaycad.recipes import CompressConfig
+
+MAX_LATENT_BYTES = 2 * 10**9  # above this many the latents of all augmentations are kept in 16 bits
+
+
+def compress_class(
+    samples: Sequence[Sample],
+    masks: MasksArtifact,
+    diffusion: Diffusion,
+    config: CompressConfig,
+    seed: int,
+    header: dict[str, Any],
+    report: Report = silent,
+    checkpoint: SearchCheckpoint | None = None,
+    save_every_seconds: float = 60.0,
+) -> ConditionsArtifact:
+    """Search the conditions of one class.
+
+    Args:
+        samples: training images, in the order of the masks.
+        masks: of these images, with the class's policy in the header.
+        diffusion: frozen.
+        config: of the stage.
+        seed: of every random draw.
+        header: common part of the artifact's header.
+        report: hears of encoding and search.
+        checkpoint: keeps the state of the search.
+        save_every_seconds: time between two savings of it.
+
+    Returns:
+        the conditions, with M of the masks at the backbone's image size.
+
+    Raises:
+        DatasetError: if an image cannot be read.
+        TrainingError: if the loss stops being finite.
+    """
+    policy = masks.header["policy"]
+    augmentation = policy["train_augmentation"]
+    images = load_images(samples, diffusion.image_size)
+    spatial = config.conditioning != "semantic"
+    resized = _resize_masks(masks.object_masks, diffusion.image_size)
+    operations = augmentations(augmentation)
+    dtype = _latent_dtype(diffusion, len(operations) * len(samples))
+    encoded = encode_posterior(diffusion, _augmented_images(images, operations, report), dtype)
+    encoded_masks = None
+    if spatial:
+        pictures = _augmented_masks(resized, operations, diffusion)
+        encoded_masks = encode_posterior(diffusion, pictures, dtype)
+    start = start_conditions(diffusion, encoded, config, seed, policy["init_word"])
+    found = search(
+        diffusion, start, encoded, encoded_masks, config, seed, report, checkpoint,
+        save_every_seconds,
+    )  # fmt: skip
+    chosen = _spread(len(resized), config.num_masks)
+    if len(chosen) < config.num_masks:
+        report.note(
+            f"{masks.class_name}: {len(chosen)} masks stored, for there are no more "
+            f"({config.num_masks} wanted)"
+        )
+    return _artifact(masks.class_name, found, resized[chosen], policy, config, header)
+
+
+def _artifact(
+    class_name: str,
+    found: Conditions,
+    object_masks: np.ndarray,
+    policy: dict[str, Any],
+    config: CompressConfig,
+    header: dict[str, Any],
+) -> ConditionsArtifact:
+    semantic, spatial = found.semantic_embedding, found.spatial_encoder
+    width = 0 if spatial is None else spatial.cross_attention_dim
+    return ConditionsArtifact(
+        class_name=class_name,
+        semantic_embedding=(
+            np.zeros((0, width), np.float32) if semantic is None else _array(semantic)
+        ),
+        spatial_weight=None if spatial is None else _array(spatial.weight),
+        spatial_bias=None if spatial is None else _array(spatial.bias),
+        object_masks=object_masks,
+        policy=policy,
+        header={**header, "placement": found.placement},
+        half=config.half,
+    )
+
+
+def _array(parameter: torch.Tensor) -> np.ndarray:
+    return parameter.detach().float().cpu().numpy()
+
+
+def _spread(available: int, wanted: int) -> np.ndarray:
+    """Indices of at most `wanted` items, evenly over `available`."""
+    count = min(available, wanted)
+    return np.unique(np.linspace(0, available - 1, count).round().astype(int))
+
+
+def _resize_masks(object_masks: np.ndarray, size: int) -> np.ndarray:
+    """Masks `[N, H, W]` bool at `size` px, an area of at least one half counting as object."""
+    if object_masks.shape[1:] == (size, size):
+        return object_masks
+    resized = [
+        np.asarray(
+            Image.fromarray(object_mask.astype(np.uint8) * 255).resize(
+                (size, size), Image.Resampling.BILINEAR
+            )
+        )
+        >= 128
+        for object_mask in object_masks
+    ]
+    return np.stack(resized)
+
+
+def _latent_dtype(diffusion: Diffusion, num_latents: int) -> torch.dtype:
+    values = num_latents * int(np.prod(diffusion.latent_shape)) * 2 * 2  # mean, std; images, masks
+    return torch.float32 if 4 * values <= MAX_LATENT_BYTES else torch.float16
+
+
+def _augmented_images(
+    images: np.ndarray, operations: Sequence[Any], report: Report
+) -> Iterator[torch.Tensor]:
+    for number, operation in enumerate(operations, start=1):
+        yield torch.from_numpy(apply_to_images(operation, images))
+        report.step("encode", number, len(operations))
+
+
+def _augmented_masks(
+    object_masks: np.ndarray, operations: Sequence[Any], diffusion: Diffusion
+) -> Iterator[torch.Tensor]:
+    for operation in operations:
+        yield mask_images(apply_to_masks(operation, object_masks), diffusion.image_size)

@@ -1,0 +1,84 @@
+"""Finds the object in every training image of a class (paper A.3)."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from replaycad.artifacts.masks import MasksArtifact
+from replaycad.data.classes import ClassPolicy, auto_policy, infer_policy, policy_for
+from replaycad.data.images import load_image, load_images
+from replaycad.data.samples import Sample
+from replaycad.progress import Report, silent
+from replaycad.recipes import MaskConfig
+
+if TYPE_CHECKING:  # the network is not needed to say that the whole frame is the object
+    from replaycad.segmentation.sam import Segmenter
+
+SETTLE_IMAGES = 12  # how many images decide what a class's policy leaves open
+BORDER_SIZE = 64  # pixels
+
+
+def make_masks(
+    class_name: str,
+    samples: Sequence[Sample],
+    segmenter: "Segmenter | None",
+    config: MaskConfig,
+    header: dict[str, Any],
+    report: Report = silent,
+) -> MasksArtifact:
+    """Find the objects of one class.
+
+    Args:
+        class_name: of the class; its row in the table of policies is used, if it has one.
+        samples: training images.
+        segmenter: or None, for which the whole frame is the object.
+        config: of the stage.
+        header: common part of the artifact's header.
+        report: told about every image.
+
+    Returns:
+        one mask `[H, W]` per image, with the class's policy in the header.
+
+    Raises:
+        DatasetError: if an image cannot be read.
+    """
+    known = policy_for(class_name)
+    size = config.image_size
+    object_masks = np.ones((len(samples), size, size), dtype=np.bool_)
+    rule, reason = "frame", "no segmenter"
+    if segmenter is not None and config.rule != "frame":
+        wanted = known or auto_policy(class_name)
+        if config.rule != "policy":
+            wanted = replace(wanted, mask_rule=config.rule)
+        few = np.unique(np.linspace(0, len(samples) - 1, SETTLE_IMAGES).round().astype(int))
+        settled = segmenter.settle([load_image(samples[i].path, size) for i in few], wanted)
+        rule, reason = settled.mask_rule, settled.reason
+        for index, sample in enumerate(samples):
+            image = load_image(sample.path, size)
+            object_masks[index] = segmenter.object_mask(image, settled)
+            report.step(f"mask {class_name}", index + 1, len(samples))
+    policy = known or _guess(class_name, samples, object_masks, rule)
+    if known is None:
+        report.note(
+            f"{class_name} is not in the table of classes: masks by '{rule}' ({reason}), replay "
+            f"poses by '{policy.replay_augmentation}' ({policy.reason})"
+        )
+    return MasksArtifact(
+        class_name=class_name,
+        image_ids=[sample.image_id for sample in samples],
+        object_masks=object_masks,
+        area_fraction=object_masks.mean(axis=(1, 2)).astype(np.float32),
+        rule=rule,
+        header={**header, "policy": policy.as_dict()},
+    )
+
+
+def _guess(
+    class_name: str, samples: Sequence[Sample], object_masks: np.ndarray, rule: str
+) -> ClassPolicy:
+    """How a class moves, from its masks and from a few small images that show their borders."""
+    few = np.unique(np.linspace(0, len(samples) - 1, SETTLE_IMAGES).round().astype(int))
+    images = load_images([samples[index] for index in few], BORDER_SIZE)
+    return infer_policy(class_name, object_masks, images, rule)

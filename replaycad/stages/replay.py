@@ -1,0 +1,133 @@
+"""Draws images of a class from its conditions (paper section 3.3)."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from replaycad.artifacts.conditions import ConditionsArtifact
+from replaycad.artifacts.replay_writer import ReplaysWriter
+from replaycad.diffusion.backbones import Diffusion
+from replaycad.diffusion.conditioning import Conditions, SpatialEncoder
+from replaycad.diffusion.sampling import sample
+from replaycad.errors import ArtifactError
+from replaycad.mask_ops import replay_mask
+from replaycad.progress import Report, silent
+from replaycad.recipes import ReplayConfig
+from replaycad.runtime import stream_seed
+
+
+def image_seeds(class_name: str, seed: int, num_images: int) -> np.ndarray:
+    """Seeds `[N]` int64 of the images: each alone fixes its image, whatever N is."""
+    return np.array(
+        [stream_seed(seed, "replay", class_name, index) for index in range(num_images)], np.int64
+    )
+
+
+def pose_mask(conditions: ConditionsArtifact, image_seed: int) -> np.ndarray:
+    """Pick one stored mask uniformly and move it as the class's policy says: `[H, W]` bool."""
+    rng = np.random.default_rng(stream_seed(int(image_seed), "pose"))
+    picked = conditions.object_masks[rng.integers(len(conditions.object_masks))]
+    policy = conditions.policy
+    return replay_mask(
+        picked,
+        policy["replay_augmentation"],
+        rng,
+        rotate_degrees=policy["replay_rotate_degrees"],
+        shift_fraction=policy["replay_shift_fraction"],
+        rotate_180=policy.get("replay_rotate_180", False),
+    )
+
+
+def rebuild_conditions(artifact: ConditionsArtifact, diffusion: Diffusion) -> Conditions:
+    """The module that the search trained, from what was stored.
+
+    Raises:
+        ArtifactError: if the stored tensors do not fit the backbone.
+    """
+    width = diffusion.cross_attention_dim
+    embedding, spatial = artifact.semantic_embedding, None
+    if len(embedding) and embedding.shape[1] != width:
+        raise ArtifactError(
+            f"conditions of {artifact.class_name} are {embedding.shape[1]} wide, the backbone "
+            f"attends to {width}",
+            "use the backbone that they were made with",
+        )
+    if artifact.spatial_weight is not None:
+        out_features, in_features = artifact.spatial_weight.shape
+        spatial = SpatialEncoder(in_features, out_features, width)
+        with torch.no_grad():
+            spatial.weight.copy_(torch.from_numpy(artifact.spatial_weight))
+            spatial.bias.copy_(torch.from_numpy(artifact.spatial_bias))
+    semantic = torch.from_numpy(embedding) if len(embedding) else None
+    built = Conditions(semantic, spatial, artifact.header["placement"])
+    return built.to(diffusion.device, torch.float32).requires_grad_(False)
+
+
+def replay_class(
+    conditions: ConditionsArtifact,
+    diffusion: Diffusion,
+    config: ReplayConfig,
+    seed: int,
+    writer: ReplaysWriter,
+    report: Report = silent,
+) -> None:
+    """Draw the images that are not on disk yet.
+
+    Args:
+        conditions: of one class.
+        diffusion: the frozen model that they were made with.
+        config: of the stage.
+        seed: of the images' seeds.
+        writer: takes the images as they are drawn; may hold some from a killed run.
+        report: hears of the images done.
+
+    Raises:
+        ArtifactError: if conditions and backbone do not fit, or the disk is full.
+    """
+    built = rebuild_conditions(conditions, diffusion)
+    # A batch begun by a killed run is drawn again whole: on some machines the last bit of an image
+    # depends on how many are drawn beside it.
+    done = writer.rows_done
+    first = done - done % config.batch_size
+    seeds = image_seeds(conditions.class_name, seed, config.num_images)[first:]
+    poses = _Poses(conditions, seeds)
+    shifted = _Offset(report, first, config.num_images)
+    start = 0
+    for images in sample(diffusion, built, poses, seeds.tolist(), config, shifted):
+        rows = slice(max(start, done - first), start + len(images))
+        drawn = np.stack([poses[index] for index in range(rows.start, rows.stop)])
+        writer.append(images.numpy()[rows.start - start :], drawn, seeds[rows])
+        start = rows.stop
+
+
+class _Poses(Sequence[np.ndarray]):
+    """Posed masks `[H, W]` bool by image number, made when asked for."""
+
+    def __init__(self, conditions: ConditionsArtifact, seeds: np.ndarray) -> None:
+        self._conditions, self._seeds = conditions, seeds
+
+    def __len__(self) -> int:
+        return len(self._seeds)
+
+    def __getitem__(self, index: Any) -> Any:
+        if index >= len(self):
+            raise IndexError(index)
+        return pose_mask(self._conditions, self._seeds[index])
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        return (self[index] for index in range(len(self)))
+
+
+class _Offset:
+    """A report that counts the images of the killed run as well."""
+
+    def __init__(self, report: Report, first: int, total: int) -> None:
+        self._report, self._first, self._total = report, first, total
+
+    def step(self, what: str, done: int, total: int, **values: float) -> None:  # noqa: ARG002
+        self._report.step(what, self._first + done, self._total, **values)
+
+    def note(self, text: str) -> None:
+        self._report.note(text)

@@ -1,0 +1,244 @@
+"""Trains a detector on real images of the new classes and replays of the old ones."""
+
+import math
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from replaycad.anomaly import image_scores
+from replaycad.artifacts.detector import DetectorArtifact
+from replaycad.data.mixture import Mixture, batches
+from replaycad.detectors.build import Detector, build_detector
+from replaycad.detectors.encoders import Encoder
+from replaycad.detectors.optimization import learning_rate_at, make_optimizer, optimize_step
+from replaycad.detectors.presets import OptimizerSettings
+from replaycad.errors import ArtifactError, TrainingError
+from replaycad.progress import Report, silent
+from replaycad.recipes import TrainConfig
+from replaycad.runtime import generator, stream_seed
+
+FALSE_ALARM_RATE = 0.01  # of the thresholds, on normal training images
+THRESHOLD_IMAGES = 256  # at most, evenly over the training set
+_MOMENTS = ("exp_avg", "exp_avg_sq", "step")
+
+
+class TrainCheckpoint(Protocol):
+    """Where a training keeps its state between two runs."""
+
+    def load(self) -> tuple[int, dict[str, np.ndarray]] | None:
+        """Return steps done and tensors, or None where there is nothing usable."""
+
+    def save(self, step: int, tensors: dict[str, np.ndarray]) -> None:
+        """Replace what was kept."""
+
+
+def train_detector(
+    mixture: Mixture,
+    class_order: Sequence[str],
+    encoder: Encoder,
+    config: TrainConfig,
+    seed: int,
+    header: dict[str, Any],
+    report: Report = silent,
+    checkpoint: TrainCheckpoint | None = None,
+    init: DetectorArtifact | None = None,
+    save_every_seconds: float = 60.0,
+) -> DetectorArtifact:
+    """Train one detector.
+
+    Args:
+        mixture: normal images of all classes, real and replayed.
+        class_order: names of the classes that the detector then knows, in the order learned.
+        encoder: frozen.
+        config: of the stage.
+        seed: of the initial weights and of the order of the images.
+        header: common part of the artifact's header.
+        report: hears of every step and of the loss.
+        checkpoint: keeps weights and moments now and then and when the user interrupts.
+        init: detector to go on from, with a fresh optimiser; None to start from scratch.
+        save_every_seconds: time between two savings.
+
+    Returns:
+        the trained parameters, with thresholds at 1 % false alarms on training images.
+
+    Raises:
+        TrainingError: if the loss stops being finite; the last checkpoint stays.
+        ArtifactError: if `init` is another kind of detector.
+    """
+    device = next(encoder.buffers()).device
+    detector = build_detector(
+        config.detector, config.preset, encoder.channels, encoder.strides, config.image_size,
+        stream_seed(seed, "detector"),
+    )  # fmt: skip
+    if init is not None:
+        _check_same_kind(init, config, header)
+        detector.load_state_dict({k: torch.from_numpy(v) for k, v in init.state.items()})
+    detector.to(device)
+    if detector.trained_by == "fit":
+        _fit(detector, mixture, class_order, encoder, config, seed, report)
+    else:
+        loop = _Loop(detector, encoder, mixture, config, seed, report)
+        loop.run(checkpoint, save_every_seconds)
+    detector.eval()
+    return DetectorArtifact(
+        detector=config.detector,
+        preset=config.preset,
+        encoder=header["config"]["encoder"],
+        image_size=config.image_size,
+        class_order=list(class_order),
+        state={name: value.cpu().numpy() for name, value in detector.state_dict().items()},
+        thresholds=_thresholds(detector, encoder, mixture, config.batch_size),
+        header=header,
+        mean=tuple(encoder.mean),
+        std=tuple(encoder.std),
+    )
+
+
+def _check_same_kind(init: DetectorArtifact, config: TrainConfig, header: dict[str, Any]) -> None:
+    wanted = (config.detector, config.preset, config.image_size, header["weights"])
+    found = (init.detector, init.preset, init.image_size, init.header.get("weights"))
+    for what, here, there in zip(
+        ("detector", "preset", "image_size", "encoder weights"), wanted, found, strict=True
+    ):
+        if here != there:
+            raise ArtifactError(
+                f"detector '{config.init}' was trained with another {what}: {there}, not {here}",
+                "use the same settings, or train without --init",
+            )
+
+
+def _fit(
+    detector: Detector,
+    mixture: Mixture,
+    class_order: Sequence[str],
+    encoder: Encoder,
+    config: TrainConfig,
+    seed: int,
+    report: Report,
+) -> None:
+    """Give a detector without a loss the images of each class once."""
+    for number, index in enumerate(np.unique(mixture.class_index), start=1):
+        rows = np.flatnonzero(mixture.class_index == index)
+        chunks = np.array_split(rows, math.ceil(len(rows) / config.batch_size))
+        features = (encoder.encode_images(torch.from_numpy(mixture.images(c))) for c in chunks)
+        detector.fit(features, int(index), generator(seed, "fit", class_order[index]))
+        report.step("fit", number, len(np.unique(mixture.class_index)))
+
+
+class _Loop:
+    """Gradient steps; every draw belongs to its step, so a resumed run gives the same weights."""
+
+    def __init__(
+        self,
+        detector: Detector,
+        encoder: Encoder,
+        mixture: Mixture,
+        config: TrainConfig,
+        seed: int,
+        report: Report,
+    ) -> None:
+        self._detector, self._encoder, self._mixture = detector, encoder, mixture
+        self._config, self._seed, self._report = config, seed, report
+        self._per_epoch = max(1, len(mixture) // config.batch_size)
+        self._total = config.num_steps or config.epochs * self._per_epoch
+        self._settings = OptimizerSettings(
+            grad_clip=config.grad_clip or math.inf, lr_drop_at=config.lr_drop_at
+        )
+        self._optimizer = make_optimizer(
+            detector.parameters(), config.learning_rate, self._settings
+        )
+
+    def run(self, checkpoint: TrainCheckpoint | None, save_every_seconds: float) -> None:
+        """Take all steps that are not done yet."""
+        done = self._restore(checkpoint)
+        last_save, whole = time.monotonic(), True
+        self._detector.train()
+        try:
+            for indices in self._batches(done):
+                whole = False  # an interrupt inside the update leaves half a step
+                self._step(done, indices)
+                done, whole = done + 1, True
+                if checkpoint is not None and time.monotonic() - last_save >= save_every_seconds:
+                    checkpoint.save(done, self._state())
+                    last_save = time.monotonic()
+        except KeyboardInterrupt:
+            if checkpoint is not None and whole and done:
+                checkpoint.save(done, self._state())
+            raise
+
+    def _batches(self, done: int) -> Iterator[np.ndarray]:
+        """Rows of every batch from step `done` on; whole batches only, as batch norm likes them."""
+        step = done
+        while step < self._total:
+            epoch, skipped = divmod(step, self._per_epoch)
+            size = self._config.batch_size
+            order = list(batches(len(self._mixture), size, self._seed, epoch, drop_last=True))
+            for rows in order[skipped:][: self._total - step]:
+                yield rows
+                step += 1
+
+    def _step(self, done: int, rows: np.ndarray) -> None:
+        images = torch.from_numpy(self._mixture.images(rows))
+        rate = learning_rate_at(done, self._total, self._config.learning_rate, self._settings)
+        loss = optimize_step(
+            self._detector, self._optimizer, self._encoder.encode_images(images), rate,
+            settings=self._settings,
+        )  # fmt: skip
+        value = float(loss)
+        if not math.isfinite(value):
+            raise TrainingError(
+                f"the loss became {value} at step {done + 1} of {self._total}; the last "
+                "checkpoint is kept",
+                "use a lower learning_rate",
+            )
+        self._report.step("train", done + 1, self._total, loss=value)
+
+    def _state(self) -> dict[str, np.ndarray]:
+        state = {f"model.{k}": v.cpu().numpy() for k, v in self._detector.state_dict().items()}
+        for name, parameter in self._detector.named_parameters():
+            for moment, value in self._optimizer.state.get(parameter, {}).items():
+                state[f"adam.{moment}.{name}"] = value.cpu().numpy()
+        return state
+
+    def _restore(self, checkpoint: TrainCheckpoint | None) -> int:
+        kept = checkpoint.load() if checkpoint is not None else None
+        if kept is None:
+            return 0
+        done, tensors = kept
+        model = {
+            name.removeprefix("model."): torch.from_numpy(value)
+            for name, value in tensors.items()
+            if name.startswith("model.")
+        }
+        self._detector.load_state_dict(model)
+        for name, parameter in self._detector.named_parameters():
+            self._optimizer.state[parameter] = {
+                moment: torch.from_numpy(tensors[f"adam.{moment}.{name}"]).to(parameter.device)
+                for moment in _MOMENTS
+                if f"adam.{moment}.{name}" in tensors
+            }
+        self._report.note(f"going on from the checkpoint at step {done} of {self._total}")
+        return done
+
+
+@torch.no_grad()
+def _thresholds(
+    detector: Detector, encoder: Encoder, mixture: Mixture, batch_size: int
+) -> dict[str, float]:
+    """Image score and map value that 1 % of the normal training images and pixels exceed."""
+    count = min(len(mixture), THRESHOLD_IMAGES)
+    rows = np.unique(np.linspace(0, len(mixture) - 1, count).round().astype(int))
+    scores, pixels = [], []
+    for chunk in np.array_split(rows, math.ceil(len(rows) / batch_size)):
+        features = encoder.encode_images(torch.from_numpy(mixture.images(chunk)))
+        maps = detector.anomaly_maps(features)
+        scores.append(image_scores(maps).cpu().numpy())
+        pixels.append(maps[:, ::2, ::2].cpu().numpy().ravel())
+    rate = 1 - FALSE_ALARM_RATE
+    return {
+        "image": float(np.quantile(np.concatenate(scores), rate)),
+        "pixel": float(np.quantile(np.concatenate(pixels), rate)),
+    }

@@ -1,0 +1,177 @@
+"""What a command ends with: one table, or one JSON document, on stdout."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from replaycad.artifacts.format import canonical_json, read_header
+from replaycad.console import format_bytes, print_json, print_line, print_table
+from replaycad.pipeline import Outcome
+
+METRICS = ("image_auroc", "pixel_ap")
+FIGURES = ("image_auroc", "pixel_ap", "pixel_auroc", "aupro30", "f1_max")
+SHOWN_TENSORS = 20
+TITLES = {"image_auroc": "image AUROC", "pixel_ap": "pixel AP"}
+
+
+def show(outcomes: Sequence[Outcome], as_json: bool, dry_run: bool) -> None:
+    """Print what stage invocations came to.
+
+    Args:
+        outcomes: in the order done.
+        as_json: print a document instead of a table.
+        dry_run: say what would be done.
+    """
+    if as_json:
+        print_json({"outcomes": [_document(outcome, dry_run) for outcome in outcomes]})
+    elif dry_run:
+        rows = [[str(o.plan.path), o.plan.state, o.plan.reason] for o in outcomes]
+        print_table(("artifact", "state", "why"), rows)
+    else:
+        for outcome in outcomes:
+            if outcome.plan.stage == "eval":
+                _print_metrics(_metrics(outcome.plan.path))
+        rows = [_row(outcome) for outcome in outcomes]
+        print_table(("file", "state", "bytes", "images/s", "seconds", "peak memory"), rows)
+        print_line(f"next: {outcomes[-1].next_command}")
+
+
+def show_results(document: Mapping[str, Any], files: Sequence[Path], as_json: bool) -> None:
+    """Print the results of a sequence: strategies side by side, then each step x class matrix.
+
+    Args:
+        document: as `sequence.results_document` gives it.
+        files: that hold it.
+        as_json: print the document itself.
+    """
+    if as_json:
+        print_json(document)
+        return
+    classes, strategies = document["classes"], document["strategies"]
+    print_table(
+        ("strategy", *(f"{TITLES[m]} {f}" for m in METRICS for f in ("mean", "past", "fm", "gap")),
+         "bytes/class", "seconds"),
+        [_strategy_row(name, entry) for name, entry in strategies.items()],
+    )  # fmt: skip
+    for name, entry in strategies.items():
+        for metric in METRICS:
+            print_line("")
+            print_line(f"{name}: {TITLES[metric]} after each step")
+            print_table(
+                ("step", *classes),
+                [
+                    [f"{step} + {classes[step - 1]}", *map(_fraction, row)]
+                    for step, row in enumerate(entry[metric]["matrix"], start=1)
+                ],
+            )
+    print_line("")
+    for file in files:
+        print_line(f"written: {file}")
+
+
+def show_artifact(facts: Mapping[str, Any], checked: Mapping[str, str], as_json: bool) -> None:
+    """Print what an artifact is.
+
+    Args:
+        facts: as `artifacts.inspection.describe` gives them.
+        checked: file -> recomputed content id; empty if nothing was recomputed.
+        as_json: print one document instead of tables.
+    """
+    if as_json:
+        print_json({**facts, "verified": dict(checked)} if checked else dict(facts))
+        return
+    rows = [
+        [name, value if isinstance(value, str) else canonical_json(value)]
+        for name, value in facts.items()
+        if name not in ("tensors", "shards") and value not in ({}, [], None, "")
+    ]
+    width = max(len(name) for name, _ in rows)
+    for name, text in rows:
+        print_line(f"{name:<{width}}  {text}")
+    print_line("")
+    print_table(
+        ("tensor", "dtype", "shape", "bytes"),
+        [
+            [e["name"], e["dtype"], "x".join(map(str, e["shape"])), format_bytes(e["num_bytes"])]
+            for e in facts["tensors"][:SHOWN_TENSORS]
+        ],
+    )
+    if len(facts["tensors"]) > SHOWN_TENSORS:
+        print_line(f"and {len(facts['tensors']) - SHOWN_TENSORS} more tensors")
+    for path in checked:
+        print_line(f"verified: {path}")
+
+
+def _strategy_row(name: str, entry: Mapping[str, Any]) -> list[str]:
+    cells = [name]
+    for metric in METRICS:
+        figures = entry[metric]
+        spread = figures.get("std", {})
+        for figure in ("mean", "mean_past", "fm", "joint_gap"):
+            text = _fraction(figures[figure])
+            if spread.get(figure) is not None:
+                text += f" ±{100 * spread[figure]:.1f}"
+            cells.append(text)
+    sizes = list(entry["bytes_per_class"].values())
+    return [*cells, format_bytes(round(sum(sizes) / len(sizes))), f"{entry['seconds']:.0f}"]
+
+
+def _fraction(value: float | None) -> str:
+    """A fraction as a percentage with one decimal; a dash where there is none."""
+    return "-" if value is None else f"{100 * value:.1f}"
+
+
+def _row(outcome: Outcome) -> list[str]:
+    peak = outcome.peak_memory_bytes
+    return [
+        str(outcome.plan.path),
+        "made" if outcome.was_made else "up to date",
+        format_bytes(outcome.num_bytes),
+        _images_per_second(outcome),
+        f"{outcome.seconds:.1f}" if outcome.seconds else "-",
+        format_bytes(peak) if peak else "-",
+    ]
+
+
+def _images_per_second(outcome: Outcome) -> str:
+    if not outcome.was_made or not outcome.seconds:
+        return "-"
+    return f"{outcome.num_images / outcome.seconds:.1f}"
+
+
+def _document(outcome: Outcome, dry_run: bool) -> dict[str, Any]:
+    plan = outcome.plan
+    document: dict[str, Any] = {
+        "stage": plan.stage,
+        "name": plan.name,
+        "file": str(plan.path),
+        "state": plan.state,
+        "reason": plan.reason,
+        "key": plan.key,
+    }
+    if dry_run:
+        return document
+    document |= {
+        "was_made": outcome.was_made,
+        "num_bytes": outcome.num_bytes,
+        "num_images": outcome.num_images,
+        "seconds": outcome.seconds,
+        "peak_memory_bytes": outcome.peak_memory_bytes,
+        "next": outcome.next_command,
+    }
+    if plan.stage == "eval":
+        document["metrics"] = _metrics(plan.path)
+    return document
+
+
+def _metrics(path: Path) -> dict[str, Any]:
+    return read_header(path)["metrics"]
+
+
+def _print_metrics(metrics: Mapping[str, Any]) -> None:
+    rows = [
+        [name, *(_fraction(figures.get(figure)) for figure in FIGURES)]
+        for name, figures in (*metrics["classes"].items(), ("mean", metrics["mean"]))
+    ]
+    print_table(("class", *FIGURES), rows)
+    print_line("")

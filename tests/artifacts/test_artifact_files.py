@@ -1,0 +1,153 @@
+"""What is saved comes back; the sizes that the paper counts."""
+
+import json
+
+import numpy as np
+import pytest
+from artifact_examples import conditions, detector, masks, scores
+
+from replaycad.artifacts.conditions import ConditionsArtifact
+from replaycad.artifacts.detector import DetectorArtifact
+from replaycad.artifacts.format import read_header
+from replaycad.artifacts.masks import MasksArtifact
+from replaycad.artifacts.scores import ScoresArtifact
+from replaycad.errors import ArtifactError
+
+EXAMPLES = {
+    "masks": (masks, MasksArtifact),
+    "conditions": (conditions, ConditionsArtifact),
+    "detector": (detector, DetectorArtifact),
+    "scores": (scores, ScoresArtifact),
+}
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_saving_what_was_loaded_gives_the_same_bytes(tmp_path, name):
+    make, kind = EXAMPLES[name]
+
+    first = make().save(tmp_path / "a.safetensors")
+    second = kind.load(tmp_path / "a.safetensors").save(tmp_path / "b.safetensors")
+
+    assert first == second == read_header(tmp_path / "a.safetensors")["content_id"]
+    assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
+
+
+def test_masks_come_back(tmp_path):
+    masks().save(tmp_path / "a")
+
+    found = MasksArtifact.load(tmp_path / "a")
+
+    np.testing.assert_array_equal(found.object_masks, masks().object_masks)
+    np.testing.assert_array_equal(found.area_fraction, masks().area_fraction)
+    assert (found.class_name, found.image_ids, found.rule) == (
+        "bottle",
+        masks().image_ids,
+        "corners",
+    )
+    assert found.header["inputs"] == masks().header["inputs"]
+
+
+def test_conditions_come_back(tmp_path):
+    conditions().save(tmp_path / "a")
+
+    found = ConditionsArtifact.load(tmp_path / "a")
+
+    for name in ("semantic_embedding", "spatial_weight", "spatial_bias", "object_masks"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(conditions(), name))
+    assert found.policy == conditions().policy
+    assert not found.half
+
+
+def test_half_conditions_are_rounded_once_and_come_back_as_float32(tmp_path):
+    conditions().save(tmp_path / "a", half=True)
+
+    found = ConditionsArtifact.load(tmp_path / "a")
+
+    rounded = conditions().semantic_embedding.astype(np.float16).astype(np.float32)
+    np.testing.assert_array_equal(found.semantic_embedding, rounded)
+    assert found.half
+    assert found.num_bytes_without_masks == conditions().num_bytes_without_masks // 2
+
+
+def test_a_number_too_large_for_half_is_told(tmp_path):
+    large = np.full((1, 3), 70_000, np.float32)
+
+    with pytest.raises(ArtifactError, match="float16 ends at 65504"):
+        conditions(semantic_embedding=large).save(tmp_path / "a", half=True)
+
+
+def test_conditions_without_tokens_or_without_a_layer_come_back(tmp_path):
+    none = np.zeros((0, 3), np.float32)
+    conditions(semantic_embedding=none).save(tmp_path / "spatial")
+    conditions(spatial_weight=None, spatial_bias=None, object_masks=np.zeros((0, 4, 9), bool)).save(
+        tmp_path / "semantic"
+    )
+
+    spatial = ConditionsArtifact.load(tmp_path / "spatial")
+    semantic = ConditionsArtifact.load(tmp_path / "semantic")
+
+    assert spatial.semantic_embedding.shape == (0, 3)
+    assert (semantic.spatial_weight, semantic.spatial_bias) == (None, None)
+    assert semantic.object_masks.shape == (0, 4, 9)
+    assert semantic.num_bytes == semantic.num_bytes_without_masks == 2 * 3 * 4
+
+
+@pytest.mark.parametrize(
+    ("size_d", "size_o", "expected"), [(1280, 200, 205_600), (768, 192, 160_512)]
+)
+def test_the_bytes_of_a_class_are_those_of_the_paper(tmp_path, size_d, size_o, expected):
+    artifact = conditions(
+        semantic_embedding=np.ones((20, size_d), np.float32),
+        spatial_weight=np.ones((size_o, 128), np.float32),
+        spatial_bias=np.ones(size_o, np.float32),
+        object_masks=np.ones((10, 32, 36), bool),
+    )
+    artifact.save(tmp_path / "full")
+    artifact.save(tmp_path / "half", half=True)
+
+    full = ConditionsArtifact.load(tmp_path / "full")
+    half = ConditionsArtifact.load(tmp_path / "half")
+
+    assert artifact.num_bytes_without_masks == full.num_bytes_without_masks == expected
+    assert half.num_bytes_without_masks == expected // 2
+    assert full.num_bytes == expected + 10 * 32 * 5
+    assert half.num_bytes == expected // 2 + 10 * 32 * 5
+    assert 0 < (tmp_path / "full").stat().st_size - full.num_bytes < 3000
+
+
+def test_a_detector_comes_back(tmp_path):
+    detector().save(tmp_path / "a")
+
+    found = DetectorArtifact.load(tmp_path / "a")
+
+    assert found.state.keys() == detector().state.keys()
+    for name, values in detector().state.items():
+        np.testing.assert_array_equal(found.state[name], values)
+        assert found.state[name].shape == values.shape
+    assert found.penalty.keys() == detector().penalty.keys()
+    assert (found.class_order, found.thresholds) == (["bottle", "grid"], {"bottle": 0.5})
+    assert (found.mean, found.std) == (detector().mean, detector().std)
+
+
+def test_scores_come_back_with_their_metrics_beside(tmp_path):
+    digest = scores().save(tmp_path / "a.safetensors")
+
+    found = ScoresArtifact.load(tmp_path / "a.safetensors")
+    beside = json.loads((tmp_path / "a.json").read_text())
+
+    for name in ("image_scores", "image_labels", "class_index", "anomaly_maps"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(scores(), name))
+    assert found.metrics == {"bottle": {"image_auroc": 1.0, "pixel_ap": None}}
+    assert beside["metrics"] == found.metrics
+    assert beside["content_id"] == digest
+    assert beside["key"] == scores().header["key"]
+
+
+def test_no_clock_host_or_path_gets_into_a_file(tmp_path):
+    for folder in ("one", "two"):
+        masks().save(tmp_path / folder / "a.safetensors")
+
+    contents = [(tmp_path / folder / "a.safetensors").read_bytes() for folder in ("one", "two")]
+
+    assert contents[0] == contents[1]
+    assert str(tmp_path).encode() not in contents[0]

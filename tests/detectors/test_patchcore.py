@@ -1,0 +1,159 @@
+"""PatchCore: the closed form against the published chain, banks, and that it finds a scratch."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from replaycad.anomaly import image_scores
+from replaycad.detectors.build import build_detector
+from replaycad.detectors.patchcore import (
+    PatchCore,
+    embed,
+    greedy_coreset,
+    nearest_squared_distances,
+)
+from replaycad.detectors.presets import PatchCorePreset
+from replaycad.errors import ConfigError
+
+SMALL = PatchCorePreset(encoder="none", image_size=32, bank_fraction=0.5, projection_width=8)
+
+
+def stream(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def embedding_by_the_published_chain(middle, coarse, width):
+    """Unfold 3x3, pool each level to `width`, up-sample the coarse one, pool both to `width`."""
+    batch, size = len(middle), middle.shape[-1]
+    pooled = []
+    for level in (middle, coarse):
+        patches = F.unfold(level, 3, padding=1).transpose(1, 2)  # [B, HW, 9C], channel by channel
+        values = F.adaptive_avg_pool1d(patches, width).transpose(1, 2)
+        values = values.reshape(batch, width, level.shape[-2], level.shape[-1])
+        pooled.append(F.interpolate(values, size, mode="bilinear", align_corners=False))
+    stacked = torch.cat(pooled, dim=1).flatten(2).transpose(1, 2)  # [B, HW, 2 width]
+    return F.adaptive_avg_pool1d(stacked, width).transpose(1, 2).reshape(batch, width, size, size)
+
+
+def test_closed_form_embedding_equals_unfolding_and_adaptive_pooling():
+    middle = torch.randn(2, 6, 8, 8, generator=stream())
+    coarse = torch.randn(2, 12, 4, 4, generator=stream(1))
+
+    expected = embedding_by_the_published_chain(middle, coarse, 12)
+
+    torch.testing.assert_close(embed(middle, coarse), expected, atol=1e-6, rtol=1e-5)
+
+
+def test_embedding_accepts_other_channel_ratios():
+    assert embed(torch.randn(1, 4, 8, 8), torch.randn(1, 7, 4, 4)).shape == (1, 8, 8, 8)
+
+
+def test_coreset_takes_one_of_each_far_cluster_before_a_second_of_any():
+    centres = 100.0 * torch.eye(5)
+    cluster = torch.arange(50) % 5
+    vectors = centres[cluster] + torch.randn(50, 5, generator=stream())
+
+    picks = greedy_coreset(vectors, 5, stream(1), projection_width=128)
+
+    assert sorted(cluster[picks].tolist()) == [0, 1, 2, 3, 4]
+
+
+def test_coreset_is_drawn_by_its_stream_and_never_twice_the_same_vector():
+    vectors = torch.randn(60, 40, generator=stream())
+
+    first, again = (greedy_coreset(vectors, 20, stream(1), projection_width=8) for _ in range(2))
+
+    assert torch.equal(first, again)
+    assert len(first.unique()) == 20
+
+
+def test_coreset_of_everything_is_everything():
+    assert greedy_coreset(torch.zeros(3, 2), 9, stream(), 8).tolist() == [0, 1, 2]
+
+
+def test_nearest_distance_is_exact():
+    queries = torch.randn(37, 6, generator=stream())
+    bank = torch.randn(11, 6, generator=stream(1))
+
+    expected = torch.cdist(queries.double(), bank.double()).amin(dim=1).square().float()
+
+    torch.testing.assert_close(
+        nearest_squared_distances(queries, bank), expected, atol=1e-5, rtol=1e-5
+    )
+
+
+def small_patchcore():
+    return PatchCore((4, 6, 8), (4, 8, 16), 32, SMALL)
+
+
+def random_pyramid(seed, offset=0.0):
+    return [
+        torch.randn(2, c, 32 // stride, 32 // stride, generator=stream(seed)) + offset
+        for c, stride in zip((4, 6, 8), (4, 8, 16), strict=True)
+    ]
+
+
+def test_learning_a_second_class_leaves_the_maps_of_the_first_alone():
+    detector = small_patchcore()
+    detector.fit([random_pyramid(0)], 0, stream())
+    before = detector.anomaly_maps(random_pyramid(1))
+
+    detector.fit([random_pyramid(2, offset=50.0)], 1, stream())
+
+    assert torch.equal(detector.anomaly_maps(random_pyramid(1)), before)
+    assert detector.bank_class_index.unique().tolist() == [0, 1]
+
+
+def test_fitting_a_class_again_replaces_its_bank():
+    detector = small_patchcore()
+    for _ in range(2):
+        detector.fit([random_pyramid(0), random_pyramid(1)], 0, stream())
+
+    assert len(detector.bank) == 32  # half of 2 batches x 2 images x 16 patches
+
+
+def test_bank_limit_holds():
+    preset = PatchCorePreset(encoder="none", image_size=32, bank_fraction=1.0, bank_limit=5)
+    detector = PatchCore((4, 6, 8), (4, 8, 16), 32, preset)
+
+    detector.fit([random_pyramid(0)], 0, stream())
+
+    assert len(detector.bank) == 5
+
+
+def test_state_round_trip_restores_the_banks():
+    trained, fresh = small_patchcore(), small_patchcore()
+    trained.fit([random_pyramid(0)], 3, stream())
+
+    fresh.load_state_dict(trained.state_dict())
+
+    assert fresh.bank_class_index.tolist() == trained.bank_class_index.tolist()
+    assert torch.equal(
+        fresh.anomaly_maps(random_pyramid(1)), trained.anomaly_maps(random_pyramid(1))
+    )
+
+
+def test_misuse_is_refused():
+    with pytest.raises(ValueError, match="call fit first"):
+        small_patchcore().anomaly_maps(random_pyramid(0))
+    with pytest.raises(ValueError, match="no images"):
+        small_patchcore().fit([], 0, stream())
+    with pytest.raises(ConfigError, match="does not fit"):
+        PatchCore((4, 6), (4, 8), 32, SMALL)
+    with pytest.raises(ConfigError, match="does not fit"):
+        PatchCore((4, 6, 8), (4, 8, 16), 40, SMALL)
+
+
+def test_a_scratch_scores_higher_than_the_texture_and_the_map_points_at_it(tiny_encoder, stripes):
+    normal, scratched, scratch = stripes
+    detector = build_detector("patchcore", "mini", tiny_encoder.channels, tiny_encoder.strides, 64)
+    detector.fit([tiny_encoder.encode_images(normal[1:])], 0, stream())
+
+    pair = torch.cat([normal[:1], scratched])
+    maps = detector.anomaly_maps(tiny_encoder.encode_images(pair))
+
+    scores = image_scores(maps)
+    row, column = divmod(maps[1].argmax().item(), 64)
+    assert maps.shape == (2, 64, 64)
+    assert scores[1] > 2 * scores[0]
+    assert scratch[max(0, row - 6) : row + 7, max(0, column - 6) : column + 7].any()

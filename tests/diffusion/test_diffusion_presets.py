@@ -1,0 +1,157 @@
+"""Where the files of a backbone lie, and what is said when they do not."""
+
+import json
+import subprocess
+import sys
+
+import huggingface_hub
+import pytest
+
+from replaycad.diffusion.conditioning import num_spatial_tokens
+from replaycad.diffusion.presets import (
+    BACKBONES,
+    backbone_files,
+    locate_backbone,
+    scheduler_config,
+)
+from replaycad.errors import WeightsError
+from tests.tiny import make_tiny_backbone
+
+
+@pytest.fixture
+def empty_cache(tmp_path, monkeypatch):
+    """A Hugging Face cache without a model in it."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    return tmp_path / "hub"
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_default_sizes_give_whole_tokens(name):
+    preset = BACKBONES[name]
+
+    assert preset.name == name
+    assert preset.image_size == 8 * preset.latent_shape[1]
+    assert num_spatial_tokens(
+        preset.latent_shape, preset.in_features, preset.out_features, preset.cross_attention_dim
+    )
+
+
+def test_presets_do_not_import_torch():
+    code = "import sys, replaycad.diffusion.presets; sys.exit('torch' in sys.modules)"
+
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_folder_is_its_own_place(tmp_path):
+    folder = make_tiny_backbone(tmp_path / "mine")
+
+    assert locate_backbone(folder) == locate_backbone(str(folder)) == folder
+
+
+@pytest.mark.parametrize("text", ["clip", "ldmbert"])
+def test_files_of_every_network_are_listed_for_digests(tmp_path, text):
+    folder = make_tiny_backbone(tmp_path / "mine", text)
+
+    files = backbone_files(folder)
+
+    assert list(files) == ["vae", "unet", "text_encoder", "tokenizer", "scheduler"]
+    assert all(path.is_file() for paths in files.values() for path in paths)
+    assert [path.name for path in files["unet"]] == [
+        "config.json",
+        "diffusion_pytorch_model.safetensors",
+    ]
+    assert files["vae"][0].parent.name == ("vae" if text == "clip" else "vqvae")
+    assert files["text_encoder"][0].parent.name == ("text_encoder" if text == "clip" else "bert")
+    assert "tokenizer_config.json" in [path.name for path in files["tokenizer"]]
+
+
+def test_weights_without_ema_are_the_ones_listed(tmp_path):
+    folder = make_tiny_backbone(tmp_path / "mine")
+    raw = folder / "unet" / "diffusion_pytorch_model.non_ema.safetensors"
+    raw.write_bytes((folder / "unet" / "diffusion_pytorch_model.safetensors").read_bytes())
+
+    assert backbone_files(folder)["unet"][1] == raw
+
+
+@pytest.mark.usefixtures("empty_cache")
+@pytest.mark.parametrize("name", ["sd15", "ldm256"])
+def test_missing_downloads_come_with_the_exact_command(name):
+    with pytest.raises(WeightsError, match=f"'{name}'.*not in the Hugging Face cache") as caught:
+        locate_backbone(name)
+
+    assert f"hf download {BACKBONES[name].hub_id} --include" in caught.value.hint
+    assert "--backbone" in caught.value.hint
+
+
+@pytest.mark.usefixtures("empty_cache")
+def test_a_hub_id_is_looked_up_in_the_cache_alone():
+    with pytest.raises(WeightsError, match="somebody/something") as caught:
+        locate_backbone("somebody/something")
+
+    assert "hf download somebody/something " in caught.value.hint
+
+
+def test_a_cached_snapshot_is_found(empty_cache):
+    commit = "0123456789abcdef" * 2 + "01234567"
+    model = empty_cache / "models--stable-diffusion-v1-5--stable-diffusion-v1-5"
+    make_tiny_backbone(model / "snapshots" / commit)
+    (model / "refs").mkdir()
+    (model / "refs" / "main").write_text(commit)
+
+    assert locate_backbone("sd15") == model / "snapshots" / commit
+
+
+@pytest.mark.usefixtures("empty_cache")
+@pytest.mark.parametrize("name", ["sd16", "a/b/c", "./nowhere", "/no/where", "a b/c"])
+def test_names_that_mean_nothing_are_refused(name):
+    with pytest.raises(WeightsError) as caught:
+        locate_backbone(name)
+
+    assert name in caught.value.message
+
+
+@pytest.mark.parametrize("network", ["vae", "unet", "text_encoder", "tokenizer", "scheduler"])
+def test_a_folder_without_a_network_is_refused(tmp_path, network):
+    folder = make_tiny_backbone(tmp_path / "mine")
+    (folder / network).rename(folder / "elsewhere")
+
+    with pytest.raises(WeightsError, match=f"no folder {network} in"):
+        locate_backbone(folder)
+
+
+@pytest.mark.parametrize("name", ["config.json", "diffusion_pytorch_model.safetensors"])
+def test_a_missing_file_is_named(tmp_path, name):
+    folder = make_tiny_backbone(tmp_path / "mine")
+    (folder / "unet" / name).unlink()
+
+    with pytest.raises(WeightsError, match=f"lacks .*unet/{name}"):
+        locate_backbone(folder)
+
+
+def test_pickled_weights_are_refused_with_the_way_out(tmp_path):
+    folder = make_tiny_backbone(tmp_path / "mine")
+    weights = folder / "vae" / "diffusion_pytorch_model.safetensors"
+    weights.rename(weights.with_suffix(".bin"))
+
+    with pytest.raises(WeightsError, match="safetensors only") as caught:
+        locate_backbone(folder)
+
+    assert "weights_only=True" in caught.value.hint
+    assert "'diffusion_pytorch_model.safetensors'" in caught.value.hint
+
+
+def test_the_scheduler_is_read_as_written(tmp_path):
+    folder = make_tiny_backbone(tmp_path / "mine")
+
+    assert scheduler_config(folder)["beta_schedule"] == "scaled_linear"
+
+
+@pytest.mark.parametrize("text", [None, "{", json.dumps([1])])
+def test_an_unreadable_scheduler_is_refused(tmp_path, text):
+    path = tmp_path / "scheduler" / "scheduler_config.json"
+    path.parent.mkdir()
+    if text is not None:
+        path.write_text(text)
+
+    with pytest.raises(WeightsError, match=r"scheduler_config\.json"):
+        scheduler_config(tmp_path)

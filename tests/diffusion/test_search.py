@@ -1,0 +1,364 @@
+"""The search: what it trains, that it is repeatable, that it can be interrupted."""
+
+import copy
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from replaycad.diffusion.conditioning import Conditions, SpatialEncoder
+from replaycad.diffusion.prompts import word_embedding
+from replaycad.diffusion.search import (
+    CHECK_EVERY,
+    Posterior,
+    draw_timesteps,
+    encode_posterior,
+    search,
+    start_conditions,
+)
+from replaycad.diffusion.set_encoder import SetEncoder
+from replaycad.errors import ConfigError, TrainingError
+from replaycad.progress import SilentReport
+from replaycad.recipes import CompressConfig
+from tests.tiny import IN_FEATURES, LATENT_SHAPE, OUT_FEATURES, WIDTH
+
+CONFIG = CompressConfig(
+    num_tokens=3, in_features=IN_FEATURES, out_features=OUT_FEATURES, init="word",
+    init_word="screw", num_steps=6, batch_size=2, learning_rate=1e-3,
+    embedding_learning_rate=1e-2,
+)  # fmt: skip
+
+
+class MemoryCheckpoint:
+    """Keeps every state that was saved."""
+
+    def __init__(self, kept=None):
+        self.kept = kept
+        self.history = {}
+
+    def load(self):
+        return self.kept
+
+    def save(self, step, tensors):
+        self.kept = (step, tensors)
+        self.history[step] = tensors
+
+
+class InterruptAt(SilentReport):
+    """A user who presses Ctrl-C after some steps."""
+
+    def __init__(self, step):
+        self._step = step
+
+    def step(self, what, done, total, **values):  # noqa: ARG002
+        if done == self._step:
+            raise KeyboardInterrupt
+
+
+class Listener(SilentReport):
+    """Remembers the losses."""
+
+    def __init__(self):
+        self.losses = {}
+
+    def step(self, what, done, total, **values):  # noqa: ARG002
+        if "loss" in values:
+            self.losses[done] = values["loss"]
+
+
+def posterior(seed, shape=(2, 5, *LATENT_SHAPE)):
+    """Two augmentations of five pictures."""
+    mean = torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+    return Posterior(mean, torch.full(shape, 0.1))
+
+
+def run(diffusion, seed=0, config=CONFIG, images=None, **options):
+    """A search from the word start; returns the parameters by name."""
+    images = images or posterior(1)
+    conditions = start_conditions(diffusion, images, config, seed)
+    search(diffusion, conditions, images, posterior(2), config, seed, **options)
+    return {name: p.detach().clone() for name, p in conditions.named_parameters()}
+
+
+def same(one, two):
+    """Bit equality of all parameters."""
+    return one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+
+
+@pytest.mark.parametrize("placement", ["prompt", "context"])
+@pytest.mark.parametrize("kind", ["diffusion", "ldm"])
+def test_only_the_two_trainable_parts_change(request, kind, placement):
+    diffusion = request.getfixturevalue(kind)
+    config = dataclasses.replace(CONFIG, semantic_placement=placement)
+    start = start_conditions(diffusion, posterior(1), config, 0)
+    frozen = [diffusion.unet, diffusion.text_encoder, diffusion.vae]
+    before = [p.clone() for network in frozen for p in network.parameters()]
+
+    found = run(diffusion, config=config)
+
+    after = [p for network in frozen for p in network.parameters()]
+    assert set(found) == {"semantic_embedding", "spatial_encoder.weight", "spatial_encoder.bias"}
+    assert not any(torch.equal(found[name], p) for name, p in start.named_parameters())
+    assert all(torch.equal(one, two) for one, two in zip(before, after, strict=True))
+    assert all(p.grad is None and not p.requires_grad for p in after)
+
+
+def test_half_precision_networks_train_full_precision_conditions(diffusion):
+    half = dataclasses.replace(
+        diffusion,
+        unet=copy.deepcopy(diffusion.unet).bfloat16(),
+        text_encoder=copy.deepcopy(diffusion.text_encoder).bfloat16(),
+    )
+    config = dataclasses.replace(CONFIG, semantic_placement="prompt", num_steps=2)
+
+    found = run(half, config=config)
+
+    assert {p.dtype for p in found.values()} == {torch.float32}
+    assert all(torch.isfinite(p).all() for p in found.values())
+
+
+def test_first_step_moves_each_part_by_its_own_rate_and_decays_it(diffusion):
+    config = dataclasses.replace(CONFIG, num_steps=1, weight_decay=0.5, semantic_placement="prompt")
+    start = dict(start_conditions(diffusion, posterior(1), config, 0).named_parameters())
+
+    found = run(diffusion, config=config)
+
+    for name, rate in {"semantic_embedding": 1e-2, "spatial_encoder.weight": 1e-3}.items():
+        moved = found[name] - start[name].detach() * (1 - rate * 0.5)  # Adam's first step: rate
+        assert moved.abs().median().item() == pytest.approx(rate, rel=0.05)
+
+
+def test_same_seed_same_bits_and_another_seed_others(diffusion):
+    first = run(diffusion)
+
+    assert same(first, run(diffusion))
+    assert not same(first, run(diffusion, seed=1))
+
+
+def test_a_resumed_search_gives_the_bits_of_an_undisturbed_one(diffusion):
+    checkpoint = MemoryCheckpoint()
+    undisturbed = run(diffusion, checkpoint=checkpoint, save_every_seconds=0)
+
+    kept = MemoryCheckpoint((3, checkpoint.history[3]))
+
+    assert list(checkpoint.history) == [1, 2, 3, 4, 5, 6]
+    assert same(run(diffusion, checkpoint=kept), undisturbed)
+
+
+def test_an_interrupt_keeps_the_state_and_is_raised_again(diffusion):
+    undisturbed = run(diffusion)
+    checkpoint = MemoryCheckpoint()
+
+    with pytest.raises(KeyboardInterrupt):
+        run(diffusion, report=InterruptAt(4), checkpoint=checkpoint)
+
+    assert list(checkpoint.history) == [4]
+    assert same(run(diffusion, checkpoint=checkpoint), undisturbed)
+
+
+def test_a_finished_search_resumes_to_itself(diffusion):
+    checkpoint = MemoryCheckpoint()
+    finished = run(diffusion, checkpoint=checkpoint, save_every_seconds=0)
+
+    assert same(run(diffusion, checkpoint=checkpoint), finished)
+
+
+def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_state(diffusion):
+    images = posterior(1)
+    images.mean[:, 4] = float("nan")  # drawn sooner or later
+    checkpoint = MemoryCheckpoint()
+    config = dataclasses.replace(CONFIG, num_steps=200)
+
+    with pytest.raises(TrainingError, match="stopped being finite") as caught:
+        run(diffusion, config=config, images=images, checkpoint=checkpoint, save_every_seconds=0)
+
+    assert "lower learning_rate" in caught.value.hint
+    for tensors in checkpoint.history.values():
+        assert all(np.isfinite(tensor).all() for tensor in tensors.values())
+
+
+def test_a_loss_that_is_not_finite_stops_without_checkpoint_too(diffusion):
+    images = posterior(1)
+    images.mean[:] = float("inf")
+
+    with pytest.raises(TrainingError, match=f"between steps 0 and {CHECK_EVERY}"):
+        run(diffusion, config=dataclasses.replace(CONFIG, num_steps=200), images=images)
+
+
+def test_training_lowers_the_loss_of_the_same_draws(diffusion):
+    losses = []
+    for rate in (0.0, 1e-2):
+        listener = Listener()
+        config = dataclasses.replace(
+            CONFIG, num_steps=2 * CHECK_EVERY, semantic_placement="prompt",
+            learning_rate=rate, embedding_learning_rate=10 * rate,
+        )  # fmt: skip
+        run(diffusion, config=config, report=listener)
+        losses.append(listener.losses)
+
+    untrained, trained = losses
+    assert list(trained) == [CHECK_EVERY, 2 * CHECK_EVERY]
+    assert trained[2 * CHECK_EVERY] < untrained[2 * CHECK_EVERY]
+
+
+def test_timestep_laws_have_their_means():
+    rng = torch.Generator().manual_seed(0)
+
+    uniform = draw_timesteps("uniform", 100_000, 1000, rng)
+    cubic = draw_timesteps("cubic", 100_000, 1000, rng)
+
+    assert uniform.float().mean().item() == pytest.approx(500, abs=5)
+    assert cubic.float().mean().item() == pytest.approx(800, abs=5)
+    assert cubic.float().quantile(0.5).item() == pytest.approx(1000 * 0.5**0.25, abs=5)
+    for timesteps in (uniform, cubic):
+        assert timesteps.min() >= 0
+        assert timesteps.max() == 999
+
+
+def test_latents_are_drawn_anew_from_the_posterior():
+    kept = Posterior(torch.zeros(2, 3, 1, 1, 1), torch.ones(2, 3, 1, 1, 1))
+    kept.mean[1, 2] = 5.0
+    noise = torch.tensor([0.5, -1.0]).view(2, 1, 1, 1)
+
+    latents = kept.sample(torch.tensor([1, 0]), torch.tensor([2, 2]), noise)
+
+    assert latents.flatten().tolist() == [5.5, -1.0]
+
+
+def test_posteriors_are_encoded_for_every_augmentation_in_half_precision(diffusion):
+    images = torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8)
+
+    kept = encode_posterior(diffusion, [images, images.flip(-1)], torch.float16)
+
+    assert kept.mean.shape == kept.std.shape == (2, 3, *LATENT_SHAPE)
+    assert kept.mean.dtype == torch.float16
+    torch.testing.assert_close(kept.mean[0], diffusion.encode_images(images)[0].half())
+    assert not torch.equal(kept.mean[0], kept.mean[1])
+
+
+def test_masks_are_needed_and_must_match_the_images(diffusion):
+    conditions = start_conditions(diffusion, posterior(1), CONFIG, 0)
+
+    with pytest.raises(ConfigError, match="needs object masks"):
+        search(diffusion, conditions, posterior(1), None, CONFIG, 0)
+    masks = posterior(2, (1, 5, *LATENT_SHAPE))
+    with pytest.raises(ConfigError, match=r"\[1, 5, 4, 16, 16\]"):
+        search(diffusion, conditions, posterior(1), masks, CONFIG, 0)
+
+
+def test_semantic_conditioning_alone_searches_without_masks(diffusion):
+    config = dataclasses.replace(CONFIG, conditioning="semantic")
+    conditions = start_conditions(diffusion, posterior(1), config, 0)
+
+    search(diffusion, conditions, posterior(1), None, config, 0)
+
+    assert [name for name, _ in conditions.named_parameters()] == ["semantic_embedding"]
+
+
+def test_spatial_conditioning_alone_has_no_vectors(diffusion):
+    config = dataclasses.replace(CONFIG, conditioning="spatial")
+
+    found = run(diffusion, config=config)
+
+    assert set(found) == {"spatial_encoder.weight", "spatial_encoder.bias"}
+
+
+def test_the_word_start_prefers_the_configs_word_to_the_policys(diffusion):
+    tokenizer, text_encoder = diffusion.tokenizer, diffusion.text_encoder
+    silent_config = dataclasses.replace(CONFIG, init_word="")
+
+    def start(config, **options):
+        return start_conditions(diffusion, posterior(1), config, 0, **options).semantic_embedding
+
+    def expected(text):
+        return word_embedding(tokenizer, text_encoder, text, 3, "context")
+
+    assert torch.equal(start(CONFIG, init_word="nice"), expected("screw"))
+    assert torch.equal(start(silent_config, init_word="nice"), expected("nice"))
+    assert torch.equal(start(silent_config), expected("object"))
+
+
+def test_the_random_spatial_start_has_the_law_of_a_linear_layer(diffusion):
+    encoder = start_conditions(diffusion, posterior(1), CONFIG, 0).spatial_encoder
+
+    bound = IN_FEATURES**-0.5
+    assert bound * 0.9 < encoder.weight.abs().max() <= bound
+    assert encoder.weight.requires_grad
+
+
+def with_starts(diffusion):
+    """The tiny backbone with the two networks that the bundled one has."""
+    torch.manual_seed(0)
+    set_encoder = SetEncoder(4, 16, WIDTH, num_tokens=5, width=12, depth=1)
+    spatial_init = SpatialEncoder(IN_FEATURES, OUT_FEATURES, WIDTH)
+    return dataclasses.replace(
+        diffusion,
+        set_encoder=set_encoder.eval().requires_grad_(False),
+        spatial_init=spatial_init.requires_grad_(False),
+    )
+
+
+SET_CONFIG = dataclasses.replace(
+    CONFIG, init="set_encoder", num_tokens=0, in_features=0, out_features=0
+)
+
+
+def test_the_set_encoder_start_reads_the_images(diffusion):
+    diffusion = with_starts(diffusion)
+
+    one = start_conditions(diffusion, posterior(1), SET_CONFIG, 0)
+    again = start_conditions(diffusion, posterior(1), SET_CONFIG, 0)
+    other = start_conditions(diffusion, posterior(7), SET_CONFIG, 0)
+
+    assert one.semantic_embedding.shape == (5, WIDTH)
+    assert torch.equal(one.semantic_embedding, again.semantic_embedding)
+    assert not torch.equal(one.semantic_embedding, other.semantic_embedding)
+
+
+def test_the_pretrained_spatial_layer_is_copied_not_trained_in_place(diffusion):
+    diffusion = with_starts(diffusion)
+    before = diffusion.spatial_init.weight.clone()
+
+    found = run(diffusion, config=SET_CONFIG)
+
+    assert torch.equal(diffusion.spatial_init.weight, before)
+    assert not torch.equal(found["spatial_encoder.weight"], before)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_tokens": 7}, "num_tokens is 7, but the set encoder gives 5"),
+        ({"semantic_placement": "prompt"}, "context placement"),
+    ],
+)
+def test_settings_that_contradict_the_set_encoder_are_refused(diffusion, changes, message):
+    config = dataclasses.replace(SET_CONFIG, **changes)
+
+    with pytest.raises(ConfigError, match=message):
+        start_conditions(with_starts(diffusion), posterior(1), config, 0)
+
+
+def test_a_backbone_without_set_encoder_or_sizes_says_so(diffusion):
+    with pytest.raises(ConfigError, match="no set encoder"):
+        start_conditions(diffusion, posterior(1), SET_CONFIG, 0)
+    config = dataclasses.replace(CONFIG, in_features=0)
+    with pytest.raises(ConfigError, match="no default sizes"):
+        start_conditions(diffusion, posterior(1), config, 0)
+
+
+def test_sizes_that_make_no_whole_tokens_are_refused_before_the_search(diffusion):
+    with pytest.raises(ConfigError, match="not a whole number"):
+        start_conditions(diffusion, posterior(1), dataclasses.replace(CONFIG, out_features=7), 0)
+
+
+def test_conditions_survive_a_state_dict_round_trip(diffusion):
+    conditions = start_conditions(diffusion, posterior(1), CONFIG, 0)
+    other = Conditions(
+        torch.zeros(3, WIDTH), SpatialEncoder(IN_FEATURES, OUT_FEATURES, WIDTH), "context"
+    )
+
+    other.load_state_dict(conditions.state_dict())
+
+    assert same(dict(conditions.named_parameters()), dict(other.named_parameters()))

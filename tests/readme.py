@@ -1,0 +1,91 @@
+"""The parts of the README that are read off the program."""
+
+import ast
+import re
+from pathlib import Path
+
+import typer
+
+from replaycad.artifacts.inspection import artifact_table
+from replaycad.cli import app
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = ROOT / "replaycad"
+STAGES = ("mask", "compress", "replay", "train", "eval", "run")
+
+
+def artifacts() -> str:
+    """Table of every artifact format."""
+    return artifact_table().strip()
+
+
+def commands() -> str:
+    """Every command with its options; those that all stages share stand once."""
+    commands = typer.main.get_command(app).commands
+    shared = [
+        option
+        for option in commands["mask"].params
+        if all(option.name in names for names in _option_names(commands, STAGES))
+    ]
+    blocks = ["Every stage and `run` take:\n", _options(shared)]
+    for name, command in commands.items():
+        text, _, example = command.help.partition("Example:")
+        own = [option for option in command.params if option.name not in {o.name for o in shared}]
+        summary = " ".join(text.split())
+        blocks.append(f"\n**`replaycad {name}`**: {summary} Example: `{example.strip()}`\n")
+        blocks.append(_options(own))
+    return "\n".join(block for block in blocks if block)
+
+
+def _option_names(commands: dict, names: tuple[str, ...]) -> list[set[str]]:
+    return [{option.name for option in commands[name].params} for name in names]
+
+
+def _options(options: list) -> str:
+    rows = []
+    for option in options:
+        spelled = ", ".join(f"`{spelling}`" for spelling in reversed(option.opts))
+        value = option.default if option.default not in (None, "", [], False) else ""
+        default = f" Default: `{value if not isinstance(value, list) else ','.join(value)}`."
+        rows.append(f"| {spelled} | {getattr(option, 'help', '')}{default if value else ''} |")
+    return "\n".join(["| option | meaning |", "| --- | --- |", *rows]) if rows else ""
+
+
+def deviations() -> str:
+    """Every remark that begins with the word, and where it stands."""
+    found = []
+    for path in sorted(PACKAGE.rglob("*.py")):
+        lines = path.read_text().splitlines()
+        for number, line in enumerate(lines):
+            if "Deviation:" in line:
+                found.append(f"* {_remark(lines, number)} (`{path.relative_to(PACKAGE)}`)")
+    return "\n".join(found)
+
+
+def _remark(lines: list[str], number: int) -> str:
+    """The remark at `number` with its continuation lines, as one sentence."""
+    is_comment = lines[number].lstrip().startswith("#")
+    parts = []
+    for line in lines[number:]:
+        text = line.strip()
+        if is_comment and not text.startswith("#"):
+            break
+        text = text.lstrip("# ").strip().strip('"')
+        if not text:
+            break
+        parts.append(text)
+    remark = " ".join(parts).partition("Deviation:")[2].strip()
+    return remark if remark.endswith(".") else remark + "."
+
+
+def tree() -> str:
+    """Files of the package with the first line of their docstrings."""
+    rows = []
+    for path in sorted(PACKAGE.rglob("*.py"), key=lambda p: (p.parent != PACKAGE, p.as_posix())):
+        if path.name.startswith("__"):
+            continue
+        line = (ast.get_docstring(ast.parse(path.read_text())) or "").splitlines()[0]
+        line = re.sub(r"\s+", " ", line)
+        rows.append((path.relative_to(PACKAGE).as_posix(), line))
+    width = max(len(name) for name, _ in rows)
+    return "```\n" + "\n".join(f"{name:<{width}}  {line}" for name, line in rows) + "\n```"

@@ -1,0 +1,140 @@
+"""Rules on masks, against masks drawn by hand."""
+
+import numpy as np
+import pytest
+
+from replaycad.segmentation.selection import (
+    border_fraction,
+    choose_rule,
+    corner_points,
+    infer_area_range,
+    is_plausible_object,
+    most_central,
+    select_by_area,
+    tidy,
+)
+
+
+def box(top, left, bottom, right, size=100):
+    """A mask that is true in one box."""
+    mask = np.zeros((size, size), dtype=bool)
+    mask[top:bottom, left:right] = True
+    return mask
+
+
+def test_corner_points_lie_two_percent_inside_in_x_y_order():
+    assert corner_points(100, 200).tolist() == [[2, 2], [197, 2], [2, 97], [197, 97]]
+
+
+def test_corner_points_of_a_tiny_image_stay_inside():
+    points = corner_points(8, 8)
+
+    assert points.min() == 1
+    assert points.max() == 6
+
+
+def test_border_fraction_counts_every_border_pixel_once():
+    assert border_fraction(np.ones((5, 7), dtype=bool)) == 1
+    assert border_fraction(box(0, 0, 1, 10, size=10)) == pytest.approx(10 / 36)
+
+
+@pytest.mark.parametrize(
+    ("mask", "plausible"),
+    [
+        (box(30, 30, 60, 60), True),
+        (box(0, 40, 100, 60), True),  # a zipper: from top to bottom
+        (box(0, 0, 10, 10), False),  # a speck
+        (box(2, 2, 99, 99), False),  # nearly everything
+        (~box(10, 10, 90, 90), False),  # the frame around something
+        (np.zeros((100, 100), dtype=bool), False),
+    ],
+)
+def test_plausible_objects_have_some_area_and_leave_the_border_free(mask, plausible):
+    assert is_plausible_object(mask) is plausible
+
+
+def test_objects_of_similar_area_keep_the_corner_prompts():
+    masks = [box(20, 20, 60 + i, 60) for i in range(8)]
+
+    settled = choose_rule(masks)
+
+    assert settled.mask_rule == "corners"
+    assert "much the same area" in settled.reason
+
+
+def test_one_failure_in_eight_is_forgiven():
+    masks = [box(20, 20, 60, 60)] * 7 + [np.zeros((100, 100), dtype=bool)]
+
+    assert choose_rule(masks).mask_rule == "corners"
+
+
+def test_few_plausible_objects_mean_a_texture():
+    masks = [box(20, 20, 60, 60)] * 2 + [np.zeros((100, 100), dtype=bool)] * 6
+
+    settled = choose_rule(masks)
+
+    assert settled.mask_rule == "frame"
+    assert "25% of the images" in settled.reason
+
+
+def test_areas_all_over_the_place_mean_a_texture():
+    masks = [box(10, 10, 10 + side, 10 + side) for side in (15, 20, 30, 50, 60, 70, 80)]
+
+    settled = choose_rule(masks)
+
+    assert settled.mask_rule == "frame"
+    assert "vary too much" in settled.reason
+
+
+def test_no_masks_at_all_mean_the_frame():
+    assert choose_rule([]).mask_rule == "frame"
+
+
+def test_the_most_central_plausible_mask_wins():
+    masks = [box(0, 0, 30, 30), box(40, 35, 70, 65), np.ones((100, 100), dtype=bool)]
+
+    assert most_central(masks) == 1
+
+
+def test_the_whole_wins_over_the_part_in_its_middle():
+    masks = [box(40, 40, 60, 60), box(20, 22, 80, 82)]
+
+    assert most_central(masks) == 1
+
+
+def test_nothing_plausible_is_nothing_central():
+    assert most_central([np.ones((10, 10), dtype=bool)]) is None
+    assert most_central([]) is None
+
+
+def test_area_range_lies_around_the_median():
+    low, high = infer_area_range([0.1, 0.3, 0.9])
+
+    assert (low, high) == pytest.approx((0.2, 0.45))
+    assert infer_area_range([0.9])[1] == 1.0
+    assert infer_area_range([]) is None
+
+
+def test_inside_the_area_range_quality_decides():
+    masks = [box(0, 0, 50, 50), box(0, 0, 40, 50), box(0, 0, 90, 90)]
+
+    assert select_by_area(masks, [0.5, 0.8, 0.99], (0.15, 0.3)) == 1
+
+
+def test_outside_the_area_range_the_nearest_ratio_decides():
+    masks = [box(0, 0, 10, 10), box(0, 0, 100, 90), np.zeros((100, 100), dtype=bool)]
+
+    assert select_by_area(masks, [0.9, 0.1, 0.9], (0.4, 0.5)) == 1
+    assert select_by_area([], [], (0.4, 0.5)) is None
+
+
+def test_tidy_removes_specks_and_pinholes_and_nothing_else():
+    clean = box(20, 20, 60, 60) | box(80, 80, 90, 90)
+    clean[30:40, 30:40] = False  # the hole of a nut
+    dirty = clean.copy()
+    dirty[5, 5] = True
+    dirty[50:52, 50:52] = False
+
+    assert np.array_equal(tidy(dirty), clean)
+    assert not tidy(np.zeros((8, 8), dtype=bool)).any()
+    assert tidy(np.ones((8, 8), dtype=bool)).all()

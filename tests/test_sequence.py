@@ -1,0 +1,135 @@
+"""The protocol as data: what is done, in which order, and what is read from the matrix."""
+
+import pytest
+
+from replaycad.errors import ConfigError
+from replaycad.results import figures, results_document, spread
+from replaycad.sequence import Step, check_strategies, steps
+
+ALL = ("finetune", "replay", "joint")
+
+
+def by_name(planned: list[Step], stage: str) -> dict[str, Step]:
+    return {step.name: step for step in planned if step.stage == stage}
+
+
+def test_every_step_reads_only_what_was_made_before():
+    planned = steps(["a", "b", "c"], ALL, [0, 1], "run")
+
+    made: set[tuple[str, str]] = set()
+    reads = {"compress": "mask", "replay": "compress", "train": "replay", "eval": "train"}
+    for step in planned:
+        for source in step.sources:
+            assert (reads[step.stage], source) in made, step
+        if step.init:
+            assert ("train", step.init) in made, step
+        assert (step.stage, step.name) not in made, "nothing is done twice"
+        made.add((step.stage, step.name))
+
+
+def test_the_first_training_is_shared_by_all_who_walk():
+    trained = by_name(steps(["a", "b"], ALL, [0], "run"), "train")
+
+    assert trained["run-step-1"].strategies == ("finetune", "replay")
+    assert set(trained) == {"run-step-1", "run-finetune-2", "run-replay-2", "run-joint-2"}
+
+
+def test_finetune_goes_on_and_replay_starts_from_scratch():
+    trained = by_name(steps(["a", "b", "c"], ALL, [0], "run"), "train")
+
+    finetuned, replayed, joint = (trained[f"run-{name}-3"] for name in ALL)
+    assert (finetuned.class_names, finetuned.sources, finetuned.init) == (
+        ("c",), (), "run-finetune-2",
+    )  # fmt: skip
+    assert (replayed.class_names, replayed.sources, replayed.init) == (("c",), ("a", "b"), "")
+    assert (joint.class_names, joint.sources, joint.init) == (("a", "b", "c"), (), "")
+
+
+def test_every_step_is_evaluated_on_the_classes_seen_so_far():
+    scored = by_name(steps(["a", "b", "c"], ("replay",), [0], "run"), "eval")
+
+    assert [step.class_names for step in scored.values()] == [("a",), ("a", "b"), ("a", "b", "c")]
+
+
+def test_strategies_without_replay_need_no_generator():
+    stages = {step.stage for step in steps(["a", "b"], ("finetune", "joint"), [0], "run")}
+
+    assert stages == {"train", "eval"}
+
+
+def test_one_class_needs_one_training_for_all_strategies():
+    trained = by_name(steps(["a"], ALL, [0], "run"), "train")
+
+    assert [step.strategies for step in trained.values()] == [ALL]
+
+
+def test_later_seeds_have_their_own_artifacts_but_share_the_masks():
+    planned = steps(["a", "b"], ("replay",), [0, 7], "run")
+
+    assert sorted(by_name(planned, "mask")) == ["a", "b"]
+    assert sorted(by_name(planned, "compress")) == ["a", "a-seed7", "b", "b-seed7"]
+    assert by_name(planned, "train")["run-replay-2-seed7"].sources == ("a-seed7",)
+
+
+def test_unknown_strategy_is_refused_with_the_valid_ones():
+    with pytest.raises(ConfigError, match="finetune, replay, joint"):
+        check_strategies(["magic"])
+
+
+def test_figures_of_a_hand_worked_matrix():
+    matrix = [[0.9, None, None], [0.7, 0.8, None], [0.6, 0.7, 1.0]]
+
+    found = figures(matrix, joint_row=[0.9, 0.9, 0.9])
+
+    assert found["mean"] == pytest.approx(2.3 / 3)
+    assert found["mean_past"] == pytest.approx(0.65)
+    assert found["fm"] == pytest.approx((0.3 + 0.1) / 2)
+    assert found["joint_gap"] == pytest.approx(0.9 - 2.3 / 3)
+
+
+def test_joint_has_only_a_last_row_and_no_forgetting():
+    found = figures([[None, None], [0.8, 0.6]], joint_row=[0.8, 0.6])
+
+    assert found["mean"] == pytest.approx(0.7)
+    assert found["fm"] is None
+    assert found["joint_gap"] == pytest.approx(0.0)
+
+
+def test_one_class_has_neither_past_nor_forgetting():
+    found = figures([[0.5]], joint_row=None)
+
+    assert (found["mean"], found["mean_past"], found["fm"], found["joint_gap"]) == (
+        0.5, None, None, None,
+    )  # fmt: skip
+
+
+def test_several_seeds_give_means_with_their_spread_beside():
+    runs = [figures([[0.9, None], [0.8, 0.6]], None), figures([[0.7, None], [0.6, 0.6]], None)]
+
+    merged = spread(runs)
+
+    assert merged["matrix"] == [[pytest.approx(0.8), None], [pytest.approx(0.7), 0.6]]
+    assert merged["mean"] == pytest.approx(0.65)
+    assert merged["std"]["mean"] == pytest.approx(0.05)
+    assert merged["std"]["joint_gap"] is None
+
+
+def test_document_has_the_keys_that_other_tools_rely_on():
+    planned = steps(["a", "b"], ALL, [0], "run")
+
+    def scores(step: Step) -> dict[str, dict[str, float]]:
+        return {name: {"image_auroc": 0.9, "pixel_ap": 0.5} for name in step.class_names}
+
+    document = results_document(
+        classes=["a", "b"], strategies=ALL, seeds=[0], detector="invad", planned=planned,
+        scores=scores, seconds=lambda _step: 1.0, num_bytes=lambda *_names: 100,
+    )  # fmt: skip
+
+    assert document["classes"] == ["a", "b"]
+    assert document["seeds"] == [0]
+    entry = document["strategies"]["replay"]
+    assert entry["image_auroc"]["matrix"] == [[0.9, None], [0.9, 0.9]]
+    assert set(entry["pixel_ap"]) == {"matrix", "mean", "mean_past", "fm", "joint_gap"}
+    assert entry["bytes_per_class"] == {"a": 100, "b": 100}
+    assert entry["seconds"] == 9.0  # two masks, two searches, one replay, two trainings, two evals
+    assert document["strategies"]["joint"]["image_auroc"]["matrix"][0] == [None, None]
