@@ -18,6 +18,7 @@ PACKAGES = (
     "torch", "torchvision", "diffusers", "transformers", "timm", "segment-anything",
     "safetensors", "numpy", "pillow", "scikit-learn", "scipy", "typer", "rich",
 )  # fmt: skip
+BUNDLED = "mini"
 
 
 def examine() -> dict[str, Any]:
@@ -35,13 +36,19 @@ def examine() -> dict[str, Any]:
     ]
     device = _device(packages, problems)
     problems += _mismatch(packages)
+    weights = _weights()
+    problems += [
+        f"the bundled {entry['kind']} is missing: {entry['hint']}"
+        for entry in weights
+        if entry["name"] == BUNDLED and not entry["is_present"]
+    ]
     return {
         "python": platform.python_version(),
         "replaycad": __version__,
         "packages": packages,
         **device,
         "memory_bytes": _memory_bytes(),
-        "weights": _weights(),
+        "weights": weights,
         "problems": problems,
     }
 

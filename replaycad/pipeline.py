@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from replaycad import plans
 from replaycad.artifacts.store import Store
@@ -18,11 +18,21 @@ from replaycad.frozen import FrozenInputs
 from replaycad.ledger import Ledger
 from replaycad.plans import Plan
 from replaycad.progress import Report
-from replaycad.recipes import StageConfig, stage_config
+from replaycad.recipes import (
+    CompressConfig,
+    EvalConfig,
+    MaskConfig,
+    ReplayConfig,
+    StageConfig,
+    TrainConfig,
+    stage_config,
+)
 
 if TYPE_CHECKING:
     from replaycad.execution import Workshop
     from replaycad.sequence import Step
+
+Config = TypeVar("Config", MaskConfig, CompressConfig, ReplayConfig, TrainConfig, EvalConfig)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,12 +135,12 @@ class Pipeline:
             raise ConfigError("no class is named", "use --class NAME[,NAME...] or --class all")
         return list(wanted)
 
-    def config(self, stage: str, recorded: Mapping[str, Any] | None = None) -> StageConfig:
+    def config(self, kind: type[Config], recorded: Mapping[str, Any] | None = None) -> Config:
         """Config of a stage: what was typed over the recipe, or what a header recorded."""
-        if recorded and not self._is_typed(stage):
+        values = self.wishes.overrides.get(kind.stage, {})
+        if recorded and not values:
             values = plans.recorded_values(recorded)
-            return stage_config(self.wishes.recipe, stage, values)
-        return stage_config(self.wishes.recipe, stage, self.wishes.overrides.get(stage, {}))
+        return cast(Config, stage_config(self.wishes.recipe, kind.stage, values))
 
     def kept(self) -> list[str]:
         """What an interruption leaves behind, in words."""
@@ -160,7 +170,7 @@ class Pipeline:
     def mask(self, class_name: str) -> Outcome:
         """Object masks of a class's training images."""
         samples = train_samples(self.wishes.data, class_name)
-        config = self.config("mask")
+        config = self.config(MaskConfig)
         weights = self._frozen.segmenter(config.segmenter)
         return self._mask(class_name, samples, config, weights, self.wishes.force)
 
@@ -168,7 +178,7 @@ class Pipeline:
         self,
         class_name: str,
         samples: Sequence[Sample],
-        config: StageConfig,
+        config: MaskConfig,
         weights: Mapping[str, str],
         force: bool,
     ) -> Outcome:
@@ -183,7 +193,7 @@ class Pipeline:
         """Conditions of a class; makes its masks first where they are missing or stale."""
         name, seed = name or class_name, self.wishes.seed if seed is None else seed
         samples = train_samples(self.wishes.data, class_name)
-        config = self.config("compress")
+        config = self.config(CompressConfig)
         weights = self._frozen.backbone(config.backbone)
         self._prepare_masks(class_name, samples)
         inputs = {
@@ -203,7 +213,7 @@ class Pipeline:
             return
         # The masks that are there count while their images are the same, however they were made.
         header = {} if self._is_typed("mask") else self._header("masks", class_name)
-        config, weights = self.config("mask", header), header.get("weights")
+        config, weights = self.config(MaskConfig, header), header.get("weights")
         if weights is None or header.get("inputs") != {
             f"images/{class_name}": self._frozen.images(samples)
         }:
@@ -216,17 +226,17 @@ class Pipeline:
     def replay(self, name: str, seed: int | None = None) -> Outcome:
         """Images from conditions; reads nothing but the conditions and the frozen model."""
         seed = self.wishes.seed if seed is None else seed
-        return self._replay(name, self.config("replay"), seed, self.wishes.force)
+        return self._replay(name, self.config(ReplayConfig), seed, self.wishes.force)
 
-    def _replay(self, name: str, config: StageConfig, seed: int, force: bool) -> Outcome:
+    def _replay(self, name: str, config: ReplayConfig, seed: int, force: bool) -> Outcome:
         content = self._content("conditions", name)
         path, header = self.store.path("conditions", name), self._header("conditions", name)
         made_with = header.get("config", {}).get("backbone")
-        backbone = config.backbone or made_with or self.config("compress").backbone
+        backbone = config.backbone or made_with or self.config(CompressConfig).backbone
         config = replace(config, backbone=backbone)
         weights = self._frozen.backbone(backbone, drawing=True)
         if f"conditions/{name}" not in self._changing:
-            _check_same_backbone(path, header, weights, backbone)
+            plans.check_same_backbone(path, header, weights, backbone)
         used = {field: header.get(field) for field in ("policy", "placement")}
         inputs = {f"conditions/{name}": content, "policy": plans.digest_of(used)}
         plan = self._plan("replay", name, config, seed, inputs, weights)
@@ -242,7 +252,7 @@ class Pipeline:
         if header and not self.store.path("conditions", name).exists():
             return  # drawn elsewhere and copied: nothing here to hold them against
         seed = header.get("seed", self.wishes.seed)
-        outcome = self._replay(name, self.config("replay", header), seed, force=False)
+        outcome = self._replay(name, self.config(ReplayConfig, header), seed, force=False)
         if outcome.was_made:
             reason = outcome.plan.reason or "there were none"
             self.report.note(f"drew the replays of {name} first: {reason}")
@@ -257,7 +267,7 @@ class Pipeline:
     ) -> Outcome:
         """A detector from real images of `class_names` and the replays called `past`."""
         seed = self.wishes.seed if seed is None else seed
-        config = self.config("train")
+        config = self.config(TrainConfig)
         config = replace(config, init=init or config.init)
         if config.init == name:
             raise ConfigError(f"detector '{name}' cannot go on from itself", "give another --name")
@@ -284,8 +294,8 @@ class Pipeline:
         """Scores of a detector on the test images of some classes."""
         samples = {one: test_samples(self.wishes.data, one) for one in class_names}
         content = self._content("detectors", name)
-        header, config = self._header("detectors", name), self.config("eval")
-        encoder = config.encoder or header.get("encoder") or self.config("train").encoder
+        header, config = self._header("detectors", name), self.config(EvalConfig)
+        encoder = config.encoder or header.get("encoder") or self.config(TrainConfig).encoder
         config = replace(config, encoder=encoder)
         weights = self._frozen.encoder(encoder)
         path = self.store.path("detectors", name)
@@ -370,22 +380,3 @@ class Pipeline:
         self._finished.append(plan.path)
         self._current = None
         return peak_memory_bytes()
-
-
-def _check_same_backbone(
-    path: Path, header: Mapping[str, Any], weights: Mapping[str, str], name: str
-) -> None:
-    """Conditions mean something to one frozen model only.
-
-    Raises:
-        ArtifactError: if a network differs from the one that they were made with.
-    """
-    made_with = header.get("weights", {})
-    different = [network for network in weights if made_with.get(network) != weights[network]]
-    if different:
-        was = header.get("config", {}).get("backbone")
-        raise ArtifactError(
-            f"{path} was made with another backbone: expected '{was}', found '{name}' "
-            f"({', '.join(different)} differ)",
-            "give the backbone that it was made with, or compress the class again",
-        )

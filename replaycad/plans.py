@@ -179,6 +179,25 @@ def _state(
     return "stale", "; ".join(changes) or "it does not say how it was made"
 
 
+def check_same_backbone(
+    path: Path, header: Mapping[str, Any], weights: Mapping[str, str], name: str
+) -> None:
+    """Conditions mean something to one frozen model only.
+
+    Raises:
+        ArtifactError: if a network differs from the one that they were made with.
+    """
+    made_with = header.get("weights", {})
+    different = [network for network in weights if made_with.get(network) != weights[network]]
+    if different:
+        was = header.get("config", {}).get("backbone")
+        raise ArtifactError(
+            f"{path} was made with another backbone: expected '{was}', found '{name}' "
+            f"({', '.join(different)} differ)",
+            "give the backbone that it was made with, or compress the class again",
+        )
+
+
 def split_settings(texts: Sequence[str], stage: str | None) -> dict[str, dict[str, str]]:
     """Turn `field=value` and `stage.field=value` into overrides per stage.
 

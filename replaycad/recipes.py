@@ -65,7 +65,6 @@ class CompressConfig:
     embedding_learning_rate: float = _at_least(0.0, 5e-3)
     weight_decay: float = _at_least(0.0, 0.01)
     timestep_law: Literal["uniform", "cubic"] = "uniform"
-    cache_latents: bool = True
     num_masks: int = _at_least(1, 10)  # M
     half: bool = False
     stage = "compress"
@@ -132,22 +131,25 @@ class EvalConfig:
 
 StageConfig = MaskConfig | CompressConfig | ReplayConfig | TrainConfig | EvalConfig
 
+_PAPER_COMPRESS = CompressConfig(
+    backbone="ldm256", num_tokens=20, in_features=128, out_features=200,
+    semantic_placement="context", init="word", num_steps=20_000, batch_size=32,
+    learning_rate=1.6e-3, embedding_learning_rate=0.16,
+)  # fmt: skip
+_PAPER_REPLAY = ReplayConfig(
+    num_images=800, sampler="ddim", num_inference_steps=50, guidance_scale=10.0, batch_size=8
+)
+_PAPER_TRAIN = TrainConfig(
+    preset="full", encoder="wide_resnet50_2.racm_in1k", image_size=256, num_steps=0, epochs=200,
+    batch_size=32,
+)  # fmt: skip
 _PAPER: dict[str, StageConfig] = {
     "mask": MaskConfig(segmenter="vit_h", image_size=512),
-    "compress": CompressConfig(
-        backbone="ldm256", num_tokens=20, in_features=128, out_features=200,
-        semantic_placement="context", init="word", num_steps=20_000, batch_size=32,
-        learning_rate=1.6e-3, embedding_learning_rate=0.16, cache_latents=True,
-    ),
-    "replay": ReplayConfig(
-        num_images=800, sampler="ddim", num_inference_steps=50, guidance_scale=10.0, batch_size=8
-    ),
-    "train": TrainConfig(
-        preset="full", encoder="wide_resnet50_2.racm_in1k", image_size=256, num_steps=0,
-        epochs=200, batch_size=32,
-    ),
+    "compress": _PAPER_COMPRESS,
+    "replay": _PAPER_REPLAY,
+    "train": _PAPER_TRAIN,
     "eval": EvalConfig(batch_size=32),
-}  # fmt: skip
+}
 
 RECIPES: dict[str, dict[str, StageConfig]] = {
     "mini": {
@@ -160,12 +162,12 @@ RECIPES: dict[str, dict[str, StageConfig]] = {
     "paper": _PAPER,
     "fast": {
         **_PAPER,
-        "compress": replace(_PAPER["compress"], num_steps=3_000),
+        "compress": replace(_PAPER_COMPRESS, num_steps=3_000),
         "replay": replace(
-            _PAPER["replay"], num_images=200, sampler="dpm++", num_inference_steps=20
+            _PAPER_REPLAY, num_images=200, sampler="dpm++", num_inference_steps=20
         ),
         "train": replace(
-            _PAPER["train"], preset="lite", encoder="resnet34.bt_in1k", epochs=30, batch_size=16
+            _PAPER_TRAIN, preset="lite", encoder="resnet34.bt_in1k", epochs=30, batch_size=16
         ),
     },
 }

@@ -5,6 +5,8 @@ from math import isfinite
 from statistics import fmean, pstdev
 from typing import Any
 
+import numpy as np
+
 from replaycad.metrics import forgetting, joint_gap, mean_final, mean_past
 from replaycad.sequence import Step
 
@@ -44,11 +46,13 @@ def figures(matrix: Matrix, joint_row: Sequence[float | None] | None) -> dict[st
         earlier minus final over the past classes; `joint_gap`, joint mean minus this mean. A number
         that is not defined is None.
     """
+    scores = np.array(matrix, dtype=np.float64)  # None becomes NaN
+    joint = np.full(len(matrix), np.nan) if joint_row is None else np.array(joint_row, np.float64)
     numbers = {
-        "mean": mean_final(matrix),
-        "mean_past": mean_past(matrix),
-        "fm": forgetting(matrix),
-        "joint_gap": float("nan") if joint_row is None else joint_gap(joint_row, matrix),
+        "mean": mean_final(scores),
+        "mean_past": mean_past(scores),
+        "fm": forgetting(scores),
+        "joint_gap": joint_gap(joint, scores),
     }
     known = {name: value if isfinite(value) else None for name, value in numbers.items()}
     return {"matrix": matrix, **known}

@@ -12,6 +12,7 @@ from replaycad.artifacts.format import read_header
 from replaycad.data.samples import test_samples, train_samples
 from replaycad.pipeline import Outcome, Pipeline
 from replaycad.plans import digest_of
+from replaycad.recipes import TrainConfig
 from replaycad.sequence import Step
 
 
@@ -61,7 +62,7 @@ def run_sequence(
     document = _unchanged(pipeline, run_name, target, digest)
     if document is None:
         document = _document(pipeline, classes, strategies, seeds, planned, outcomes)
-        write_text(target, json.dumps(document, indent=2, sort_keys=True) + "\n")
+        write_text(target, json.dumps(document, indent=2) + "\n")
         write_text(_digest_path(pipeline, run_name), digest)
     elif picture.exists():
         return {"outcomes": outcomes, "document": document, "files": [target, picture]}
@@ -102,7 +103,7 @@ def _document(
     by_step = dict(zip(planned, outcomes, strict=True))
     return results_document(
         classes=classes, strategies=strategies, seeds=seeds,
-        detector=pipeline.config("train").detector, planned=planned,
+        detector=pipeline.config(TrainConfig).detector, planned=planned,
         scores=lambda step: _scores(by_step[step]),
         seconds=lambda step: by_step[step].seconds,
         num_bytes=lambda strategy, name: _bytes_kept(pipeline, planned, strategy, name),

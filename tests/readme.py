@@ -8,6 +8,8 @@ import typer
 
 from replaycad.artifacts.inspection import artifact_table
 from replaycad.cli import app
+from replaycad.recipes import RECIPES, as_dict
+from replaycad.recipes import STAGES as STAGE_NAMES
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "replaycad"
@@ -49,6 +51,17 @@ def _options(options: list) -> str:
         default = f" Default: `{value if not isinstance(value, list) else ','.join(value)}`."
         rows.append(f"| {spelled} | {getattr(option, 'help', '')}{default if value else ''} |")
     return "\n".join(["| option | meaning |", "| --- | --- |", *rows]) if rows else ""
+
+
+def settings() -> str:
+    """Every field that `--set` takes, with its value in each recipe."""
+    rows = [f"| setting | {' | '.join(RECIPES)} |", "| --- |" + " --- |" * len(RECIPES)]
+    for stage in STAGE_NAMES:
+        configs = [as_dict(recipe[stage]) for recipe in RECIPES.values()]
+        for name in configs[0]:
+            values = " | ".join(str(config[name]) or "-" for config in configs)
+            rows.append(f"| `{stage}.{name}` | {values} |")
+    return "\n".join(rows)
 
 
 def deviations() -> str:

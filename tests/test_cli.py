@@ -189,7 +189,7 @@ def test_run_prints_the_matrix_and_keeps_document_and_sheet(run, tmp_path):
     kept = json.loads((results / "run.json").read_text())
     again = run(*command, "--json")
     assert json.loads(again.stdout) == kept
-    assert list(kept["strategies"]) == ["finetune", "joint", "replay"]
+    assert list(kept["strategies"]) == ["finetune", "replay", "joint"], "in the order typed"
     replay = kept["strategies"]["replay"]
     assert replay["image_auroc"]["matrix"][0][1] is None
     assert kept["strategies"]["joint"]["image_auroc"]["joint_gap"] == 0

@@ -301,7 +301,10 @@ def test_ctrl_c_says_what_was_kept_and_exits_with_130(run, monkeypatch, tmp_path
             signal.raise_signal(signal.SIGINT)
 
     monkeypatch.setattr("replaycad.console.TerminalReport.step", press)
+    # A shell that starts the tests in the background makes them ignore ctrl-C.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     result = run("train", "--class", "disc")
+    signal.signal(signal.SIGINT, before)
     monkeypatch.undo()
 
     assert result.exit_code == 130

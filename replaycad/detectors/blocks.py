@@ -70,6 +70,8 @@ class EqualizedUp(nn.Module):
         gain: constant factor of the output.
     """
 
+    blur: torch.Tensor
+
     def __init__(
         self,
         in_channels: int,
@@ -146,6 +148,8 @@ class ResidualBlock(nn.Module):
         super().__init__()
         half = 1.0 / GAIN
         self.up = up
+        self.first: nn.Module
+        self.skip: nn.Module
         if up:
             self.first = EqualizedUp(in_channels, out_channels, 3)
             self.skip = EqualizedUp(in_channels, out_channels, 1, activate=False, gain=half)

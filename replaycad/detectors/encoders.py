@@ -1,6 +1,7 @@
 """The frozen encoder: timm features at three strides, and the normalisation they expect."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import timm
 import torch
@@ -25,6 +26,9 @@ class Encoder(nn.Module):
         std: likewise.
     """
 
+    _scale: torch.Tensor
+    _shift: torch.Tensor
+
     def __init__(
         self,
         model: nn.Module,
@@ -34,8 +38,9 @@ class Encoder(nn.Module):
         """Wrap a timm `features_only` model."""
         super().__init__()
         self.model = model.eval().requires_grad_(requires_grad=False)
-        self.channels: tuple[int, ...] = tuple(model.feature_info.channels())
-        self.strides: tuple[int, ...] = tuple(model.feature_info.reduction())
+        levels: Any = model.feature_info  # timm's; nn.Module does not declare it
+        self.channels: tuple[int, ...] = tuple(levels.channels())
+        self.strides: tuple[int, ...] = tuple(levels.reduction())
         self.mean, self.std = tuple(mean), tuple(std)
         scale = 1.0 / (255.0 * torch.tensor(self.std))
         shift = -torch.tensor(self.mean) / torch.tensor(self.std)

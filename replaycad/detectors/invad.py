@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import nn
@@ -118,7 +118,7 @@ class Generator(nn.Module):
             styles, self.heads, self.levels, self.project, strict=True
         ):
             style = head(source)
-            for block in blocks:
+            for block in cast(nn.ModuleList, blocks):
                 x = block(x, style)
             outputs.append(project(x))
         return outputs[::-1]
@@ -141,6 +141,7 @@ class InvAD(nn.Module):
     """
 
     trained_by: Literal["loss"] = "loss"
+    _to_image: torch.Tensor
 
     def __init__(
         self,

@@ -1,5 +1,6 @@
 """One optimisation step of a detector with a loss, in the published settings."""
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import Protocol
 
@@ -52,8 +53,8 @@ def optimize_step(
 ) -> torch.Tensor:
     """Take one clipped gradient step.
 
-    A step on a loss that is not finite would spoil the weights: the caller checks the returned
-    loss, and the weights are untouched when it is not finite.
+    A loss, penalty or gradient that is not finite leaves the weights untouched, and the caller sees
+    it in the returned loss.
 
     Args:
         detector: in train mode.
@@ -64,7 +65,7 @@ def optimize_step(
         settings: for the gradient clip.
 
     Returns:
-        The loss without the penalty: a detached scalar.
+        The loss without the penalty, a detached scalar; NaN if no step was taken.
     """
     for group in optimizer.param_groups:
         group["lr"] = learning_rate
@@ -73,7 +74,8 @@ def optimize_step(
     total = loss if penalty is None else loss + penalty
     total.backward()
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    nn.utils.clip_grad_norm_(parameters, settings.grad_clip)
-    if torch.isfinite(total):
-        optimizer.step()
+    norm = nn.utils.clip_grad_norm_(parameters, settings.grad_clip or math.inf)
+    if not torch.isfinite(total.detach() + norm):
+        return torch.full_like(loss.detach(), torch.nan)
+    optimizer.step()
     return loss.detach()

@@ -106,6 +106,9 @@ class PatchCore(nn.Module):
     """
 
     trained_by: Literal["fit"] = "fit"
+    bank: torch.Tensor
+    bank_class_index: torch.Tensor
+    _to_image: torch.Tensor
 
     def __init__(
         self,

@@ -96,7 +96,7 @@ class OptimizerSettings:
     Attributes:
         learning_rate_per_image: learning rate divided by the batch size.
         betas: of Adam; both must be floats.
-        grad_clip: largest gradient norm over all parameters together.
+        grad_clip: largest gradient norm over all parameters together; 0 for no clipping.
         lr_drop_at: fraction of all steps after which the learning rate drops.
         lr_drop_factor: what it is multiplied by then.
     """

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -15,7 +16,7 @@ from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
-from transformers import AutoTokenizer, CLIPTextModel, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, CLIPTextModel, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from replaycad.diffusion.conditioning import SpatialEncoder
@@ -25,6 +26,7 @@ from replaycad.errors import WeightsError
 
 _TEXT_MODELS = {"clip_text_model": CLIPTextModel, "ldmbert": LDMBertModel}
 _VAE_BATCH = 4
+Network = TypeVar("Network", bound=nn.Module)
 _LOADING_ERRORS = (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError)
 
 
@@ -38,7 +40,7 @@ class Diffusion:
 
     vae: AutoencoderKL
     unet: UNet2DConditionModel
-    text_encoder: nn.Module
+    text_encoder: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     scheduler_config: dict
     set_encoder: SetEncoder | None = None
@@ -159,8 +161,9 @@ def mask_images(object_masks: Sequence[np.ndarray], image_size: int) -> torch.Te
         `[B, 3, image_size, image_size]` uint8, three equal channels.
     """
     size = (image_size, image_size)
+    bicubic = Image.Resampling.BICUBIC
     grey = [
-        np.asarray(Image.fromarray(object_mask.astype(np.uint8) * 255).resize(size, Image.BICUBIC))
+        np.asarray(Image.fromarray(object_mask.astype(np.uint8) * 255).resize(size, bicubic))
         for object_mask in object_masks
     ]
     return torch.from_numpy(np.stack(grey)).unsqueeze(1).expand(-1, 3, -1, -1)
@@ -236,7 +239,7 @@ def _quiet_libraries() -> Iterator[None]:
             transformers_logging.enable_progress_bar()
 
 
-def _freeze(network: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Module:
+def _freeze(network: Network, device: torch.device, dtype: torch.dtype) -> Network:
     # Module's own `to`: the libraries' versions warn about layers that these models do not have.
     return nn.Module.to(network, device, dtype).eval().requires_grad_(False)
 
@@ -263,7 +266,7 @@ def _text_model(config_path: Path) -> type[nn.Module]:
     return _TEXT_MODELS[model_type]
 
 
-def _load_network(network: type[nn.Module], files: list[Path]) -> nn.Module:
+def _load_network(network: type[Any], files: list[Path]) -> Any:
     """Load through the library's own loader, and refuse what it would fill with random numbers."""
     config_path, weights_path = files
     variant = weights_path.stem.partition(".")[2] or None
@@ -296,8 +299,8 @@ def _load_tokenizer(files: list[Path]) -> PreTrainedTokenizerBase:
 
 
 def _load_start(
-    network: type[nn.Module], files: list[Path] | None, device: torch.device, **sizes: int
-) -> nn.Module | None:
+    network: type[Network], files: list[Path] | None, device: torch.device, **sizes: int
+) -> Network | None:
     """Load one of our own two networks that give the search its start, if the folder has it."""
     if files is None:
         return None

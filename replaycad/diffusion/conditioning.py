@@ -7,7 +7,6 @@ tokens, D cross-attention width, I and O the row lengths entering and leaving th
 import math
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -122,34 +121,6 @@ class Conditions(nn.Module):
             None if semantic_embedding is None else nn.Parameter(semantic_embedding.clone())
         )
         self.spatial_encoder = spatial_encoder
-
-    @classmethod
-    def from_arrays(
-        cls,
-        semantic_embedding: np.ndarray | None,
-        spatial_weight: np.ndarray | None,
-        spatial_bias: np.ndarray | None,
-        placement: str,
-        cross_attention_dim: int,
-    ) -> "Conditions":
-        """Build again what an artifact stores; half precision is widened, K = 0 means no vectors.
-
-        Args:
-            semantic_embedding: `[K, D]` float, or None.
-            spatial_weight: `[O, I]` float, or None.
-            spatial_bias: `[O]` float, None exactly where the weight is.
-            placement: as it was searched.
-            cross_attention_dim: D.
-        """
-        vectors = spatial_encoder = None
-        if semantic_embedding is not None and len(semantic_embedding):
-            vectors = torch.from_numpy(semantic_embedding).float()
-        if spatial_weight is not None:
-            out_features, in_features = spatial_weight.shape
-            spatial_encoder = SpatialEncoder(in_features, out_features, cross_attention_dim)
-            state = {"weight": spatial_weight, "bias": spatial_bias}
-            spatial_encoder.load_state_dict({k: torch.from_numpy(v) for k, v in state.items()})
-        return cls(vectors, spatial_encoder, placement)
 
     @property
     def num_tokens(self) -> int:

@@ -7,9 +7,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
-from torch import nn
 from torch.nn import functional as F
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from replaycad.errors import ConfigError
 
@@ -40,7 +39,7 @@ DEFAULT_INIT_WORD = "object"
 
 
 def tokenize(
-    tokenizer: PreTrainedTokenizerBase, text_encoder: nn.Module, texts: Sequence[str]
+    tokenizer: PreTrainedTokenizerBase, text_encoder: PreTrainedModel, texts: Sequence[str]
 ) -> torch.Tensor:
     """Token ids `[N, T]` int64, padded and cut to the text model's length, on its device."""
     length = min(tokenizer.model_max_length, text_encoder.config.max_position_embeddings)
@@ -50,7 +49,7 @@ def tokenize(
     return encoded["input_ids"].to(text_encoder.device)
 
 
-def _last_hidden_state(text_encoder: nn.Module, input_ids: torch.Tensor) -> torch.Tensor:
+def _last_hidden_state(text_encoder: PreTrainedModel, input_ids: torch.Tensor) -> torch.Tensor:
     return text_encoder(input_ids, return_dict=True).last_hidden_state
 
 
@@ -91,7 +90,7 @@ def insert_slots(
 
 @contextmanager
 def _embeddings_placed(
-    text_encoder: nn.Module, slots: torch.Tensor, semantic_embedding: torch.Tensor
+    text_encoder: PreTrainedModel, slots: torch.Tensor, semantic_embedding: torch.Tensor
 ) -> Iterator[None]:
     """While open, the token embedding yields the semantic vectors at their slots.
 
@@ -136,7 +135,7 @@ class Prompts:
     def __init__(
         self,
         tokenizer: PreTrainedTokenizerBase,
-        text_encoder: nn.Module,
+        text_encoder: PreTrainedModel,
         texts: Sequence[str],
         placement: str,
         num_tokens: int,
@@ -174,7 +173,7 @@ class Prompts:
             `[B, T, D]` (placement `prompt`) or `[B, T + K, D]` (`context`), text encoder's dtype.
         """
         device = self.text_encoder.device
-        if self._slots is None:
+        if self._slots is None or semantic_embedding is None:
             text = self._encoded[self._row[indices].to(device)]
             if semantic_embedding is None:
                 return text
@@ -189,7 +188,7 @@ class Prompts:
 
 @torch.no_grad()
 def encode_texts(
-    tokenizer: PreTrainedTokenizerBase, text_encoder: nn.Module, texts: Sequence[str]
+    tokenizer: PreTrainedTokenizerBase, text_encoder: PreTrainedModel, texts: Sequence[str]
 ) -> torch.Tensor:
     """Encode plain texts: `[N, T, D]`, last hidden state after the final LayerNorm, no gradient."""
     ids = tokenize(tokenizer, text_encoder, texts)
@@ -215,7 +214,7 @@ def unconditional(empty_prompt: torch.Tensor, length: int) -> torch.Tensor:
 @torch.no_grad()
 def word_embedding(
     tokenizer: PreTrainedTokenizerBase,
-    text_encoder: nn.Module,
+    text_encoder: PreTrainedModel,
     word: str,
     num_tokens: int,
     placement: str = "prompt",

@@ -94,7 +94,7 @@ def sample(
     texts = [GENERATION_PROMPTS[conditions.placement]]
     prompts = Prompts(tokenizer, text_encoder, texts, conditions.placement, conditions.num_tokens)
     empty_prompt = encode_texts(tokenizer, text_encoder, [""])
-    masks, size = iter(object_masks if spatial else ()), pass_size(config, diffusion.device)
+    masks, size = iter(() if object_masks is None else object_masks), pass_size(config, diffusion.device)
     for start in range(0, len(seeds), size):
         batch = [int(seed) for seed in seeds[start : start + size]]
         count = len(batch)

@@ -240,12 +240,12 @@ def search(
             optimizer.step()
             done, whole = done + 1, True
             losses.add(loss)
-            due = checkpoint is not None and time.monotonic() - last_save >= save_every_seconds
+            due = time.monotonic() - last_save >= save_every_seconds
             if due or done % CHECK_EVERY == 0 or done == config.num_steps:
                 report.step("search", done, config.num_steps, loss=losses.mean(done))
             else:
                 report.step("search", done, config.num_steps)
-            if due:
+            if due and checkpoint is not None:
                 checkpoint.save(done, _state(conditions, optimizer))
                 last_save = time.monotonic()
     except KeyboardInterrupt:
@@ -299,7 +299,7 @@ def _loss(
     draws = torch.randn(3, size, *shape, generator=rng)  # image latents, mask latents, noise
     latents = images.sample(augmentation, index, draws[0]).to(device)
     mask_latents = None
-    if conditions.spatial_encoder is not None:
+    if masks is not None:
         mask_latents = masks.sample(augmentation, index, draws[1]).to(device)
     noise = draws[2].to(device)
 

@@ -150,4 +150,4 @@ def _augmented_masks(
     object_masks: np.ndarray, operations: Sequence[Any], diffusion: Diffusion
 ) -> Iterator[torch.Tensor]:
     for operation in operations:
-        yield mask_images(apply_to_masks(operation, object_masks), diffusion.image_size)
+        yield mask_images(list(apply_to_masks(operation, object_masks)), diffusion.image_size)

@@ -96,10 +96,12 @@ def replay_class(
     shifted = _Offset(report, first, config.num_images)
     start = 0
     for images in sample(diffusion, built, poses, seeds.tolist(), config, shifted):
-        rows = slice(max(start, done - first), start + len(images))
-        drawn = np.stack([poses[index] for index in range(rows.start, rows.stop)])
-        writer.append(images.numpy()[rows.start - start :], drawn, seeds[rows])
-        start = rows.stop
+        stop = start + len(images)
+        fresh = slice(min(max(start, done - first), stop), stop)
+        if fresh.start < stop:
+            drawn = np.stack([poses[index] for index in range(fresh.start, stop)])
+            writer.append(images.numpy()[fresh.start - start :], drawn, seeds[fresh])
+        start = stop
 
 
 class _Poses(Sequence[np.ndarray]):

@@ -13,7 +13,9 @@ from replaycad.artifacts.detector import DetectorArtifact
 from replaycad.data.mixture import Mixture, batches
 from replaycad.detectors.build import Detector, build_detector
 from replaycad.detectors.encoders import Encoder
+from replaycad.detectors.invad import InvAD
 from replaycad.detectors.optimization import learning_rate_at, make_optimizer, optimize_step
+from replaycad.detectors.patchcore import PatchCore
 from replaycad.detectors.presets import OptimizerSettings
 from replaycad.errors import ArtifactError, TrainingError
 from replaycad.progress import Report, silent
@@ -77,7 +79,7 @@ def train_detector(
         _check_same_kind(init, config, header)
         detector.load_state_dict({k: torch.from_numpy(v) for k, v in init.state.items()})
     detector.to(device)
-    if detector.trained_by == "fit":
+    if isinstance(detector, PatchCore):
         _fit(detector, mixture, class_order, encoder, config, seed, report)
     else:
         loop = _Loop(detector, encoder, mixture, config, seed, report)
@@ -111,7 +113,7 @@ def _check_same_kind(init: DetectorArtifact, config: TrainConfig, header: dict[s
 
 
 def _fit(
-    detector: Detector,
+    detector: PatchCore,
     mixture: Mixture,
     class_order: Sequence[str],
     encoder: Encoder,
@@ -133,7 +135,7 @@ class _Loop:
 
     def __init__(
         self,
-        detector: Detector,
+        detector: InvAD,
         encoder: Encoder,
         mixture: Mixture,
         config: TrainConfig,
@@ -142,7 +144,9 @@ class _Loop:
     ) -> None:
         self._detector, self._encoder, self._mixture = detector, encoder, mixture
         self._config, self._seed, self._report = config, seed, report
-        self._per_epoch = max(1, len(mixture) // config.batch_size)
+        # A set smaller than one batch is one batch.
+        self._batch_size = min(config.batch_size, len(mixture))
+        self._per_epoch = len(mixture) // self._batch_size
         self._total = config.num_steps or config.epochs * self._per_epoch
         self._settings = OptimizerSettings(
             grad_clip=config.grad_clip or math.inf, lr_drop_at=config.lr_drop_at
@@ -174,8 +178,9 @@ class _Loop:
         step = done
         while step < self._total:
             epoch, skipped = divmod(step, self._per_epoch)
-            size = self._config.batch_size
-            order = list(batches(len(self._mixture), size, self._seed, epoch, drop_last=True))
+            order = list(
+                batches(len(self._mixture), self._batch_size, self._seed, epoch, drop_last=True)
+            )
             for rows in order[skipped:][: self._total - step]:
                 yield rows
                 step += 1

@@ -46,15 +46,16 @@ def test_a_step_uses_its_own_learning_rate_and_returns_the_loss():
     assert line.weight.item() == pytest.approx(1.75)  # the first step of Adam is the rate itself
 
 
-def test_gradients_are_clipped_over_all_parameters():
+@pytest.mark.parametrize(("grad_clip", "gradient"), [(5.0, 5.0), (0.0, 100.0)])
+def test_gradients_are_clipped_over_all_parameters_unless_the_limit_is_zero(grad_clip, gradient):
     line = Line()
-    settings = OptimizerSettings(grad_clip=5.0)
+    settings = OptimizerSettings(grad_clip=grad_clip)
 
     optimize_step(
         line, torch.optim.SGD(line.parameters()), [torch.full((1,), 100.0)], 0.1, settings=settings
     )
 
-    assert line.weight.item() == pytest.approx(2.0 - 0.1 * 5.0)
+    assert line.weight.item() == pytest.approx(2.0 - 0.1 * gradient)
 
 
 def test_a_penalty_moves_the_weights_but_not_the_reported_loss():
@@ -67,11 +68,25 @@ def test_a_penalty_moves_the_weights_but_not_the_reported_loss():
     assert line.weight.item() == pytest.approx(2.0 - 0.1 * 4.0)
 
 
-def test_a_loss_that_is_not_finite_leaves_the_weights_alone():
-    line = Line()
+class Root(Line):
+    """Its loss is finite at zero, its gradient is not."""
+
+    def loss(self, features):
+        return (self.weight.sum() * features[0]).abs().sqrt().sum()
+
+
+@pytest.mark.parametrize(
+    ("line", "features", "penalty"),
+    [
+        (Line(), torch.full((1,), torch.nan), None),
+        (Line(), torch.ones(1), torch.tensor(torch.inf)),
+        (Root(), torch.zeros(1), None),
+    ],
+)
+def test_a_step_that_is_not_finite_leaves_the_weights_alone_and_says_so(line, features, penalty):
     optimizer = make_optimizer(line.parameters(), 1.0)
 
-    loss = optimize_step(line, optimizer, [torch.full((1,), torch.nan)], 1.0)
+    loss = optimize_step(line, optimizer, [features], 1.0, penalty=penalty)
 
     assert torch.isnan(loss)
     assert line.weight.item() == 2.0

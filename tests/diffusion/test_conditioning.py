@@ -258,22 +258,6 @@ def test_conditions_without_parts_or_with_an_unknown_placement_are_refused():
         Conditions(torch.zeros(1, WIDTH), None, "beside")
 
 
-def test_conditions_are_rebuilt_from_what_an_artifact_stores():
-    conditions = Conditions(
-        torch.randn(5, WIDTH), SpatialEncoder(IN_FEATURES, OUT_FEATURES, WIDTH), "context"
-    )
-    half = [p.detach().half().numpy() for p in conditions.parameters()]
-
-    again = Conditions.from_arrays(*half, "context", WIDTH)
-    spatial = Conditions.from_arrays(half[0][:0], *half[1:], "context", WIDTH)
-    semantic = Conditions.from_arrays(half[0], None, None, "context", WIDTH)
-
-    for rebuilt, original in zip(again.parameters(), conditions.parameters(), strict=True):
-        assert torch.equal(rebuilt, original.half().float())
-    assert (spatial.num_tokens, semantic.num_tokens) == (0, 5)
-    assert semantic.spatial_encoder is None
-
-
 def test_a_placeholder_foreign_to_the_tokenizer_is_refused(diffusion):
     tokenizer = copy.deepcopy(diffusion.tokenizer)
     tokenizer.unk_token = "*</w>"

@@ -128,6 +128,27 @@ def test_deepest_point_is_the_middle_of_the_mask():
     assert sam_training.deepest_points(masks).tolist() == [[[15.0, 9.0]]]
 
 
+def test_close_ups_hold_the_whole_object_and_little_else():
+    masks = torch.zeros(16, 1, 128, 128)
+    masks[:, :, 30:70, 64:100] = 1
+    g = generator(0, "test")
+
+    windows = sam_training.close_up(random_windows(16, 0.7, g), masks, g)
+
+    shares = warp(masks, windows, 128).mean((1, 2, 3))
+    sides = windows[:, :, :2].det().abs().sqrt() * 128
+    torch.testing.assert_close(shares * sides**2, torch.full((16,), 1440.0), rtol=0.03, atol=0)
+    assert shares.min() > 0.4
+
+
+def test_close_ups_of_nothing_leave_the_window():
+    windows = random_windows(4, 0.7, generator(0, "test"))
+
+    closer = sam_training.close_up(windows, torch.zeros(4, 1, 64, 64), generator(1, "test"))
+
+    assert torch.equal(closer, windows)
+
+
 def test_batches_are_a_function_of_the_step(pool):
     first, again, other = (sam_training.draw_batch(pool, 4, 0, step) for step in (3, 3, 4))
 

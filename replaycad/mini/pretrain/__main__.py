@@ -1,7 +1,8 @@
 """The command `python -m replaycad.mini.pretrain {vae,unet,sam,encoder,all}`."""
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -31,7 +32,12 @@ def main(
     from replaycad.mini.pretrain.vae import train_vae
     from replaycad.runtime import resolve_device
 
-    trainings = {"vae": train_vae, "unet": train_unet, "sam": train_sam, "encoder": train_encoder}
+    trainings: dict[str, Callable[..., Any]] = {
+        "vae": train_vae,
+        "unet": train_unet,
+        "sam": train_sam,
+        "encoder": train_encoder,
+    }
     pool = open_pool(work, classes)
     chosen = PARTS if part == "all" else (part,)
     for name in chosen:

@@ -3,7 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import timm
@@ -83,6 +83,12 @@ def build_encoder(timm_name: str = TIMM_NAME) -> nn.Module:
     return timm.create_model(timm_name, features_only=True, out_indices=OUT_INDICES)
 
 
+def feature_channels(encoder: nn.Module) -> list[int]:
+    """Channels of the features that a network of timm returns, fine to coarse."""
+    info: Any = encoder.feature_info
+    return list(info.channels())
+
+
 def word_table(captions: list[str]) -> torch.Tensor:
     """Which class's caption has which word: `[C, V]` 0/1, words in alphabetical order.
 
@@ -139,6 +145,10 @@ def draw_episode(
 
     What makes a product (window, colours) changes alike for all pictures of a class; what a camera
     does (light, blur, noise) changes by picture.
+
+    Args:
+        words: `[C, V]` 0/1, of every class of the pool.
+        seed: of the stream; the step's number picks everything else.
     """
     g = generator(seed, "encoder", step)
     dice = np.random.default_rng(stream_seed(seed, "encoder", "pictures", step))
@@ -162,8 +172,8 @@ def draw_episode(
     clean = change_colours(warp(images, windows, size), g, PER_CLASS)
     inputs = change_sharpness(change_light(clean, 0.7, g), 0.7, g)
     inputs = (inputs - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
-    masks = warp(anomaly_masks, mask_windows, size)
-    return Episode(inputs, clean, masks, words[torch.from_numpy(classes)])
+    warped = warp(anomaly_masks, mask_windows, size)
+    return Episode(inputs, clean, warped, words[torch.from_numpy(classes)])
 
 
 def _mix_in_blobs(
@@ -235,7 +245,7 @@ def defect_loss(
     Returns:
         The loss, and the share of (defective, normal) pairs of a class in the right order.
     """
-    share = F.adaptive_avg_pool2d(anomaly_masks, logits.shape[-2:])
+    share = F.adaptive_avg_pool2d(anomaly_masks, (logits.shape[-2], logits.shape[-1]))
     near = F.max_pool2d(share, 3, stride=1, padding=1)
     share, near = (x.view(NUM_CLASSES, NUM_PAIRS, *logits.shape[-2:]) for x in (share, near))
     normal, defective = logits[:, :NUM_PAIRS], logits[:, NUM_PAIRS:]
@@ -264,7 +274,7 @@ def identity_loss(vectors: torch.Tensor) -> torch.Tensor:
 
 
 def redraw_loss(heads: Heads, features: list[torch.Tensor], clean: torch.Tensor) -> torch.Tensor:
-    """Levels 2 and 3 shall still know the picture without blur, noise and uneven light."""
+    """Levels 2 and 3 shall still know the picture `[B, 3, S, S]` without blur, noise and shade."""
     loss = clean.new_zeros(())
     for level, head, factor in zip(features[1:], heads.redraw, (2, 4), strict=True):
         loss = loss + F.l1_loss(F.pixel_shuffle(head(level), 4), F.avg_pool2d(clean, factor))
@@ -360,10 +370,10 @@ def train_encoder(
     )
     torch.manual_seed(stream_seed(SEED, "encoder", "weights"))
     words = word_table(pool.captions)
-    encoder = build_encoder(timm_name).to(device, memory_format=torch.channels_last).train()
-    heads = Heads(encoder.feature_info.channels(), words.shape[1]).to(device)
+    encoder = build_encoder(timm_name).to(device).to(memory_format=torch.channels_last).train()
+    heads = Heads(feature_channels(encoder), words.shape[1]).to(device)
     if held_out is None:
-        held_out = open_pool(work, 64, 4, 4, first_class=HELD_OUT_SEED)
+        held_out = open_pool(work, 64, 8, 4, first_class=HELD_OUT_SEED)
 
     def loss_function(step: int) -> tuple[torch.Tensor, dict[str, float]]:
         episode = Episode(*(part.to(device) for part in draw_episode(pool, words, SEED, step)))

@@ -49,6 +49,7 @@ SEED = 0
 BATCH_SIZE = 16
 LEARNING_RATE = 1.5e-3
 EMA_DECAY = 0.99
+CLOSE_UP_SHARE = 0.4
 READER_GRID = 4  # mask logits along the side of one embedding
 NUM_POINTS = 4
 WHOLE_FRAME = 0.97  # a picture with more object than this is a surface
@@ -171,7 +172,7 @@ def mask_loss(
 
 
 def outline_loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Cross-entropy plus dice over the last two axes of logits and targets (0..1)."""
+    """Cross-entropy plus dice of logits and targets (0..1), both `[..., H, W]`: `[...]`."""
     entropy = F.binary_cross_entropy_with_logits(logits, targets, reduction="none").mean((-2, -1))
     probability = logits.sigmoid()
     overlap = (probability * targets).sum((-2, -1))
@@ -181,7 +182,7 @@ def outline_loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
 
 
 def mask_iou(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """IoU (0..1) over the last two axes of logits and targets (0..1) of the same shape."""
+    """IoU (0..1) of logits and targets (0..1), both `[..., H, W]`: `[...]`."""
     found, wanted = logits > 0, targets > 0.5
     union = (found | wanted).sum((-2, -1)).clamp_min(1)
     return (found & wanted).sum((-2, -1)) / union
@@ -208,6 +209,29 @@ def change_background(
     return torch.where(is_changed, torch.lerp(plain, images, edge), images)
 
 
+def close_up(windows: torch.Tensor, masks: torch.Tensor, g: torch.Generator) -> torch.Tensor:
+    """Tighten windows `[B, 2, 3]` around what masks `[B, 1, S, S]` show, a little room left.
+
+    Product photographs are often filled by the product; drawn objects are smaller. Windows stay
+    inside the picture; where the mask is empty they stay as they are.
+    """
+    size = masks.shape[-1]
+    sides = []
+    for axis in (1, 2):  # over the rows for x, over the columns for y
+        hit = masks[:, 0].amax(axis) > 0.5
+        first = hit.float().argmax(1)
+        last = size - 1 - hit.flip(1).float().argmax(1)
+        sides.append(torch.stack([first, last + 1], 1) * (2 / size) - 1)
+    low, high = torch.stack(sides, 1).unbind(2)  # [B, 2] each, -1 to 1
+    side = ((high - low).amax(1) / 2 * uniform(len(masks), 1.02, 1.4, g).flatten()).clamp(0.2, 1)
+    room = (1 - side)[:, None]
+    shift = ((low + high) / 2).clamp(-room, room)
+    turn = windows[:, :, :2] / windows[:, :, :2].det().abs().sqrt()[:, None, None]
+    closer = torch.cat([turn * side[:, None, None], shift[:, :, None]], 2)
+    is_empty = masks.amax((1, 2, 3)) <= 0.5
+    return torch.where(is_empty[:, None, None], windows, closer)
+
+
 def draw_batch(
     pool: Pool, batch_size: int, seed: int, step: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -225,7 +249,10 @@ def draw_batch(
     images = torch.from_numpy(pool.images[classes, numbers]).permute(0, 3, 1, 2).float() / 255
     masks = torch.from_numpy(pool.object_masks[classes, numbers])[:, None].float()
     size = images.shape[-1]
-    both = warp(torch.cat([images, masks], 1), random_windows(batch_size, 0.7, g), size)
+    windows = random_windows(batch_size, 0.7, g)
+    is_close = chance(batch_size, CLOSE_UP_SHARE, g)[:, 0]
+    windows = torch.where(is_close, close_up(windows, masks, g), windows)
+    both = warp(torch.cat([images, masks], 1), windows, size)
     images, masks = both[:, :3], both[:, 3:]
     images = change_background(images, masks, g)
     images = change_sharpness(change_light(change_colours(images, g), 1.0, g), 1.0, g)
@@ -249,8 +276,8 @@ def evaluate_sam(sam: Sam, pool: Pool, num_pictures: int = 2) -> dict[str, float
         `surface`: one point in the middle of surfaces (absent if the pool has none).
     """
     device = sam.pixel_mean.device
-    images = pool.images[:, :num_pictures].reshape(-1, *pool.images.shape[2:])
-    images = torch.from_numpy(images).permute(0, 3, 1, 2)
+    pictures = pool.images[:, :num_pictures].reshape(-1, *pool.images.shape[2:])
+    images = torch.from_numpy(pictures).permute(0, 3, 1, 2)
     masks = torch.from_numpy(pool.object_masks[:, :num_pictures]).flatten(0, 1)[:, None].float()
     size = images.shape[-1]
     near, far = 2.56, size - 1 - 2.56
@@ -325,7 +352,7 @@ def train_sam(
     # object and what is background long before the prompts make sense to the decoder.
     reader = nn.Conv2d(sam.prompt_encoder.embed_dim, READER_GRID**2, 1).to(device)
     if held_out is None:
-        held_out = open_pool(work, 64, 4, 4, first_class=HELD_OUT_SEED)
+        held_out = open_pool(work, 64, 8, 4, first_class=HELD_OUT_SEED)
     sheet_images = np.array(held_out.images[:16, 0])
 
     def loss_function(step: int) -> tuple[torch.Tensor, dict[str, float]]:
@@ -342,9 +369,7 @@ def train_sam(
     def sample_sheet(_step: int) -> None:
         write_sheet(sam, sheet_images, work / "sam.png")
 
-    train_loop(
-        "sam", {"sam": sam, "reader": reader}, loss_function, work, config, sample_sheet
-    )
+    train_loop("sam", {"sam": sam, "reader": reader}, loss_function, work, config, sample_sheet)
     export_module(sam, weights / "sam", dict(sam_config))
     measured = json.dumps(evaluate_sam(sam, held_out), indent=1)
     (work / "sam_measured.json").write_text(measured + "\n")
