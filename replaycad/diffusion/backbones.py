@@ -26,6 +26,7 @@ from replaycad.errors import WeightsError
 
 _TEXT_MODELS = {"clip_text_model": CLIPTextModel, "ldmbert": LDMBertModel}
 _VAE_BATCH = 4
+PREDICTION_TYPES = ("epsilon", "v_prediction")
 Network = TypeVar("Network", bound=nn.Module)
 _LOADING_ERRORS = (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError)
 
@@ -90,6 +91,11 @@ class Diffusion:
     def alphas_cumprod(self) -> torch.Tensor:
         """Signal power left at each timestep: `[num_train_timesteps]` float32, on the CPU."""
         return DDIMScheduler.from_config(self.scheduler_config).alphas_cumprod
+
+    @property
+    def prediction_type(self) -> str:
+        """What the unet predicts: `epsilon` (the noise) or `v_prediction` (the velocity)."""
+        return self.scheduler_config.get("prediction_type", "epsilon")
 
     @torch.no_grad()
     def encode_images(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -192,10 +198,11 @@ def load_backbone(
     files = backbone_files(folder)
     dtype = dtype or default_dtype(device)
     schedule = scheduler_config(folder)
-    if schedule.get("prediction_type", "epsilon") != "epsilon":
+    if schedule.get("prediction_type", "epsilon") not in PREDICTION_TYPES:
         raise WeightsError(
-            f"backbone '{name}' predicts {schedule['prediction_type']}, not epsilon",
-            "use a backbone of the Stable Diffusion 1 family",
+            f"backbone '{name}' predicts {schedule['prediction_type']}, "
+            f"not {' or '.join(PREDICTION_TYPES)}",
+            "use a backbone of the Stable Diffusion 1 or 2 family",
         )
     with _quiet_libraries():
         vae = _load_network(AutoencoderKL, files["vae"])

@@ -18,6 +18,10 @@ from replaycad.runtime import generator
 _CPU_ROWS = 8
 
 
+_SCHEDULE = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "prediction_type")
+"""What a folder's scheduler config may decide; the rest is the paper's."""
+
+
 def make_scheduler(name: str, scheduler_config: dict) -> SchedulerMixin:
     """Build a sampler on the backbone's noise schedule.
 
@@ -27,11 +31,7 @@ def make_scheduler(name: str, scheduler_config: dict) -> SchedulerMixin:
     Raises:
         ConfigError: any other name.
     """
-    schedule = {
-        key: scheduler_config[key]
-        for key in ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule")
-        if key in scheduler_config
-    }
+    schedule = {key: scheduler_config[key] for key in _SCHEDULE if key in scheduler_config}
     if name == "ddim":
         return DDIMScheduler(
             **schedule,
@@ -94,7 +94,8 @@ def sample(
     texts = [GENERATION_PROMPTS[conditions.placement]]
     prompts = Prompts(tokenizer, text_encoder, texts, conditions.placement, conditions.num_tokens)
     empty_prompt = encode_texts(tokenizer, text_encoder, [""])
-    masks, size = iter(() if object_masks is None else object_masks), pass_size(config, diffusion.device)
+    masks = iter(() if object_masks is None else object_masks)
+    size = pass_size(config, diffusion.device)
     for start in range(0, len(seeds), size):
         batch = [int(seed) for seed in seeds[start : start + size]]
         count = len(batch)

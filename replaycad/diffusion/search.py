@@ -200,7 +200,7 @@ def search(
     checkpoint: SearchCheckpoint | None = None,
     save_every_seconds: float = 60.0,
 ) -> Conditions:
-    """Fit a class's conditions to its images (paper section 3.2): epsilon loss, AdamW, two rates.
+    """Fit a class's conditions to its images (paper section 3.2): noise loss, AdamW, two rates.
 
     Args:
         diffusion: frozen; gradients pass through it into the conditions.
@@ -289,7 +289,7 @@ def _loss(
     config: CompressConfig,
     rng: torch.Generator,
 ) -> torch.Tensor:
-    """Mean squared error of the noise estimate for one random batch: a scalar."""
+    """Mean squared error of the unet's prediction for one random batch: a scalar."""
     num_augmentations, num_images, *shape = images.mean.shape
     size, device = config.batch_size, diffusion.device
     augmentation = torch.randint(num_augmentations, (size,), generator=rng)
@@ -306,10 +306,15 @@ def _loss(
     signal = alphas_cumprod[timesteps].view(-1, 1, 1, 1)
     noisy_latents = signal.sqrt() * latents + (1 - signal).sqrt() * noise
     encoder_hidden_states = conditions(prompts, template, mask_latents)
-    noise_pred = diffusion.unet(
+    prediction = diffusion.unet(
         noisy_latents.to(diffusion.dtype), timesteps, encoder_hidden_states
     ).sample
-    return F.mse_loss(noise_pred.float(), noise)
+    target = noise
+    if diffusion.prediction_type == "v_prediction":
+        # Deviation: the bundled unet predicts the velocity (Salimans and Ho 2022, eq. 10), and so
+        # the loss compares velocities; the paper's backbones predict the noise.
+        target = signal.sqrt() * noise - (1 - signal).sqrt() * latents
+    return F.mse_loss(prediction.float(), target)
 
 
 class _Losses:

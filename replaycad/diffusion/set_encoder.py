@@ -72,11 +72,14 @@ class SetEncoder(nn.Module):
             nn.GELU(),
             nn.Conv2d(width, width, 3, padding=1),
         )
-        self.position = nn.Parameter(torch.randn(grid * grid, width) * 0.02)
+        self.position = nn.Parameter(torch.randn(grid * grid, width) * 0.5)
         self.queries = nn.Parameter(torch.randn(num_tokens, width) * 0.5)
         self.blocks = nn.ModuleList([_Block(width, num_heads) for _ in range(depth)])
         self.norm = nn.LayerNorm(width)
-        self.out = nn.Linear(width, cross_attention_dim)
+        # Normalised like the text tokens beside them: fainter tokens go unheard in the attention.
+        self.out = nn.Sequential(
+            nn.Linear(width, cross_attention_dim), nn.LayerNorm(cross_attention_dim)
+        )
 
     def forward(self, latents: torch.Tensor) -> torch.Tensor:
         """Encode the references.

@@ -77,7 +77,9 @@ def train_detector(
     )  # fmt: skip
     if init is not None:
         _check_same_kind(init, config, header)
-        detector.load_state_dict({k: torch.from_numpy(v) for k, v in init.state.items()})
+        # To fine-tune a memory bank is to replace it: adding to it would keep the old classes.
+        if not isinstance(detector, PatchCore):
+            detector.load_state_dict({k: torch.from_numpy(v) for k, v in init.state.items()})
     detector.to(device)
     if isinstance(detector, PatchCore):
         _fit(detector, mixture, class_order, encoder, config, seed, report)

@@ -206,9 +206,9 @@ def test_parts_of_two_models_are_refused(folder):
 
 
 def test_a_model_that_predicts_something_else_is_refused(folder):
-    edit(folder / "scheduler" / "scheduler_config.json", prediction_type="v_prediction")
+    edit(folder / "scheduler" / "scheduler_config.json", prediction_type="sample")
 
-    with pytest.raises(WeightsError, match="predicts v_prediction, not epsilon"):
+    with pytest.raises(WeightsError, match="predicts sample, not epsilon or v_prediction"):
         load_backbone(folder, CPU)
 
 

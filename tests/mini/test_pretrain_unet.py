@@ -47,7 +47,8 @@ def test_dropped_conditions_are_zero_tokens(tmp_path):
 
     with torch.no_grad():
         tokens = model.condition(
-            model.templates[:2], torch.randn(1, 2, 8, 16, 16), torch.randn(2, 8, 16, 16), keep,
+            model.templates[:2], model.set_encoder(torch.randn(1, 2, 8, 16, 16)),
+            torch.randn(2, 8, 16, 16), keep,
             1 - keep,
         )  # fmt: skip
 
