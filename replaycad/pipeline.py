@@ -229,21 +229,27 @@ class Pipeline:
         return self._replay(name, self.config(ReplayConfig), seed, self.wishes.force)
 
     def _replay(self, name: str, config: ReplayConfig, seed: int, force: bool) -> Outcome:
-        content = self._content("conditions", name)
+        inputs = self._replay_inputs(name)
         path, header = self.store.path("conditions", name), self._header("conditions", name)
-        made_with = header.get("config", {}).get("backbone")
-        backbone = config.backbone or made_with or self.config(CompressConfig).backbone
+        # What was typed comes first: a folder is more than the name that a header keeps of it.
+        backbone = config.backbone or self._typed("compress", "backbone")
+        backbone = backbone or header.get("config", {}).get("backbone")
+        backbone = backbone or self.config(CompressConfig).backbone
         config = replace(config, backbone=backbone)
         weights = self._frozen.backbone(backbone, drawing=True)
         if f"conditions/{name}" not in self._changing:
             plans.check_same_backbone(path, header, weights, backbone)
-        used = {field: header.get(field) for field in ("policy", "placement")}
-        inputs = {f"conditions/{name}": content, "policy": plans.digest_of(used)}
         plan = self._plan("replay", name, config, seed, inputs, weights)
         return self._finish(
             plan, config.num_images, f"replaycad train --class NEW --past {name}", force,
             lambda workshop: workshop.replay(plan, path, config, seed),
         )  # fmt: skip
+
+    def _replay_inputs(self, name: str) -> dict[str, str]:
+        """What replays are drawn from: the conditions and how to pose their masks."""
+        content, header = self._content("conditions", name), self._header("conditions", name)
+        used = {field: header.get(field) for field in ("policy", "placement")}
+        return {f"conditions/{name}": content, "policy": plans.digest_of(used)}
 
     def _prepare_replays(self, name: str) -> None:
         if f"replays/{name}" in self._handled:
@@ -251,6 +257,8 @@ class Pipeline:
         header = {} if self._is_typed("replay") else self._header("replays", name)
         if header and not self.store.path("conditions", name).exists():
             return  # drawn elsewhere and copied: nothing here to hold them against
+        if header and header.get("inputs") == self._replay_inputs(name):
+            return  # drawn from these conditions, however that was done
         seed = header.get("seed", self.wishes.seed)
         outcome = self._replay(name, self.config(ReplayConfig, header), seed, force=False)
         if outcome.was_made:
@@ -295,7 +303,8 @@ class Pipeline:
         samples = {one: test_samples(self.wishes.data, one) for one in class_names}
         content = self._content("detectors", name)
         header, config = self._header("detectors", name), self.config(EvalConfig)
-        encoder = config.encoder or header.get("encoder") or self.config(TrainConfig).encoder
+        encoder = config.encoder or self._typed("train", "encoder") or header.get("encoder")
+        encoder = encoder or self.config(TrainConfig).encoder
         config = replace(config, encoder=encoder)
         weights = self._frozen.encoder(encoder)
         path = self.store.path("detectors", name)
@@ -312,6 +321,9 @@ class Pipeline:
             self.wishes.force,
             lambda workshop: workshop.evaluate(plan, path, samples, config),
         )  # fmt: skip
+
+    def _typed(self, stage: str, field: str) -> str:
+        return self.wishes.overrides.get(stage, {}).get(field, "")
 
     def _is_typed(self, stage: str) -> bool:
         return bool(self.wishes.overrides.get(stage))

@@ -36,9 +36,7 @@ class Models:
             "replay": ["--backbone", self.backbone],
             "train": ["--encoder", self.encoder],
             "eval": ["--set", f"eval.encoder={self.encoder}"],
-            "run": ["--segmenter", "none", "--backbone", self.backbone, "--encoder", self.encoder,
-                    "--set", f"eval.encoder={self.encoder}",
-                    "--set", f"replay.backbone={self.backbone}"],
+            "run": ["--segmenter", "none", "--backbone", self.backbone, "--encoder", self.encoder],
         }  # fmt: skip
         before = {"compress": ["mask"], "train": ["replay"], "run": list(fields)}.get(stage, [])
         typed = list(options[stage])

@@ -426,3 +426,16 @@ def test_stored_masks_are_spread_over_the_images_and_counted(chain):
 
     assert conditions.object_masks.shape == (4, 32, 32)
     assert conditions.num_bytes == conditions.num_bytes_without_masks + 4 * 32 * 4
+
+
+def test_training_asks_for_no_backbone_while_its_replays_are_there(chain, data, models, tmp_path):
+    store = tmp_path / "store"
+    shutil.copytree(chain, store)
+
+    result = invoke([
+        "train", "--class", "plate", "--past", "disc", "--data", data, "--store", store,
+        "--encoder", models.encoder, "--set", "image_size=32", "--set", "num_steps=1",
+        "--set", "batch_size=4", "--name", "other",
+    ])  # fmt: skip
+
+    assert result.exit_code == 0, result.output
