@@ -34,9 +34,10 @@ $(INSTALLED): pyproject.toml
 
 install: $(INSTALLED) ## create .venv and install everything into it
 
-demo: $(INSTALLED) ## draw three classes, learn them one after another, print the table (10 minutes)
+demo: $(INSTALLED) ## draw three classes, learn them one after another, print the table (4 minutes)
 	$(BIN)/python -m replaycad.mini.demo demo/data
-	$(REPLAYCAD) run --data demo/data --store demo/artifacts --class all --strategy finetune,replay,joint --set replay.num_images=60 $(OPTIONS)
+	$(REPLAYCAD) run --data demo/data --store demo/artifacts --class all --strategy finetune,replay,joint \
+	  --detector patchcore --set replay.num_images=60 $(OPTIONS)
 	@echo "contact sheet: demo/artifacts/results/run.png"
 
 test: $(INSTALLED) ## run the tests

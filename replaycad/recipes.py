@@ -99,10 +99,10 @@ class TrainConfig:
     preset: str = "mini"
     encoder: str = "mini"
     image_size: int = _at_least(16, 128)
-    num_steps: int = _at_least(0, 300)  # optimiser steps; 0: count in epochs
+    num_steps: int = _at_least(0, 600)  # optimiser steps; 0: count in epochs
     epochs: int = _at_least(0, 0)
-    batch_size: int = _at_least(1, 16)
-    learning_rate: float = _at_least(0.0, 4e-3)
+    batch_size: int = _at_least(1, 8)
+    learning_rate: float = _at_least(0.0, 1e-2)
     grad_clip: float = _at_least(0.0, 5.0)  # 0: no clipping
     lr_drop_at: float = _at_least(0.0, 0.8)  # fraction of all steps after which lr is a tenth
     init: str = ""  # name of the detector to go on from; empty: from scratch
@@ -141,7 +141,7 @@ _PAPER_REPLAY = ReplayConfig(
 )
 _PAPER_TRAIN = TrainConfig(
     preset="full", encoder="wide_resnet50_2.racm_in1k", image_size=256, num_steps=0, epochs=200,
-    batch_size=32,
+    batch_size=32, learning_rate=4e-3,
 )  # fmt: skip
 _PAPER: dict[str, StageConfig] = {
     "mask": MaskConfig(segmenter="vit_h", image_size=512),
@@ -167,7 +167,8 @@ RECIPES: dict[str, dict[str, StageConfig]] = {
             _PAPER_REPLAY, num_images=200, sampler="dpm++", num_inference_steps=20
         ),
         "train": replace(
-            _PAPER_TRAIN, preset="lite", encoder="resnet34.bt_in1k", epochs=30, batch_size=16
+            _PAPER_TRAIN, preset="lite", encoder="resnet34.bt_in1k", epochs=30, batch_size=16,
+            learning_rate=2e-3,
         ),
     },
 }
