@@ -59,10 +59,10 @@ class CompressConfig:
     semantic_placement: Literal["prompt", "context"] = "context"
     init: Literal["word", "set_encoder"] = "set_encoder"
     init_word: str = ""  # empty: the class policy's word
-    num_steps: int = _at_least(0, 200)
+    num_steps: int = _at_least(0, 100)
     batch_size: int = _at_least(1, 8)
     learning_rate: float = _at_least(0.0, 1e-3)  # of the spatial encoder
-    embedding_learning_rate: float = _at_least(0.0, 5e-3)
+    embedding_learning_rate: float = _at_least(0.0, 5e-2)
     weight_decay: float = _at_least(0.0, 0.01)
     timestep_law: Literal["uniform", "cubic"] = "uniform"
     num_masks: int = _at_least(1, 10)  # M
@@ -81,7 +81,7 @@ class ReplayConfig:
     num_images: int = _at_least(1, 120)
     sampler: Literal["ddim", "dpm++"] = "dpm++"
     num_inference_steps: int = _at_least(1, 20)
-    guidance_scale: float = _at_least(0.0, 2.0)
+    guidance_scale: float = _at_least(0.0, 1.0)
     batch_size: int = _at_least(1, 16)
     backbone: str = ""  # empty: the one that the conditions were made with
     stage = "replay"

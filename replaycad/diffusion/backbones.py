@@ -19,12 +19,15 @@ from torch import nn
 from transformers import AutoTokenizer, CLIPTextModel, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
+from replaycad.diffusion.cell_unet import CellUNet
 from replaycad.diffusion.conditioning import SpatialEncoder
+from replaycad.diffusion.patch_codec import PatchCodec
 from replaycad.diffusion.presets import backbone_files, locate_backbone, scheduler_config
 from replaycad.diffusion.set_encoder import SetEncoder
 from replaycad.errors import WeightsError
 
 _TEXT_MODELS = {"clip_text_model": CLIPTextModel, "ldmbert": LDMBertModel}
+_OWN_CLASSES: dict[str, type[nn.Module]] = {"PatchCodec": PatchCodec, "CellUNet": CellUNet}
 _VAE_BATCH = 4
 PREDICTION_TYPES = ("epsilon", "v_prediction")
 Network = TypeVar("Network", bound=nn.Module)
@@ -39,8 +42,8 @@ class Diffusion:
     `spatial_init` give a search its start and exist for the bundled model alone.
     """
 
-    vae: AutoencoderKL
-    unet: UNet2DConditionModel
+    vae: AutoencoderKL | PatchCodec
+    unet: UNet2DConditionModel | CellUNet
     text_encoder: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     scheduler_config: dict
@@ -75,17 +78,25 @@ class Diffusion:
     @property
     def image_size(self) -> int:
         """Height and width of an image, pixels."""
-        return self.latent_size * 2 ** (len(self.vae.config.block_out_channels) - 1)
+        config = self.vae.config
+        if isinstance(self.vae, PatchCodec):
+            return self.latent_size * config.patch_size
+        return self.latent_size * 2 ** (len(config.block_out_channels) - 1)
 
     @property
     def scaling_factor(self) -> float:
         """What a VAE latent is multiplied with before the unet sees it."""
-        return self.vae.config.scaling_factor
+        return self.vae.config.get("scaling_factor", 1.0)
 
     @property
     def cross_attention_dim(self) -> int:
         """D."""
         return self.unet.config.cross_attention_dim
+
+    @property
+    def num_placed_tokens(self) -> int:
+        """K that the unet can read as cells of the picture; 0 where tokens have no place."""
+        return self.unet.num_cells if isinstance(self.unet, CellUNet) else 0
 
     @property
     def alphas_cumprod(self) -> torch.Tensor:
@@ -205,8 +216,8 @@ def load_backbone(
             "use a backbone of the Stable Diffusion 1 or 2 family",
         )
     with _quiet_libraries():
-        vae = _load_network(AutoencoderKL, files["vae"])
-        unet = _load_network(UNet2DConditionModel, files["unet"])
+        vae = _load_network(_class_of(files["vae"][0], AutoencoderKL), files["vae"])
+        unet = _load_network(_class_of(files["unet"][0], UNet2DConditionModel), files["unet"])
         text_encoder = _load_network(_text_model(files["text_encoder"][0]), files["text_encoder"])
         tokenizer = _load_tokenizer(files["tokenizer"])
     width = unet.config.cross_attention_dim
@@ -271,6 +282,11 @@ def _text_model(config_path: Path) -> type[nn.Module]:
             f"replaycad knows: {', '.join(_TEXT_MODELS)}",
         )
     return _TEXT_MODELS[model_type]
+
+
+def _class_of(config_path: Path, published: type[Network]) -> type[nn.Module]:
+    """Our own class where the folder names one, else that of all published models."""
+    return _OWN_CLASSES.get(_read_config(config_path).get("_class_name", ""), published)
 
 
 def _load_network(network: type[Any], files: list[Path]) -> Any:

@@ -64,8 +64,8 @@ class BackbonePreset:
 
 BACKBONES: dict[str, BackbonePreset] = {
     "mini": BackbonePreset(
-        name="mini", image_size=128, latent_shape=(8, 16, 16), cross_attention_dim=192,
-        text_length=24, num_tokens=16, in_features=256, out_features=192,
+        name="mini", image_size=128, latent_shape=(24, 16, 16), cross_attention_dim=192,
+        text_length=24, num_tokens=64, in_features=256, out_features=96,
     ),
     "sd15": BackbonePreset(
         name="sd15", image_size=512, latent_shape=(4, 64, 64), cross_attention_dim=768,

@@ -2,6 +2,9 @@
 
 import torch
 from torch import nn
+from torch.nn import functional as F
+
+LEAST_SPREAD = 0.05  # of latents; what counts as no variation at all
 
 
 class _Block(nn.Module):
@@ -29,19 +32,23 @@ class _Block(nn.Module):
 
 
 class SetEncoder(nn.Module):
-    """K learned queries read R reference images of a class and become its semantic tokens.
+    """Reads R reference images of a class; each semantic token stands for one cell of the picture.
+
+    A token is the mean picture of its cell and how far it varies, in a fixed number of directions,
+    plus what attention over all cells of all references adds. So K is the number of cells,
+    (h / 2) x (w / 2).
 
     Deviation: the paper searches the semantic embedding from an init word; the bundled models start
     from this network's output, which was pre-trained so that the tokens of some images of a class
     draw its other images.
 
     Args:
-        latent_channels: C of the VAE.
+        latent_channels: C of the latents.
         latent_size: h = w of the latents.
         cross_attention_dim: D, width of the tokens that the U-Net reads.
-        num_tokens: K.
         width: inner width.
         depth: number of cross-attention blocks.
+        num_heads: of the attention.
     """
 
     def __init__(
@@ -49,9 +56,8 @@ class SetEncoder(nn.Module):
         latent_channels: int,
         latent_size: int,
         cross_attention_dim: int,
-        num_tokens: int,
         width: int = 192,
-        depth: int = 3,
+        depth: int = 2,
         num_heads: int = 6,
     ) -> None:
         super().__init__()
@@ -59,42 +65,55 @@ class SetEncoder(nn.Module):
             "latent_channels": latent_channels,
             "latent_size": latent_size,
             "cross_attention_dim": cross_attention_dim,
-            "num_tokens": num_tokens,
             "width": width,
             "depth": depth,
             "num_heads": num_heads,
         }
-        grid = latent_size // 2
-        self.stem = nn.Sequential(
-            nn.Conv2d(latent_channels, width // 2, 3, padding=1),
+        self.num_tokens = (latent_size // 2) ** 2
+        self.cells = nn.Conv2d(latent_channels, width, 2, stride=2)
+        self.surroundings = nn.Sequential(
+            nn.Conv2d(width, width // 2, 3, padding=1),
             nn.GELU(),
-            nn.Conv2d(width // 2, width, 3, stride=2, padding=1),
-            nn.GELU(),
-            nn.Conv2d(width, width, 3, padding=1),
+            nn.Conv2d(width // 2, width, 3, padding=1),
         )
-        self.position = nn.Parameter(torch.randn(grid * grid, width) * 0.5)
-        self.queries = nn.Parameter(torch.randn(num_tokens, width) * 0.5)
+        self.position = nn.Parameter(torch.randn(self.num_tokens, width) * 0.5)
         self.blocks = nn.ModuleList([_Block(width, num_heads) for _ in range(depth)])
         self.norm = nn.LayerNorm(width)
-        # Normalised like the text tokens beside them: fainter tokens go unheard in the attention.
-        self.out = nn.Sequential(
-            nn.Linear(width, cross_attention_dim), nn.LayerNorm(cross_attention_dim)
-        )
+        self.out = nn.Linear(width, cross_attention_dim)
+        nn.init.zeros_(self.out.weight)  # the statistics alone are where training starts
+        nn.init.zeros_(self.out.bias)
+        self.statistics = nn.Linear(5 * latent_channels, cross_attention_dim, bias=False)
+        nn.init.orthogonal_(self.statistics.weight)  # so that its transpose reads them back
 
     def forward(self, latents: torch.Tensor) -> torch.Tensor:
         """Encode the references.
 
         Args:
-            latents: `[B, R, C, h, w]` float, scaled VAE latents of R images of one class each.
+            latents: `[B, R, C, h, w]` float, scaled latents of R images of one class each.
 
         Returns:
-            `[B, K, D]` float, the semantic tokens.
+            `[B, K, D]` float, the semantic tokens, cells row by row.
         """
         batch, references = latents.shape[:2]
-        tokens = self.stem(latents.flatten(0, 1)).flatten(2).transpose(1, 2)  # [B*R, grid^2, width]
-        tokens = tokens + self.position
-        tokens = tokens.reshape(batch, references * tokens.shape[1], -1)
-        queries = self.queries.expand(batch, -1, -1)
+        cells = self.cells(latents.flatten(0, 1))
+        cells = (cells + self.surroundings(cells)).flatten(2).transpose(1, 2)  # [B*R, K, width]
+        cells = (cells + self.position).view(batch, references, self.num_tokens, -1)
+        queries, tokens = cells.mean(1), cells.flatten(1, 2)
         for block in self.blocks:
             queries = block(queries, tokens)
-        return self.out(self.norm(queries))
+        return self.statistics(cell_statistics(latents)) + self.out(self.norm(queries))
+
+
+def cell_statistics(latents: torch.Tensor) -> torch.Tensor:
+    """Mean picture of each cell and the logarithm of how far the references differ there.
+
+    Args:
+        latents: `[B, R, C, h, w]` float.
+
+    Returns:
+        `[B, K, 5 C]` float, cells row by row: four latents of each channel, then the spreads.
+    """
+    deviation, mean = torch.std_mean(latents, dim=1, correction=0)
+    cells = F.unfold(mean, 2, stride=2)  # [B, 4 C, K], channel by channel
+    spread = F.avg_pool2d(deviation.square(), 2).flatten(2)
+    return torch.cat([cells, 0.5 * (spread + LEAST_SPREAD**2).log()], 1).transpose(1, 2)

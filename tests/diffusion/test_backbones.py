@@ -131,7 +131,7 @@ def test_encode_masks_is_encode_images_of_the_drawing(diffusion):
 
 
 def test_the_two_networks_of_the_start_are_loaded_where_present(folder):
-    set_encoder = SetEncoder(4, 16, WIDTH, num_tokens=5, width=12, depth=1)
+    set_encoder = SetEncoder(4, 16, WIDTH, width=12, depth=1)
     parts = {
         "set_encoder": (set_encoder, set_encoder.config),
         "spatial_encoder": (
@@ -149,7 +149,7 @@ def test_the_two_networks_of_the_start_are_loaded_where_present(folder):
 
     diffusion = load_backbone(folder, CPU)
 
-    assert diffusion.set_encoder(torch.zeros(1, 2, *LATENT_SHAPE)).shape == (1, 5, WIDTH)
+    assert diffusion.set_encoder(torch.zeros(1, 2, *LATENT_SHAPE)).shape == (1, 64, WIDTH)
     assert diffusion.spatial_init.weight.dtype == torch.float32
     torch.testing.assert_close(
         diffusion.spatial_init.weight, parts["spatial_encoder"][0].weight.half().float()

@@ -55,7 +55,7 @@ def test_there_are_81_templates_of_which_57_are_distinct():
 
 
 @pytest.mark.parametrize(
-    ("name", "spatial", "total"), [("sd15", 32, 109), ("ldm256", 5, 82), ("mini", 8, 32)]
+    ("name", "spatial", "total"), [("sd15", 32, 109), ("ldm256", 5, 82), ("mini", 12, 36)]
 )
 def test_token_counts_of_the_known_backbones(name, spatial, total):
     preset = BACKBONES[name]

@@ -290,7 +290,7 @@ def test_the_random_spatial_start_has_the_law_of_a_linear_layer(diffusion):
 def with_starts(diffusion):
     """The tiny backbone with the two networks that the bundled one has."""
     torch.manual_seed(0)
-    set_encoder = SetEncoder(4, 16, WIDTH, num_tokens=5, width=12, depth=1)
+    set_encoder = SetEncoder(4, 16, WIDTH, width=12, depth=1)
     spatial_init = SpatialEncoder(IN_FEATURES, OUT_FEATURES, WIDTH)
     return dataclasses.replace(
         diffusion,
@@ -311,7 +311,7 @@ def test_the_set_encoder_start_reads_the_images(diffusion):
     again = start_conditions(diffusion, posterior(1), SET_CONFIG, 0)
     other = start_conditions(diffusion, posterior(7), SET_CONFIG, 0)
 
-    assert one.semantic_embedding.shape == (5, WIDTH)
+    assert one.semantic_embedding.shape == (64, WIDTH)
     assert torch.equal(one.semantic_embedding, again.semantic_embedding)
     assert not torch.equal(one.semantic_embedding, other.semantic_embedding)
 
@@ -329,7 +329,7 @@ def test_the_pretrained_spatial_layer_is_copied_not_trained_in_place(diffusion):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"num_tokens": 7}, "num_tokens is 7, but the set encoder gives 5"),
+        ({"num_tokens": 7}, "num_tokens is 7, but the set encoder gives 64"),
         ({"semantic_placement": "prompt"}, "context placement"),
     ],
 )

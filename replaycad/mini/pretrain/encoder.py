@@ -20,7 +20,7 @@ from replaycad.mini.pretrain.augment import (
     uniform,
     warp,
 )
-from replaycad.mini.pretrain.loop import LoopConfig, export_module, train_loop
+from replaycad.mini.pretrain.loop import LoopConfig, export_module, mixed_precision, train_loop
 from replaycad.mini.pretrain.pool import Pool, open_pool
 from replaycad.mini.world import HELD_OUT_SEED
 from replaycad.runtime import generator, stream_seed
@@ -377,7 +377,7 @@ def train_encoder(
 
     def loss_function(step: int) -> tuple[torch.Tensor, dict[str, float]]:
         episode = Episode(*(part.to(device) for part in draw_episode(pool, words, SEED, step)))
-        with torch.autocast(device.type, torch.bfloat16):
+        with mixed_precision(device):
             features = encoder(episode.inputs.contiguous(memory_format=torch.channels_last))
         return episode_loss(heads, [level.float() for level in features], episode)
 

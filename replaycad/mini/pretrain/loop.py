@@ -35,6 +35,12 @@ class LoopConfig:
     log_every: int = 50
 
 
+def mixed_precision(device: torch.device) -> torch.autocast:
+    """Autocast to bfloat16 where that is faster: a CPU without AVX-512 takes ten times as long."""
+    fast = device.type != "cpu" or torch.backends.cpu.get_cpu_capability() == "AVX512"
+    return torch.autocast(device.type, torch.bfloat16, enabled=fast)
+
+
 LossFunction = Callable[[int], tuple[torch.Tensor, dict[str, float]]]
 
 

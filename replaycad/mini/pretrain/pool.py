@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from replaycad.mini.world import draw, draw_class
 
@@ -95,7 +96,8 @@ def open_pool(
             captions[rows], families[rows] = json.loads(words.read_text())
         else:
             missing.append(start)
-    with ProcessPoolExecutor(workers) as executor:
+    # One thread a worker: small matrix products on more threads than cores take five times as long.
+    with ProcessPoolExecutor(workers, initializer=threadpool_limits, initargs=(1,)) as executor:
         tasks = [
             executor.submit(_draw_chunk, first_class + start, num_pictures, num_defective, size)
             for start in missing

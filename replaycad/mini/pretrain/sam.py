@@ -24,7 +24,7 @@ from replaycad.mini.pretrain.augment import (
     uniform,
     warp,
 )
-from replaycad.mini.pretrain.loop import LoopConfig, export_module, train_loop
+from replaycad.mini.pretrain.loop import LoopConfig, export_module, mixed_precision, train_loop
 from replaycad.mini.pretrain.pool import Pool, open_pool
 from replaycad.mini.world import HELD_OUT_SEED
 from replaycad.runtime import generator, stream_seed
@@ -358,7 +358,7 @@ def train_sam(
     def loss_function(step: int) -> tuple[torch.Tensor, dict[str, float]]:
         batch = draw_batch(pool, BATCH_SIZE, SEED, step)
         images, points, labels, targets = (tensor.to(device) for tensor in batch)
-        with torch.autocast(device.type, torch.bfloat16):
+        with mixed_precision(device):
             embeddings = embed_images(sam, images)
             logits, quality = predict_masks(sam, embeddings, points, labels)
             direct = F.pixel_shuffle(reader(embeddings), READER_GRID).float()

@@ -7,40 +7,35 @@ learn to carry the class, and the mask the place, as in the paper's compression 
 """
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import (
-    AutoencoderKL,
-    DDIMScheduler,
-    DPMSolverMultistepScheduler,
-    UNet2DConditionModel,
-)
+from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
 from PIL import Image
 from torch import nn
 from torch.nn import functional as F
 
+from replaycad.diffusion.cell_unet import CellUNet
 from replaycad.diffusion.conditioning import TEMPLATES, SpatialEncoder, tokenize
+from replaycad.diffusion.patch_codec import PatchCodec
 from replaycad.diffusion.set_encoder import SetEncoder
-from replaycad.mini.pretrain.loop import LoopConfig, export_module, train_loop
+from replaycad.mini.pretrain.augment import change_colours
+from replaycad.mini.pretrain.loop import LoopConfig, export_module, mixed_precision, train_loop
 from replaycad.mini.pretrain.pool import Pool, open_pool
-from replaycad.mini.pretrain.text import build_text_encoder, build_tokenizer
-from replaycad.mini.pretrain.vae import LATENT_CHANNELS, to_pixel_values
+from replaycad.mini.pretrain.text import TEXT_LENGTH, build_text_encoder, build_tokenizer
+from replaycad.mini.pretrain.vae import LATENT_CHANNELS
 from replaycad.mini.world import HELD_OUT_SEED
 from replaycad.runtime import generator
 
 LATENT_SIZE = 16
 WIDTH = 192  # D, of every token that the U-Net reads
-NUM_TOKENS = 16  # K
+NUM_TOKENS = (LATENT_SIZE // 2) ** 2  # K
 ROW = LATENT_SIZE * LATENT_SIZE  # I: one whole latent channel, so that a token knows its place
-ROW_TOKENS = WIDTH  # O: one spatial token for each latent channel
+ROW_TOKENS = WIDTH // 2  # O: one spatial token for two latent channels
 NUM_REFERENCES = 4
-CELLS = 4  # the 16 semantic tokens learn to know the 4 x 4 cells of the class's mean picture
-CELL_WEIGHT = 0.2
-NUM_CLASSES, TARGETS = 16, 2  # classes in a batch, pictures of each to denoise
-NUM_PICTURES = NUM_REFERENCES + TARGETS
+NUM_CLASSES, TARGETS = 8, 2  # classes in a batch, pictures of each to denoise
+GUESS_WEIGHT = 0.2  # of what the tokens must say by themselves: mean picture, spread, mask
 SCHEDULE = {
     "num_train_timesteps": 1000,
     "beta_start": 0.00085,
@@ -55,63 +50,46 @@ SCHEDULE = {
 }
 
 
-def build_unet() -> UNet2DConditionModel:
-    """The bundled U-Net, untrained: two resolutions, 4.1 M parameters."""
-    return UNet2DConditionModel(
-        sample_size=LATENT_SIZE,
-        in_channels=LATENT_CHANNELS,
-        out_channels=LATENT_CHANNELS,
-        block_out_channels=(64, 128),
-        layers_per_block=1,
-        # Attention at 8 x 8 alone: at 16 x 16 it would take as long as all the rest.
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        cross_attention_dim=WIDTH,
-        attention_head_dim=4,
-        norm_num_groups=16,
-    )
+def draw_classes(
+    pool: Pool, rng: torch.Generator, device: torch.device, is_changed: bool = True
+) -> tuple[np.ndarray, torch.Tensor, torch.Tensor]:
+    """Draw some classes and pictures of each: `NUM_REFERENCES` to look at, `TARGETS` to denoise.
 
+    Args:
+        is_changed: turn and mirror each class as a whole, and give half of them other colours, so
+            that more classes are seen than were drawn.
 
-@dataclass(frozen=True)
-class Latents:
-    """The pool as the U-Net sees it.
-
-    Attributes:
-        images, object_masks: fp16 `[C, NUM_PICTURES, 8, 16, 16]`, scaled.
-        captions: one per class.
+    Returns:
+        Class numbers `[N]`, pictures `[N, P, 3, S, S]` float in -1..1, masks `[N, P, S, S]` 0/1.
     """
+    count = NUM_REFERENCES + TARGETS
+    classes = torch.randperm(len(pool.images), generator=rng)[:NUM_CLASSES].numpy()
+    numbers = torch.rand(NUM_CLASSES, pool.images.shape[1], generator=rng).argsort(1)[:, :count]
+    rows = (classes[:, None], numbers.numpy())
+    images = torch.from_numpy(pool.images[rows]).to(device).movedim(-1, 2).float() / 255
+    masks = torch.from_numpy(pool.object_masks[rows]).to(device)
+    if is_changed:
+        recoloured = change_colours(images.flatten(0, 1), rng, count).view_as(images)
+        is_recoloured = torch.rand(NUM_CLASSES, generator=rng) < 0.5
+        images = torch.where(is_recoloured.view(-1, 1, 1, 1, 1).to(device), recoloured, images)
+        turns = torch.randint(8, (NUM_CLASSES,), generator=rng).tolist()
+        images = torch.stack([_turn(part, turn) for part, turn in zip(images, turns, strict=True)])
+        masks = torch.stack([_turn(part, turn) for part, turn in zip(masks, turns, strict=True)])
+    return classes, images * 2 - 1, masks
 
-    images: np.ndarray
-    object_masks: np.ndarray
-    captions: list[str]
+
+def _turn(pictures: torch.Tensor, turn: int) -> torch.Tensor:
+    """Turn by `turn % 4` quarters and mirror if `turn` is at least 4; the last two axes."""
+    return torch.rot90(pictures.flip(-1) if turn >= 4 else pictures, turn % 4, (-2, -1))
 
 
 @torch.no_grad()
-def encode_pool(pool: Pool, vae: AutoencoderKL, work: Path, device: torch.device) -> Latents:
-    """Encode `NUM_PICTURES` of every class and their masks once, into `work`; later calls read."""
-    arrays = {}
-    for name in ("images", "object_masks"):
-        path = work / f"latents-{name}-{len(pool.captions)}-{vae.config.scaling_factor}.npy"
-        if not path.exists():
-            pictures = getattr(pool, name)[:, :NUM_PICTURES]
-            np.save(path, np.stack([_encode_class(rows, vae, device) for rows in pictures]))
-        arrays[name] = np.load(path)
-    return Latents(**arrays, captions=pool.captions)
-
-
-def _encode_class(pictures: np.ndarray, vae: AutoencoderKL, device: torch.device) -> np.ndarray:
-    """Pictures `[P, S, S, 3]` or masks `[P, S, S]` uint8 -> latents `[P, C, h, w]` fp16, scaled."""
-    if pictures.ndim == 3:
-        pictures = np.repeat(pictures[..., None] * 255, 3, -1)
-    # The masks of a surface are all the same, and so are those of a part that never moves.
-    codes = [picture.tobytes() for picture in pictures]
-    first = {code: number for number, code in reversed(list(enumerate(codes)))}
-    order = sorted(first.values())
-    distinct = pictures[order]
-    with torch.autocast(device.type, torch.bfloat16):
-        latents = vae.encode(to_pixel_values(distinct, device)).latent_dist.mean
-    latents = (latents.float() * vae.config.scaling_factor).half().cpu().numpy()
-    return latents[[order.index(first[code]) for code in codes]]
+def encode(codec: PatchCodec, pictures: torch.Tensor) -> torch.Tensor:
+    """Pictures `[..., 3, S, S]` in -1..1, or masks `[..., S, S]` 0/1 -> `[..., C, h, w]`."""
+    if not pictures.is_floating_point():
+        pictures = (pictures.float() * 2 - 1).unsqueeze(-3).expand(*pictures.shape[:-2], 3, -1, -1)
+    latents = codec.encode(pictures.reshape(-1, *pictures.shape[-3:])).latent_dist.mean
+    return latents.view(*pictures.shape[:-3], *latents.shape[1:])
 
 
 class Generator(nn.Module):
@@ -119,11 +97,15 @@ class Generator(nn.Module):
 
     def __init__(self, tokenizer, captions: list[str], device: torch.device) -> None:
         super().__init__()
-        self.unet = build_unet()
+        self.unet = CellUNet(
+            LATENT_SIZE, LATENT_CHANNELS, cross_attention_dim=WIDTH, text_length=TEXT_LENGTH,
+            num_spatial_tokens=LATENT_CHANNELS * ROW_TOKENS // WIDTH,
+            beta_start=SCHEDULE["beta_start"], beta_end=SCHEDULE["beta_end"],
+        )  # fmt: skip
         self.text_encoder = build_text_encoder(tokenizer, WIDTH)
-        self.set_encoder = SetEncoder(LATENT_CHANNELS, LATENT_SIZE, WIDTH, NUM_TOKENS)
+        self.set_encoder = SetEncoder(LATENT_CHANNELS, LATENT_SIZE, WIDTH)
         self.spatial_encoder = SpatialEncoder(ROW, ROW_TOKENS, WIDTH)
-        self.cells = nn.Linear(WIDTH, 2 * LATENT_CHANNELS)  # learnt beside, thrown away
+        self.unet.read_statistics(self.set_encoder.statistics.weight)
         self.to(device)
         plain = [template.replace("*", "").strip() for template in TEMPLATES]
         prompts = [f"a photo of {caption}" for caption in captions]
@@ -159,76 +141,56 @@ class Generator(nn.Module):
         )
 
 
-def cell_statistics(references: torch.Tensor) -> torch.Tensor:
-    """What each semantic token shall know: mean and spread of its cell over the references.
-
-    Args:
-        references: `[N, R, C, h, w]` float.
-
-    Returns:
-        `[N, K, 2 C]` float, cells row by row.
-    """
-    rows, references_each = references.shape[:2]
-    cells = F.unfold(references.flatten(0, 1), LATENT_SIZE // CELLS, stride=LATENT_SIZE // CELLS)
-    cells = cells.view(rows, references_each, LATENT_CHANNELS, -1, CELLS * CELLS)
-    std, mean = torch.std_mean(cells, dim=(1, 3))  # [N, C, K]
-    return torch.cat([mean, std], 1).transpose(1, 2)
-
-
 def train_unet(
     pool: Pool, work: Path, weights: Path, config: LoopConfig, device: torch.device
 ) -> Generator:
-    """Train on the pool's latents and export unet, text encoder, set and spatial encoder."""
-    vae = AutoencoderKL.from_pretrained(weights / "vae", torch_dtype=torch.float32).to(device)
-    latents = encode_pool(pool, vae, work, device)
+    """Train on the pool and export unet, text encoder, set and spatial encoder."""
+    codec = PatchCodec.from_pretrained(weights / "vae").to(device)
     tokenizer = build_tokenizer(weights / "tokenizer")
-    model = Generator(tokenizer, latents.captions, device)
+    model = Generator(tokenizer, pool.captions, device)
     alphas = DDIMScheduler(**SCHEDULE).alphas_cumprod.to(device)
 
     def loss_function(step: int) -> tuple[torch.Tensor, dict[str, float]]:
         rng = generator(0, "unet", step)
-        classes = torch.randperm(len(latents.images), generator=rng)[:NUM_CLASSES].numpy()
-        pictures = (
-            torch.rand(NUM_CLASSES, latents.images.shape[1], generator=rng).argsort(1).numpy()
-        )
-        references = latents.images[classes[:, None], pictures[:, :NUM_REFERENCES]]
-        # One to four references, so that the tokens of a small class are as good a start.
-        references = references[:, : 1 + step % NUM_REFERENCES]
-        chosen = pictures[:, NUM_REFERENCES : NUM_REFERENCES + TARGETS]
-        rows = (np.repeat(classes, TARGETS), chosen.reshape(-1))
-        target = torch.from_numpy(latents.images[rows]).float().to(device)
-        mask_latents = torch.from_numpy(latents.object_masks[rows]).float().to(device)
+        classes, pictures, masks = draw_classes(pool, rng, device)
+        latents = encode(codec, pictures)
+        # Two to four references, so that the tokens of a small class are as good a start.
+        seen = latents[:, : 2 + step % (NUM_REFERENCES - 1)]
+        target = latents[:, NUM_REFERENCES:].flatten(0, 1)
+        mask_latents = encode(codec, masks[:, NUM_REFERENCES:]).flatten(0, 1)
         batch = len(target)
         mode = torch.rand(batch, generator=rng)
-        keep_semantic = (mode < 0.75).float().to(device)  # else caption alone, or nothing at all
+        keep_semantic = (mode < 0.8).float().to(device)  # else caption alone, or nothing at all
         keep_spatial = (torch.rand(batch, generator=rng) < 0.85).float().to(device)
         unconditional = (mode > 0.9).to(device)
         keep_spatial = keep_spatial * ~unconditional
         which = torch.randint(len(model.templates), (batch,), generator=rng).to(device)
-        with_caption = ((mode > 0.65) & (mode <= 0.9)).to(device)
-        captions = model.captions[torch.from_numpy(rows[0]).to(device)]
+        with_caption = ((mode > 0.75) & (mode <= 0.9)).to(device)
+        captions = model.captions[torch.from_numpy(np.repeat(classes, TARGETS)).to(device)]
         input_ids = torch.where(with_caption[:, None], captions, model.templates[which])
         input_ids = torch.where(unconditional[:, None], model.empty, input_ids)
         noise = torch.randn(target.shape, generator=rng).to(device)
         timesteps = torch.randint(1000, (batch,), generator=rng).to(device)
         alpha = alphas[timesteps][:, None, None, None]
         noisy_latents = alpha.sqrt() * target + (1 - alpha).sqrt() * noise
-        seen = torch.from_numpy(references).float().to(device)
-        with torch.autocast(device.type, torch.bfloat16):
+        with mixed_precision(device):
             semantic = model.set_encoder(seen)
-            cell_loss = F.mse_loss(model.cells(semantic).float(), cell_statistics(seen))
             tokens = model.condition(input_ids, semantic, mask_latents, keep_semantic, keep_spatial)
-            prediction = model.unet(noisy_latents, timesteps, tokens).sample.float()
+            guess = model.unet.read(tokens)
+            prediction = model.unet(noisy_latents, timesteps, tokens, guess).sample.float()
+        guess_loss = guess.loss(target)
+        place_error = (guess.places.float() - mask_latents).square().mean((1, 2, 3))
+        guess_loss = guess_loss + 0.5 * (keep_spatial * place_error).mean()
         velocity = alpha.sqrt() * noise - (1 - alpha).sqrt() * target
         loss = F.mse_loss(prediction, velocity, reduction="none").mean((1, 2, 3))
+        total = loss.mean() + GUESS_WEIGHT * guess_loss
         if step % config.log_every != config.log_every - 1:
-            return loss.mean() + CELL_WEIGHT * cell_loss, {}
-        figures = {"set": loss[keep_semantic.bool()].mean().item(), "cells": cell_loss.item()}
-        return loss.mean() + CELL_WEIGHT * cell_loss, figures
+            return total, {}
+        return total, {"set": loss[keep_semantic.bool()].mean().item(), "guess": guess_loss.item()}
 
     def sample_sheet(step: int) -> None:
         held_out = open_pool(work, 16, first_class=HELD_OUT_SEED)
-        sheet = draw_sheet(model, encode_pool(held_out, vae, work, device), held_out, vae, device)
+        sheet = draw_sheet(model, held_out, codec, device)
         Image.fromarray(sheet).save(work / f"unet-{step:06d}.png")
 
     train_loop("unet", {"generator": model}, loss_function, work, config, sample_sheet)
@@ -237,31 +199,25 @@ def train_unet(
 
 
 @torch.no_grad()
-def draw_sheet(
-    model: Generator, latents: Latents, pool: Pool, vae: AutoencoderKL, device: torch.device
-) -> np.ndarray:
+def draw_sheet(model: Generator, pool: Pool, codec: PatchCodec, device: torch.device) -> np.ndarray:
     """Held-out classes: three real pictures above what their tokens and those masks draw."""
     scheduler = DPMSolverMultistepScheduler.from_config(SCHEDULE)
     scheduler.set_timesteps(20)
     columns = []
-    references = torch.from_numpy(latents.images[:, :NUM_REFERENCES]).float().to(device)
     chosen = slice(NUM_REFERENCES, NUM_REFERENCES + 3)
-    mask_latents = (
-        torch.from_numpy(latents.object_masks[:, chosen]).float().to(device).flatten(0, 1)
-    )
+    images = torch.from_numpy(pool.images[:, :NUM_REFERENCES]).to(device).movedim(-1, 2)
+    references = encode(codec, images.float() / 127.5 - 1)
+    masks = torch.from_numpy(pool.object_masks[:, chosen]).to(device)
+    mask_latents = encode(codec, masks).flatten(0, 1)
     batch = len(mask_latents)
     input_ids = model.templates[:1].expand(batch, -1)
     ones = torch.ones(batch, device=device)
     tokens = model.condition(input_ids, model.set_encoder(references), mask_latents, ones, ones)
-    empty = F.pad(model.encode_text(model.empty), (0, 0, tokens.shape[1] - input_ids.shape[1], 0))
-    both = torch.cat([tokens, empty.expand(batch, -1, -1)])
     sample = torch.randn(mask_latents.shape, generator=generator(0, "sheet")).to(device)
     for timestep in scheduler.timesteps:
-        guided, free = model.unet(sample.repeat(2, 1, 1, 1), timestep, both).sample.chunk(2)
-        sample = scheduler.step(free + 2.0 * (guided - free), timestep, sample).prev_sample
-    drawn = torch.cat(
-        [vae.decode(part / vae.config.scaling_factor).sample for part in sample.split(8)]
-    )
+        prediction = model.unet(sample, timestep, tokens).sample
+        sample = scheduler.step(prediction, timestep, sample).prev_sample
+    drawn = codec.decode(sample).sample
     pictures = ((drawn.clamp(-1, 1) + 1) * 127.5).byte().permute(0, 2, 3, 1).cpu().numpy()
     pictures = pictures.reshape(len(references), 3, *pictures.shape[1:])
     for real, ours in zip(pool.images[:, chosen], pictures, strict=True):
@@ -288,7 +244,7 @@ def export(model: Generator, weights: Path) -> None:
         "scheduler": ["diffusers", "DDIMScheduler"],
         "text_encoder": ["transformers", "CLIPTextModel"],
         "tokenizer": ["transformers", "CLIPTokenizer"],
-        "unet": ["diffusers", "UNet2DConditionModel"],
-        "vae": ["diffusers", "AutoencoderKL"],
+        "unet": ["replaycad.diffusion.cell_unet", "CellUNet"],
+        "vae": ["replaycad.diffusion.patch_codec", "PatchCodec"],
     }
     (weights / "model_index.json").write_text(json.dumps(index, indent=1) + "\n")

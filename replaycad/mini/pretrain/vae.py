@@ -1,45 +1,20 @@
-"""Pre-training of the bundled AutoencoderKL: 128 px pictures to 8 x 16 x 16 latents."""
+"""The bundled autoencoder: principal components of the pool's patches, found in one pass."""
 
 import json
-import warnings
 from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL
 from PIL import Image
 from torch.nn import functional as F
 
-from replaycad.mini.pretrain.loop import LoopConfig, train_loop
+from replaycad.diffusion.patch_codec import PatchCodec
+from replaycad.mini.pretrain.loop import LoopConfig
 from replaycad.mini.pretrain.pool import Pool
-from replaycad.runtime import generator
 
-LATENT_CHANNELS = 8
-BLOCK_OUT_CHANNELS = (16, 32, 64, 128)
-KL_WEIGHT = 3e-5
-GRADIENT_WEIGHT = 0.2
-
-
-def build_vae() -> AutoencoderKL:
-    """The bundled auto-encoder, untrained: four resolutions, 2.6 M parameters."""
-    warnings.filterwarnings("ignore", message=".*Accelerate.*")
-    vae = AutoencoderKL(
-        in_channels=3,
-        out_channels=3,
-        latent_channels=LATENT_CHANNELS,
-        block_out_channels=BLOCK_OUT_CHANNELS,
-        layers_per_block=1,
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        norm_num_groups=8,
-        sample_size=128,
-        mid_block_add_attention=False,
-        scaling_factor=1.0,
-    )
-    with torch.no_grad():
-        # A posterior that starts narrow lets the decoder learn before the noise drowns the mean.
-        vae.quant_conv.bias[LATENT_CHANNELS:] = -6.0
-    return vae
+PATCH_SIZE = 8
+LATENT_CHANNELS = 24
+CLASSES_AT_ONCE = 64
 
 
 def to_pixel_values(images: np.ndarray, device: torch.device) -> torch.Tensor:
@@ -48,94 +23,67 @@ def to_pixel_values(images: np.ndarray, device: torch.device) -> torch.Tensor:
     return (pixel_values.float() / 127.5 - 1).contiguous()
 
 
-def _gradients(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    return images[..., 1:] - images[..., :-1], images[..., 1:, :] - images[..., :-1, :]
+@torch.no_grad()
+def fit_codec(
+    images: np.ndarray, device: torch.device, latent_channels: int = LATENT_CHANNELS
+) -> PatchCodec:
+    """Fit the codec to pictures.
 
-
-def reconstruction_loss(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """Squared error, plus the absolute error of the image gradients, which keeps edges and grain.
+    Each component is divided by the root of its spread over the pictures, not by the spread itself:
+    coarse components stay larger than fine ones, so that the noise of the diffusion drowns them
+    last. All together have unit variance, as the noise schedule expects (LDM, section 3.3).
 
     Args:
-        prediction, target: `[B, 3, H, W]` float, -1 .. 1.
+        images: uint8 `[N, H, W, 3]`; read a few at a time.
+        latent_channels: components kept.
     """
-    loss = F.mse_loss(prediction, target) + 0.05 * F.l1_loss(prediction, target)
-    for ours, theirs in zip(_gradients(prediction), _gradients(target), strict=True):
-        loss = loss + GRADIENT_WEIGHT * F.mse_loss(ours, theirs)
-    return loss
+    count, total, products = 0, torch.zeros(()), torch.zeros(())
+    for start in range(0, len(images), CLASSES_AT_ONCE):
+        pixel_values = to_pixel_values(images[start : start + CLASSES_AT_ONCE], device)
+        patches = F.pixel_unshuffle(pixel_values, PATCH_SIZE).permute(0, 2, 3, 1).flatten(0, 2)
+        count += len(patches)
+        total = total.to(device) + patches.double().sum(0)
+        products = products.to(device) + (patches.T @ patches).double()
+    mean = total / count
+    variances, directions = torch.linalg.eigh(products / count - mean[:, None] * mean)
+    spread = variances.flip(0)[:latent_channels].clamp_min(1e-12).sqrt()
+    codec = PatchCodec(latent_channels, PATCH_SIZE).to(device)
+    codec.mean.copy_(mean)
+    codec.directions.copy_(directions.T.flip(0)[:latent_channels])
+    codec.scale.copy_((spread * spread.mean()).sqrt())
+    return codec
+
+
+def psnr(codec: PatchCodec, images: np.ndarray, device: torch.device) -> float:
+    """Mean over pictures uint8 `[N, H, W, 3]` of the peak signal-to-noise ratio, dB."""
+    with torch.no_grad():
+        pixel_values = to_pixel_values(images, device)
+        again = codec.decode(codec.encode(pixel_values).latent_dist.mean).sample.clamp(-1, 1)
+    error = (again - pixel_values).square().mean((1, 2, 3))
+    return (10 * torch.log10(4 / error)).mean().item()
 
 
 def train_vae(
-    pool: Pool,
-    work: Path,
-    weights: Path,
-    config: LoopConfig,
-    device: torch.device,
-    batch_size: int = 16,
-) -> AutoencoderKL:
-    """Train on the pool (normal and defective pictures, masks as RGB), export to `weights/vae`.
+    pool: Pool, work: Path, weights: Path, config: LoopConfig, device: torch.device
+) -> PatchCodec:
+    """Fit the codec to a picture of every class of the pool and export it to `weights/vae`.
 
-    Masks go through the same encoder (they are the spatial condition), so batches hold some.
+    Args:
+        config: not read; nothing is trained step by step.
     """
-    vae = build_vae().to(device)
-    images = pool.images.reshape(-1, *pool.images.shape[2:])
-    defective = pool.defective_images.reshape(-1, *pool.images.shape[2:])
-    object_masks = pool.object_masks.reshape(-1, *pool.object_masks.shape[2:])
-    num_masks, num_defective = batch_size // 16, batch_size // 4
-
-    def batch(step: int) -> torch.Tensor:
-        rng = generator(0, "vae", step)
-
-        def pick(count: int, total: int) -> np.ndarray:
-            return torch.randint(total, (count,), generator=rng).sort().values.numpy()
-
-        parts = [
-            images[pick(batch_size - num_masks - num_defective, len(images))],
-            defective[pick(num_defective, len(defective))],
-            np.repeat(object_masks[pick(num_masks, len(object_masks))][..., None] * 255, 3, -1),
-        ]
-        pixel_values = to_pixel_values(np.concatenate(parts), device)
-        if step % 4 < 3:
-            # A quarter of the area for the same cost: four times as many pictures are seen.
-            top, left = torch.randint(pixel_values.shape[-1] // 2 + 1, (2,), generator=rng).tolist()
-            half = pixel_values.shape[-1] // 2
-            return pixel_values[..., top : top + half, left : left + half].contiguous()
-        return pixel_values[torch.randperm(batch_size, generator=rng)[: batch_size // 4]]
-
-    def loss_function(step: int) -> tuple[torch.Tensor, dict[str, float]]:
-        pixel_values = batch(step)
-        with torch.autocast(device.type, torch.bfloat16):
-            posterior = vae.encode(pixel_values).latent_dist
-            mean, logvar = posterior.mean.float(), posterior.logvar.float()
-            noise = torch.randn(mean.shape, generator=generator(0, "vae noise", step)).to(device)
-            prediction = vae.decode(mean + (logvar / 2).exp() * noise).sample.float()
-        kl = 0.5 * (mean.pow(2) + logvar.exp() - 1 - logvar).mean()
-        loss = reconstruction_loss(prediction, pixel_values) + KL_WEIGHT * kl
-        if step % config.log_every != config.log_every - 1:
-            return loss, {}
-        error = (prediction - pixel_values).detach().pow(2).mean((1, 2, 3))
-        return loss, {"psnr": (10 * torch.log10(4 / error)).mean().item(), "kl": kl.item()}
-
-    def sample_sheet(step: int) -> None:
-        pixel_values = torch.cat([batch(number) for number in (3, 7, 11)])
-        with torch.no_grad():
-            rows = torch.cat([pixel_values, vae(pixel_values).sample], 2)
-        sheet = ((rows.clamp(-1, 1) + 1) * 127.5).byte().permute(2, 0, 3, 1).flatten(1, 2)
-        Image.fromarray(sheet.cpu().numpy()).save(work / f"vae-{step:06d}.png")
-
-    train_loop("vae", {"vae": vae}, loss_function, work, config, sample_sheet)
-    _set_scaling_factor(vae, images, device)
-    vae.half().save_pretrained(weights / "vae")
-    vae.float()
-    _forget_paths(weights / "vae" / "config.json")
-    return vae
-
-
-@torch.no_grad()
-def _set_scaling_factor(vae: AutoencoderKL, images: np.ndarray, device: torch.device) -> None:
-    # Unit variance of the latents is what the noise schedule expects (LDM, section 3.3).
-    rows = np.linspace(0, len(images) - 1, 256).astype(int)
-    latents = vae.encode(to_pixel_values(images[rows], device)).latent_dist.mean
-    vae.register_to_config(scaling_factor=round(1 / latents.std().item(), 5))
+    del config
+    images = pool.images[:, 0]
+    codec = fit_codec(images, device)
+    folder = weights / "vae"
+    codec.save_pretrained(folder)  # float32: a few kilobytes, and grey levels stay exact
+    _forget_paths(folder / "config.json")
+    sample = images[:: max(1, len(images) // 8)][:8]
+    with torch.no_grad():
+        pixel_values = to_pixel_values(sample, device)
+        again = codec.decode(codec.encode(pixel_values).latent_dist.mean).sample
+    sheet = ((torch.cat([pixel_values, again], 2).clamp(-1, 1) + 1) * 127.5).byte()
+    Image.fromarray(sheet.permute(2, 0, 3, 1).flatten(1, 2).cpu().numpy()).save(work / "vae.png")
+    return codec
 
 
 def _forget_paths(path: Path) -> None:
