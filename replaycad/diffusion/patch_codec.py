@@ -19,7 +19,7 @@ class PatchCodec(ModelMixin, ConfigMixin):
     spread), and an error in the latents is an error of the same size in the picture.
 
     Deviation: the paper's backbones have a convolutional VAE; one of 2.6 M parameters that was
-    trained for half an hour of CPU time kept 30.0 dB of four real classes, this one 36 dB.
+    trained for half an hour of CPU time kept 30.0 dB of four real classes, this one 37.2 dB.
 
     Args:
         latent_channels: C.
