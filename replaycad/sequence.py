@@ -104,10 +104,8 @@ def _steps_of_seed(
                                     class_names=(new,)))  # fmt: skip
             planned.append(Step(stage="compress", name=stored, seed=seed, strategies=only,
                                 class_names=(new,), sources=(new,)))  # fmt: skip
-            for old in past[-1:]:  # those before it were drawn at earlier steps
-                drawn = artifact_name(old, seed, seeds)
-                planned.append(Step(stage="replay", name=drawn, seed=seed, strategies=only,
-                                    class_names=(old,), sources=(drawn,)))  # fmt: skip
+            if past:  # those before it were drawn at earlier steps
+                planned.append(_replay(past[-1], seed, seeds))
         for owners in _trainings(strategies, number, total):
             own = owners[0]
             name = detector_name(run_name, own, number, seed, seeds)
@@ -121,7 +119,15 @@ def _steps_of_seed(
             ))  # fmt: skip
             planned.append(Step(stage="eval", name=name, seed=seed, strategies=owners,
                                 class_names=seen, sources=(name,)))  # fmt: skip
+    if "replay" in strategies:  # to be looked at, and what the next class will be learned beside
+        planned.append(_replay(classes[-1], seed, seeds))
     return planned
+
+
+def _replay(class_name: str, seed: int, seeds: Sequence[int]) -> Step:
+    stored = artifact_name(class_name, seed, seeds)
+    return Step(stage="replay", name=stored, seed=seed, strategies=("replay",),
+                class_names=(class_name,), sources=(stored,))  # fmt: skip
 
 
 def _trainings(strategies: tuple[str, ...], number: int, total: int) -> list[tuple[str, ...]]:

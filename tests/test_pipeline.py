@@ -151,7 +151,7 @@ def test_a_dry_run_says_what_follows_from_a_change_and_makes_nothing(run, data, 
         for one in json.loads(result.stdout)["outcomes"]
     }
     assert {name for name, state in found.items() if state == "stale"} == {
-        "mask plate", "compress plate", "train run-replay-2", "eval run-replay-2",
+        "mask plate", "compress plate", "replay plate", "train run-replay-2", "eval run-replay-2",
     }  # fmt: skip
     assert set(found.values()) == {"hit", "stale"}
 

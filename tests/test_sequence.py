@@ -131,5 +131,12 @@ def test_document_has_the_keys_that_other_tools_rely_on():
     assert entry["image_auroc"]["matrix"] == [[0.9, None], [0.9, 0.9]]
     assert set(entry["pixel_ap"]) == {"matrix", "mean", "mean_past", "fm", "joint_gap"}
     assert entry["bytes_per_class"] == {"a": 100, "b": 100}
-    assert entry["seconds"] == 9.0  # two masks, two searches, one replay, two trainings, two evals
+    assert entry["seconds"] == 10.0  # two each of masks, searches, replays, trainings, evals
     assert document["strategies"]["joint"]["image_auroc"]["matrix"][0] == [None, None]
+
+
+def test_the_newest_class_is_drawn_last_so_that_it_can_be_looked_at():
+    planned = steps(["a", "b", "c"], ["replay"], [0], "run")
+
+    assert [step.name for step in planned if step.stage == "replay"] == ["a", "b", "c"]
+    assert (planned[-1].stage, planned[-1].name) == ("replay", "c")

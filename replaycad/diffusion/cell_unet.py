@@ -99,14 +99,13 @@ class CellUNet(ModelMixin, ConfigMixin):
         per_token = latent_channels // num_spatial_tokens * sample_size**2
         self.places = nn.Linear(cross_attention_dim, per_token)
         hidden = block_out_channels[-1]
+        last = nn.Conv2d(hidden, 2 * latent_channels, 3, padding=1)
         self.guess = nn.Sequential(
-            nn.Conv2d(cell_channels + latent_channels, hidden, 3, padding=1),
-            nn.SiLU(),
-            nn.Conv2d(hidden, 2 * latent_channels, 3, padding=1),
+            nn.Conv2d(cell_channels + latent_channels, hidden, 3, padding=1), nn.SiLU(), last
         )
-        for last in (self.unet.conv_out, self.guess[-1]):  # the tokens alone are the first guess
-            nn.init.zeros_(last.weight)
-            nn.init.zeros_(last.bias)
+        # What the tokens tell by themselves is the first guess, and the guess the first prediction.
+        for parameter in (*last.parameters(), *self.unet.conv_out.parameters()):
+            nn.init.zeros_(parameter)
         betas = np.linspace(beta_start**0.5, beta_end**0.5, num_train_timesteps) ** 2
         # No buffer: half precision would round away the little noise of the first timesteps.
         self._signal = torch.from_numpy(np.cumprod(1 - betas).astype(np.float32))
