@@ -313,19 +313,23 @@ def _loss(
     signal = alphas_cumprod[timesteps].view(-1, 1, 1, 1)
     noisy_latents = signal.sqrt() * latents + (1 - signal).sqrt() * noise
     encoder_hidden_states = conditions(prompts, template, mask_latents)
-    prediction = diffusion.unet(
-        noisy_latents.to(diffusion.dtype), timesteps, encoder_hidden_states
-    ).sample
+    inputs = (noisy_latents.to(diffusion.dtype), timesteps, encoder_hidden_states)
+    guess = None
+    if isinstance(diffusion.unet, CellUNet):
+        guess = diffusion.unet.read(encoder_hidden_states)
+        prediction = diffusion.unet(*inputs, guess).sample
+    else:
+        prediction = diffusion.unet(*inputs).sample
     target = noise
     if diffusion.prediction_type == "v_prediction":
         # Deviation: the bundled unet predicts the velocity (Salimans and Ho 2022, eq. 10), and so
         # the loss compares velocities; the paper's backbones predict the noise.
         target = signal.sqrt() * noise - (1 - signal).sqrt() * latents
     loss = F.mse_loss(prediction.float(), target)
-    if isinstance(diffusion.unet, CellUNet):
+    if guess is not None:
         # Deviation: the bundled unet's guess is fitted beside the paper's loss, which hardly feels
         # how far the class varies and would leave the replays noisier than the class.
-        loss = loss + diffusion.unet.read(encoder_hidden_states).loss(latents)
+        loss = loss + guess.loss(latents)
     return loss
 
 

@@ -36,7 +36,7 @@ class LoopConfig:
 
 
 def mixed_precision(device: torch.device) -> torch.autocast:
-    """Autocast to bfloat16 where that is faster: a CPU without AVX-512 takes ten times as long."""
+    """Autocast to bfloat16 where that is faster: a CPU without AVX-512 takes far longer with it."""
     fast = device.type != "cpu" or torch.backends.cpu.get_cpu_capability() == "AVX512"
     return torch.autocast(device.type, torch.bfloat16, enabled=fast)
 
