@@ -11,7 +11,7 @@ from replaycad.errors import ConfigError
 
 STAGES = ("mask", "compress", "replay", "train", "eval")
 
-STAGE_VERSIONS = {"mask": 1, "compress": 1, "replay": 1, "train": 1, "eval": 1}
+STAGE_VERSIONS = {"mask": 1, "compress": 2, "replay": 2, "train": 1, "eval": 1}
 """Raised when the code of a stage changes what it writes: files made before become stale."""
 
 
@@ -66,6 +66,7 @@ class CompressConfig:
     weight_decay: float = _at_least(0.0, 0.01)
     timestep_law: Literal["uniform", "cubic"] = "uniform"
     num_masks: int = _at_least(1, 10)  # M
+    alignment: Literal["auto", "none"] = "auto"  # find the poses of the images before the search
     half: bool = False
     stage = "compress"
 
@@ -82,6 +83,7 @@ class ReplayConfig:
     sampler: Literal["ddim", "dpm++"] = "dpm++"
     num_inference_steps: int = _at_least(1, 20)
     guidance_scale: float = _at_least(0.0, 1.0)
+    spread: float = _at_least(0.01, 0.25)  # of the bundled unet's guess; others have none
     batch_size: int = _at_least(1, 16)
     backbone: str = ""  # empty: the one that the conditions were made with
     stage = "replay"
@@ -134,7 +136,7 @@ StageConfig = MaskConfig | CompressConfig | ReplayConfig | TrainConfig | EvalCon
 _PAPER_COMPRESS = CompressConfig(
     backbone="ldm256", num_tokens=20, in_features=128, out_features=200,
     semantic_placement="context", init="word", num_steps=20_000, batch_size=32,
-    learning_rate=1.6e-3, embedding_learning_rate=0.16,
+    learning_rate=1.6e-3, embedding_learning_rate=0.16, alignment="none",
 )  # fmt: skip
 _PAPER_REPLAY = ReplayConfig(
     num_images=800, sampler="ddim", num_inference_steps=50, guidance_scale=10.0, batch_size=8

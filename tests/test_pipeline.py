@@ -425,7 +425,8 @@ def test_stored_masks_are_spread_over_the_images_and_counted(chain):
     conditions = ConditionsArtifact.load(chain / "conditions" / "disc.safetensors")
 
     assert conditions.object_masks.shape == (4, 32, 32)
-    assert conditions.num_bytes == conditions.num_bytes_without_masks + 4 * 32 * 4
+    assert conditions.poses.shape == (6, 3)
+    assert conditions.num_bytes == conditions.num_bytes_without_masks + 4 * 32 * 4 + 6 * 3 * 4
 
 
 def test_training_asks_for_no_backbone_while_its_replays_are_there(chain, data, models, tmp_path):

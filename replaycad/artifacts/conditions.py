@@ -13,7 +13,7 @@ from replaycad.errors import ArtifactError
 from replaycad.mask_ops import pack_bits, unpack_bits
 
 FLOATS = ("float32", "float16")
-WEIGHT, BIAS = "spatial_encoder.weight", "spatial_encoder.bias"
+WEIGHT, BIAS, POSES = "spatial_encoder.weight", "spatial_encoder.bias", "poses"
 
 CONDITIONS = Schema(
     format="conditions",
@@ -24,6 +24,12 @@ CONDITIONS = Schema(
             FLOATS, ("O", "I"), "mask latents to spatial tokens; absent without them", optional=True
         ),
         BIAS: TensorSpec(FLOATS, ("O",), "its bias; absent with it", optional=True),
+        POSES: TensorSpec(
+            FLOATS,
+            ("P", 3),
+            "degrees and shift of training images; absent if not looked for",
+            optional=True,
+        ),
         "object_masks": TensorSpec(
             "uint8", ("M", "H'", "ceil(W'/8)"), "masks to draw from, one bit per pixel"
         ),
@@ -48,6 +54,8 @@ class ConditionsArtifact:
         policy: the class's row of the policy table.
         header: further header fields; after loading, all of them.
         half: whether the floats are stored in 16 bits.
+        poses: [P, 3] float32, how training images lie (`diffusion.alignment`); then tokens and
+            masks are those of the common frame. None where the images were taken as they lie.
     """
 
     class_name: str
@@ -58,10 +66,11 @@ class ConditionsArtifact:
     policy: dict[str, Any]
     header: dict[str, Any] = field(default_factory=dict)
     half: bool = False
+    poses: FloatArray | None = None
 
     @property
     def num_bytes_without_masks(self) -> int:
-        """Stored bytes of the learned tensors."""
+        """Stored bytes of what the search learns."""
         parts = (self.semantic_embedding, self.spatial_weight, self.spatial_bias)
         num_floats: int = sum(part.size for part in parts if part is not None)
         return num_floats * (2 if self.half else 4)
@@ -70,7 +79,8 @@ class ConditionsArtifact:
     def num_bytes(self) -> int:
         """Stored bytes of all tensors, packed masks included."""
         num_masks, height, width = self.object_masks.shape
-        return self.num_bytes_without_masks + int(num_masks * height * -(-width // 8))
+        poses = 0 if self.poses is None else self.poses.size * (2 if self.half else 4)
+        return self.num_bytes_without_masks + int(num_masks * height * -(-width // 8)) + poses
 
     def save(self, path: str | Path, half: bool | None = None) -> str:
         """Write the file and return its content id.
@@ -88,6 +98,8 @@ class ConditionsArtifact:
             floats[WEIGHT] = self.spatial_weight
         if self.spatial_bias is not None:
             floats[BIAS] = self.spatial_bias
+        if self.poses is not None:
+            floats[POSES] = self.poses
         tensors: dict[str, NDArray[Any]] = {}
         for name, values in floats.items():
             largest = float(np.abs(values).max(initial=0.0))
@@ -135,4 +147,5 @@ class ConditionsArtifact:
             policy=header["policy"],
             header=header,
             half=dtypes == {"float16"},
+            poses=floats.get(POSES),
         )

@@ -1,5 +1,6 @@
 """The bundled U-Net: diffusers' own, around a picture that the tokens alone already show."""
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -26,6 +27,10 @@ class Guess(NamedTuple):
     mean: torch.Tensor
     log_spread: torch.Tensor
     places: torch.Tensor
+
+    def narrowed(self, spread: float) -> "Guess":
+        """The same guess with its spread multiplied by a factor."""
+        return self._replace(log_spread=self.log_spread + math.log(spread))
 
     def loss(self, latents: torch.Tensor) -> torch.Tensor:
         """How far clean latents `[B, C, h, w]` lie from the mean, and how unlikely that was.

@@ -8,6 +8,7 @@ import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, SchedulerMixin
 
 from replaycad.diffusion.backbones import Diffusion
+from replaycad.diffusion.cell_unet import CellUNet, Guess
 from replaycad.diffusion.conditioning import Conditions
 from replaycad.diffusion.prompts import GENERATION_PROMPTS, Prompts, encode_texts, unconditional
 from replaycad.errors import ConfigError
@@ -146,9 +147,12 @@ def _denoise(
         hidden_states = torch.cat([empty.expand_as(hidden_states), hidden_states])
     scheduler = make_scheduler(config.sampler, diffusion.scheduler_config)
     scheduler.set_timesteps(config.num_inference_steps, device=diffusion.device)
+    known: tuple[Guess, ...] = ()
+    if isinstance(diffusion.unet, CellUNet):
+        known = (diffusion.unet.read(hidden_states).narrowed(config.spread),)
     latents = _noise("latents", seeds, diffusion.latent_shape).to(diffusion.device)
     for timestep in scheduler.timesteps:
-        noise_pred = _predict(diffusion, latents, timestep, hidden_states, scale)
+        noise_pred = _predict(diffusion, latents, timestep, (hidden_states, *known), scale)
         latents = scheduler.step(noise_pred, timestep, latents).prev_sample
     return latents
 
@@ -157,14 +161,17 @@ def _predict(
     diffusion: Diffusion,
     latents: torch.Tensor,
     timestep: torch.Tensor,
-    hidden_states: torch.Tensor,
+    told: tuple,
     scale: float,
 ) -> torch.Tensor:
-    """Noise estimate with guidance, e_u + s (e_c - e_u), both branches in one pass: float32."""
+    """Noise estimate with guidance, e_u + s (e_c - e_u), both branches in one pass: float32.
+
+    `told` is what the unet is told of the class: its tokens, the bundled one what they show too.
+    """
     if scale == 1:
         inputs = latents.to(diffusion.dtype)
-        return diffusion.unet(inputs, timestep, hidden_states).sample.float()
+        return diffusion.unet(inputs, timestep, *told).sample.float()
     inputs = torch.cat([latents, latents]).to(diffusion.dtype)
-    both = diffusion.unet(inputs, timestep, hidden_states).sample.float()
+    both = diffusion.unet(inputs, timestep, *told).sample.float()
     noise_uncond, noise_cond = both.chunk(2)
     return noise_uncond + scale * (noise_cond - noise_uncond)

@@ -11,6 +11,7 @@ from replaycad.artifacts.conditions import ConditionsArtifact
 from replaycad.artifacts.masks import MasksArtifact
 from replaycad.data.images import load_images
 from replaycad.data.samples import Sample
+from replaycad.diffusion.alignment import align, beyond_border, to_frame
 from replaycad.diffusion.backbones import Diffusion, mask_images
 from replaycad.diffusion.conditioning import Conditions
 from replaycad.diffusion.search import (
@@ -22,7 +23,10 @@ from replaycad.diffusion.search import (
 from replaycad.mask_ops import apply_to_images, apply_to_masks, augmentations
 from replaycad.progress import Report, silent
 from replaycad.recipes import CompressConfig
+from replaycad.runtime import generator
 
+MAX_POSES = 256  # kept of a class
+_CHUNK = 256  # images moved at once
 MAX_LATENT_BYTES = 2 * 10**9  # above this many the latents of all augmentations are kept in 16 bits
 
 
@@ -62,6 +66,11 @@ def compress_class(
     images = load_images(samples, diffusion.image_size)
     spatial = config.conditioning != "semantic"
     resized = _resize_masks(masks.object_masks, diffusion.image_size)
+    poses = None
+    if config.alignment == "auto":
+        # The poses say how the class moves, better than the policy's guess.
+        augmentation = "none"
+        images, resized, poses = _into_frame(images, resized, policy, seed, report)
     operations = augmentations(augmentation)
     dtype = _latent_dtype(diffusion, len(operations) * len(samples))
     encoded = encode_posterior(diffusion, _augmented_images(images, operations, report), dtype)
@@ -80,13 +89,39 @@ def compress_class(
             f"{masks.class_name}: {len(chosen)} masks stored, for there are no more "
             f"({config.num_masks} wanted)"
         )
-    return _artifact(masks.class_name, found, resized[chosen], policy, config, header)
+    return _artifact(masks.class_name, found, resized[chosen], poses, policy, config, header)
+
+
+def _into_frame(
+    images: np.ndarray,
+    object_masks: np.ndarray,
+    policy: dict[str, Any],
+    seed: int,
+    report: Report,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Images `[N, 3, S, S]` and masks `[N, S, S]` moved into the class's frame; kept poses."""
+    found = align(torch.from_numpy(images), generator(seed, "alignment"))
+    fill = beyond_border(policy["mask_rule"])
+    moved, moved_masks = np.empty_like(images), np.empty_like(object_masks)
+    for start in range(0, len(images), _CHUNK):
+        rows = slice(start, start + _CHUNK)
+        floats = torch.from_numpy(images[rows]).float()
+        framed = to_frame(floats, found.poses[rows], fill)
+        moved[rows] = framed.round().clamp(0, 255).to(torch.uint8).numpy()
+        floats = torch.from_numpy(object_masks[rows])[:, None].float()
+        moved_masks[rows] = to_frame(floats, found.poses[rows], fill)[:, 0].numpy() > 0.5
+        report.step("align", min(start + _CHUNK, len(images)), len(images))
+    kept = found.poses[_spread(len(images), MAX_POSES)]
+    how = "turn freely" if found.is_free else "lie alike"
+    report.note(f"images {how}; moved onto each other, {found.left:.0%} of their variance is left")
+    return moved, moved_masks, kept.numpy()
 
 
 def _artifact(
     class_name: str,
     found: Conditions,
     object_masks: np.ndarray,
+    poses: np.ndarray | None,
     policy: dict[str, Any],
     config: CompressConfig,
     header: dict[str, Any],
@@ -104,6 +139,7 @@ def _artifact(
         policy=policy,
         header={**header, "placement": found.placement},
         half=config.half,
+        poses=poses,
     )
 
 

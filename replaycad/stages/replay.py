@@ -8,6 +8,7 @@ import torch
 
 from replaycad.artifacts.conditions import ConditionsArtifact
 from replaycad.artifacts.replay_writer import ReplaysWriter
+from replaycad.diffusion.alignment import beyond_border, to_pose
 from replaycad.diffusion.backbones import Diffusion
 from replaycad.diffusion.conditioning import Conditions, SpatialEncoder
 from replaycad.diffusion.sampling import sample
@@ -26,9 +27,14 @@ def image_seeds(class_name: str, seed: int, num_images: int) -> np.ndarray:
 
 
 def pose_mask(conditions: ConditionsArtifact, image_seed: int) -> np.ndarray:
-    """Pick one stored mask uniformly and move it as the class's policy says: `[H, W]` bool."""
+    """Pick one stored mask uniformly and move it as the class's policy says: `[H, W]` bool.
+
+    Masks of a common frame stay as they are: the drawn image is moved, and its mask with it.
+    """
     rng = np.random.default_rng(stream_seed(int(image_seed), "pose"))
     picked = conditions.object_masks[rng.integers(len(conditions.object_masks))]
+    if conditions.poses is not None:
+        return picked
     policy = conditions.policy
     return replay_mask(
         picked,
@@ -99,9 +105,39 @@ def replay_class(
         stop = start + len(images)
         fresh = slice(min(max(start, done - first), stop), stop)
         if fresh.start < stop:
-            drawn = np.stack([poses[index] for index in range(fresh.start, stop)])
-            writer.append(images.numpy()[fresh.start - start :], drawn, seeds[fresh])
+            drawn = images.numpy()[fresh.start - start :]
+            drawn_masks = np.stack([poses[index] for index in range(fresh.start, stop)])
+            if conditions.poses is not None:
+                fill = beyond_border(conditions.policy["mask_rule"])
+                placed = pick_poses(conditions.poses, seeds[fresh])
+                drawn, drawn_masks = move(drawn, drawn_masks, placed, fill)
+            writer.append(drawn, drawn_masks, seeds[fresh])
         start = stop
+
+
+def pick_poses(poses: np.ndarray, seeds: np.ndarray) -> np.ndarray:
+    """One of the stored poses `[P, 3]` for each image seed `[N]` int64: `[N, 3]`."""
+    streams = [np.random.default_rng(stream_seed(int(seed), "placement")) for seed in seeds]
+    return poses[[rng.integers(len(poses)) for rng in streams]]
+
+
+def move(
+    images: np.ndarray, object_masks: np.ndarray, poses: np.ndarray, fill: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Move images of the common frame `[N, 3, H, W]` uint8 and their masks `[N, H, W]` bool.
+
+    Args:
+        poses: `[N, 3]` float32.
+        fill: what is seen beyond the border, as `diffusion.alignment` names it.
+
+    Returns:
+        Both, moved.
+    """
+    placed = torch.from_numpy(poses)
+    moved = to_pose(torch.from_numpy(images).float(), placed, fill).round().clamp(0, 255)
+    masks = torch.from_numpy(object_masks)[:, None].float()
+    moved_masks = to_pose(masks, placed, fill)[:, 0] > 0.5
+    return moved.to(torch.uint8).numpy(), moved_masks.numpy()
 
 
 class _Poses(Sequence[np.ndarray]):

@@ -151,3 +151,12 @@ def test_no_clock_host_or_path_gets_into_a_file(tmp_path):
 
     assert contents[0] == contents[1]
     assert str(tmp_path).encode() not in contents[0]
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_poses_are_kept_in_the_file_and_counted(tmp_path, half):
+    poses = np.array([[12.5, 0.25, -0.5]], np.float32)
+    conditions(poses=poses).save(tmp_path / "a.safetensors", half=half)
+    loaded = ConditionsArtifact.load(tmp_path / "a.safetensors")
+    np.testing.assert_array_equal(loaded.poses, poses)
+    assert loaded.num_bytes - conditions(half=half).num_bytes == poses.size * (2 if half else 4)

@@ -160,8 +160,8 @@ def test_guidance_extrapolates_from_the_unconditional_estimate(diffusion):
     states = torch.randn(2, TEXT_LENGTH, WIDTH)  # unconditional, conditional
 
     with torch.no_grad():
-        uncond, cond = (_predict(diffusion, latents, 500, row, 1) for row in states.split(1))
-        guided = _predict(diffusion, latents, 500, states, 3.0)
+        uncond, cond = (_predict(diffusion, latents, 500, (row,), 1) for row in states.split(1))
+        guided = _predict(diffusion, latents, 500, (states,), 3.0)
 
     torch.testing.assert_close(guided, uncond + 3.0 * (cond - uncond), atol=1e-4, rtol=1e-4)
 

@@ -1,0 +1,70 @@
+"""Poses of a class: found again where they are known, undone where they were applied."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from replaycad.diffusion.alignment import align, to_frame, to_pose
+from replaycad.runtime import generator
+
+
+def _picture(size: int = 64) -> torch.Tensor:
+    """A smooth picture without symmetry, `[1, 3, n, n]` in 0..255."""
+    coarse = torch.rand(1, 3, 7, 7, generator=generator(3, "picture"))
+    return F.interpolate(coarse, (size, size), mode="bicubic").clamp(0, 1) * 255
+
+
+def _turned(poses: torch.Tensor) -> torch.Tensor:
+    picture = _picture().expand(len(poses), -1, -1, -1)
+    return to_pose(picture, poses).round().clamp(0, 255).to(torch.uint8)
+
+
+def test_pictures_that_turn_freely_fall_onto_each_other() -> None:
+    rng = generator(0, "poses")
+    poses = torch.rand(24, 3, generator=rng) * torch.tensor([360.0, 0.1, 0.1])
+    found = align(_turned(poses), generator(0, "align"))
+    assert found.is_free
+    assert found.left < 0.1
+    # The frame is any picture's, so turns are known up to one angle that all share.
+    difference = torch.deg2rad(found.poses[:, 0] - poses[:, 0])
+    assert torch.hypot(difference.cos().mean(), difference.sin().mean()) > 0.999
+
+
+def test_pictures_that_lie_alike_keep_small_poses() -> None:
+    rng = generator(1, "poses")
+    poses = (torch.rand(16, 3, generator=rng) - 0.5) * torch.tensor([4.0, 0.02, 0.02])
+    found = align(_turned(poses), generator(0, "align"))
+    assert not found.is_free
+    assert found.left < 0.3
+    assert found.poses[:, 0].abs().max() < 6
+
+
+def test_a_single_picture_and_equal_pictures_stay_where_they_are() -> None:
+    for count in (1, 5):
+        found = align(_turned(torch.zeros(count, 3)), generator(0, "align"))
+        assert not found.is_free
+        assert torch.allclose(found.poses, torch.zeros(count, 3), atol=1e-4)
+
+
+def test_the_same_seed_finds_the_same_poses() -> None:
+    images = _turned(torch.rand(8, 3, generator=generator(2, "poses")) * 0.1)
+    first, second = (align(images, generator(5, "align")).poses for _ in range(2))
+    assert torch.equal(first, second)
+
+
+@pytest.mark.parametrize("fill", ["reflection", "border", "zeros"])
+def test_a_pose_is_undone(fill: str) -> None:
+    picture = _picture()
+    poses = torch.tensor([[33.0, 0.05, -0.03]])
+    back = to_frame(to_pose(picture, poses, fill), poses, fill)
+    middle = slice(20, 44)
+    assert (back - picture)[..., middle, middle].abs().mean() < 2
+
+
+def test_a_positive_turn_is_clockwise_and_shifts_go_right_and_down() -> None:
+    picture = torch.zeros(1, 1, 16, 16)
+    picture[..., 7:9, 12] = 1  # right of the centre
+    down = to_pose(picture, torch.tensor([[90.0, 0.0, 0.0]]), "zeros")
+    assert down[0, 0, 12, 7:9].sum() == pytest.approx(2, abs=1e-3)
+    moved = to_pose(picture, torch.tensor([[0.0, 2 / 16, 3 / 16]]), "zeros")
+    assert moved[0, 0, 10:12, 14].sum() == pytest.approx(2, abs=1e-3)

@@ -1,0 +1,62 @@
+"""Where a replay lies: as a training image did, or where the class's policy moves its mask."""
+
+import numpy as np
+
+from replaycad.artifacts.conditions import ConditionsArtifact
+from replaycad.progress import silent
+from replaycad.stages.compress import _into_frame
+from replaycad.stages.replay import move, pick_poses, pose_mask
+
+
+def _conditions(poses: np.ndarray | None) -> ConditionsArtifact:
+    object_masks = np.zeros((1, 32, 32), bool)
+    object_masks[0, 14:18, 4:14] = True  # left of the centre
+    policy = {
+        "mask_rule": "area", "replay_augmentation": "free_rotation", "replay_rotate_degrees": 0,
+        "replay_shift_fraction": 0.0,
+    }  # fmt: skip
+    return ConditionsArtifact(
+        class_name="bolt", semantic_embedding=np.zeros((1, 8), np.float32), spatial_weight=None,
+        spatial_bias=None, object_masks=object_masks, policy=policy, poses=poses,
+    )  # fmt: skip
+
+
+def test_a_mask_of_the_common_frame_is_drawn_as_it_is_and_moved_with_its_image() -> None:
+    conditions = _conditions(np.array([[180.0, 0, 0]], np.float32))
+    object_mask = pose_mask(conditions, 7)
+    np.testing.assert_array_equal(object_mask, conditions.object_masks[0])
+    image = np.where(object_mask, 200, 10).astype(np.uint8)[None, None].repeat(3, 1)
+    poses = pick_poses(conditions.poses, np.array([7]))
+    images, masks = move(image, object_mask[None], poses, "border")
+    np.testing.assert_array_equal(masks[0], object_mask[::-1, ::-1])
+    assert images[0, :, 15, 24].tolist() == [200] * 3
+    assert images[0, :, 15, 8].tolist() == [10] * 3
+
+
+def test_the_pose_depends_on_the_images_seed_alone() -> None:
+    poses = np.random.default_rng(0).uniform(0, 1, (9, 3)).astype(np.float32)
+    seeds = np.arange(40)
+    together = pick_poses(poses, seeds)
+    for row in range(40):
+        np.testing.assert_array_equal(pick_poses(poses, seeds[row : row + 1])[0], together[row])
+    assert len(np.unique(together, axis=0)) == 9
+
+
+def test_without_poses_the_policy_moves_the_mask() -> None:
+    conditions = _conditions(None)
+    assert any(
+        (pose_mask(conditions, seed) != conditions.object_masks[0]).any() for seed in range(5)
+    )
+
+
+def test_into_the_frame_go_images_and_masks_alike() -> None:
+    images = np.full((8, 3, 32, 32), 20, np.uint8)
+    masks = np.zeros((8, 32, 32), bool)
+    for index in range(8):
+        left = 8 + index % 4
+        masks[index, 10:20, left : left + 12] = True
+    images[masks[:, None].repeat(3, 1)] = 220
+    framed, framed_masks, poses = _into_frame(images, masks, {"mask_rule": "area"}, 0, silent)
+    assert poses.shape == (8, 3)
+    assert framed.std(0).mean() < 0.4 * images.std(0).mean()
+    assert (framed_masks == (framed[:, 0] > 120)).mean() > 0.97
