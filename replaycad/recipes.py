@@ -59,7 +59,7 @@ class CompressConfig:
     semantic_placement: Literal["prompt", "context"] = "context"
     init: Literal["word", "set_encoder"] = "set_encoder"
     init_word: str = ""  # empty: the class policy's word
-    num_steps: int = _at_least(0, 100)
+    num_steps: int = _at_least(0, 50)
     batch_size: int = _at_least(1, 8)
     learning_rate: float = _at_least(0.0, 1e-3)  # of the spatial encoder
     embedding_learning_rate: float = _at_least(0.0, 5e-2)
@@ -81,7 +81,7 @@ class ReplayConfig:
 
     num_images: int = _at_least(1, 120)
     sampler: Literal["ddim", "dpm++"] = "dpm++"
-    num_inference_steps: int = _at_least(1, 20)
+    num_inference_steps: int = _at_least(1, 10)
     guidance_scale: float = _at_least(0.0, 1.0)
     spread: float = _at_least(0.01, 0.25)  # of the bundled unet's guess; others have none
     batch_size: int = _at_least(1, 16)

@@ -20,6 +20,7 @@ ROUNDS = 3
 FREE_GAIN = 0.7  # the whole circle is believed only if it leaves at most this much of the variance
 STEPS = 40
 _DEGREES = 57.2958
+_CHUNK = 256  # images moved at once
 
 
 class Alignment(NamedTuple):
@@ -69,6 +70,33 @@ def to_pose(pictures: torch.Tensor, poses: torch.Tensor, fill: str = "reflection
 def beyond_border(mask_rule: str) -> str:
     """What to fill with: a surface goes on as its mirror image, a background in its last colour."""
     return "reflection" if mask_rule == "frame" else "border"
+
+
+def all_to_frame(images: torch.Tensor, poses: torch.Tensor, fill: str) -> torch.Tensor:
+    """Move all images of a class into its frame.
+
+    What an image does not show of the frame, for its corners turned away, is taken from the mean of
+    the images that do, and from beyond the border only where none does.
+
+    Args:
+        images: `[N, 3, S, S]` uint8.
+        poses: `[N, 3]`, as `align` gives.
+        fill: as in `to_frame`.
+
+    Returns:
+        `[N, 3, S, S]` uint8.
+    """
+    moved, seen = torch.empty_like(images), torch.empty_like(images[:, :1], dtype=torch.bool)
+    total, count = torch.zeros(images.shape[1:]), torch.zeros(images.shape[2:])
+    for rows in torch.arange(len(images)).split(_CHUNK):
+        floats = images[rows].float()
+        shown = to_frame(torch.ones_like(floats[:, :1]), poses[rows], "zeros") > 0.99
+        floats = to_frame(floats, poses[rows], fill).round().clamp(0, 255)
+        total += (floats * shown).sum(0)
+        count += shown.sum((0, 1))
+        moved[rows], seen[rows] = floats.to(torch.uint8), shown
+    mean = (total / count.clamp_min(1)).round().to(torch.uint8)
+    return torch.where(seen | (count == 0), moved, mean)
 
 
 def align(images: torch.Tensor, seed: torch.Generator) -> Alignment:

@@ -11,7 +11,7 @@ from replaycad.artifacts.conditions import ConditionsArtifact
 from replaycad.artifacts.masks import MasksArtifact
 from replaycad.data.images import load_images
 from replaycad.data.samples import Sample
-from replaycad.diffusion.alignment import align, beyond_border, to_frame
+from replaycad.diffusion.alignment import align, all_to_frame, beyond_border, to_frame
 from replaycad.diffusion.backbones import Diffusion, mask_images
 from replaycad.diffusion.conditioning import Conditions
 from replaycad.diffusion.search import (
@@ -26,7 +26,6 @@ from replaycad.recipes import CompressConfig
 from replaycad.runtime import generator
 
 MAX_POSES = 256  # kept of a class
-_CHUNK = 256  # images moved at once
 MAX_LATENT_BYTES = 2 * 10**9  # above this many the latents of all augmentations are kept in 16 bits
 
 
@@ -102,15 +101,10 @@ def _into_frame(
     """Images `[N, 3, S, S]` and masks `[N, S, S]` moved into the class's frame; kept poses."""
     found = align(torch.from_numpy(images), generator(seed, "alignment"))
     fill = beyond_border(policy["mask_rule"])
-    moved, moved_masks = np.empty_like(images), np.empty_like(object_masks)
-    for start in range(0, len(images), _CHUNK):
-        rows = slice(start, start + _CHUNK)
-        floats = torch.from_numpy(images[rows]).float()
-        framed = to_frame(floats, found.poses[rows], fill)
-        moved[rows] = framed.round().clamp(0, 255).to(torch.uint8).numpy()
-        floats = torch.from_numpy(object_masks[rows])[:, None].float()
-        moved_masks[rows] = to_frame(floats, found.poses[rows], fill)[:, 0].numpy() > 0.5
-        report.step("align", min(start + _CHUNK, len(images)), len(images))
+    moved = all_to_frame(torch.from_numpy(images), found.poses, fill).numpy()
+    masks = torch.from_numpy(object_masks)[:, None].float()
+    moved_masks = to_frame(masks, found.poses, fill)[:, 0].numpy() > 0.5
+    report.step("align", 1, 1)
     kept = found.poses[_spread(len(images), MAX_POSES)]
     how = "turn freely" if found.is_free else "lie alike"
     report.note(f"images {how}; moved onto each other, {found.left:.0%} of their variance is left")

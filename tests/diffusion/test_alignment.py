@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from replaycad.diffusion.alignment import align, to_frame, to_pose
+from replaycad.diffusion.alignment import align, all_to_frame, to_frame, to_pose
 from replaycad.runtime import generator
 
 
@@ -68,3 +68,20 @@ def test_a_positive_turn_is_clockwise_and_shifts_go_right_and_down() -> None:
     assert down[0, 0, 12, 7:9].sum() == pytest.approx(2, abs=1e-3)
     moved = to_pose(picture, torch.tensor([[0.0, 2 / 16, 3 / 16]]), "zeros")
     assert moved[0, 0, 10:12, 14].sum() == pytest.approx(2, abs=1e-3)
+
+
+def test_corners_that_turned_away_are_seen_by_other_pictures() -> None:
+    poses = torch.tensor([[0.0, 0, 0], [0, 0, 0], [45, 0, 0]])
+    picture = _picture()
+    images = _turned(poses)
+    framed = all_to_frame(images, poses, "reflection").float()
+    assert (framed[2] - picture[0])[:, :6, :6].abs().mean() < 3
+    mirrored = to_frame(images[2:].float(), poses[2:], "reflection")
+    assert (mirrored[0] - picture[0])[:, :6, :6].abs().mean() > 20
+
+
+def test_corners_that_no_picture_shows_are_filled_from_beyond_the_border() -> None:
+    poses = torch.tensor([[45.0, 0, 0]])
+    images = _turned(poses)
+    framed = all_to_frame(images, poses, "border").float()
+    assert torch.equal(framed, to_frame(images.float(), poses, "border").round().clamp(0, 255))
