@@ -19,6 +19,7 @@ from replaycad.artifacts.keys import stage_facts, stage_key, why_stale
 from replaycad.artifacts.masks import MASKS
 from replaycad.artifacts.replay_set import REPLAYS
 from replaycad.artifacts.scores import SCORES
+from replaycad.diffusion.presets import split_name
 from replaycad.errors import ArtifactError, ConfigError
 from replaycad.recipes import STAGE_VERSIONS, StageConfig, as_dict
 
@@ -122,10 +123,11 @@ def portable(config: StageConfig) -> dict[str, Any]:
     values = as_dict(config)
     for name in _PLACES:
         text = str(values.get(name) or "")
-        if ":" in text:  # an encoder as ARCHITECTURE:FILE
+        place, variant = split_name(text)
+        if name == "encoder" and ":" in text:  # ARCHITECTURE:FILE
             values[name] = text.partition(":")[0]
-        elif text and Path(text).exists():
-            values[name] = Path(text).resolve().name
+        elif place and Path(place).exists():
+            values[name] = Path(place).resolve().name + (f":{variant}" if variant else "")
     return values
 
 

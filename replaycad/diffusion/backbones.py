@@ -22,14 +22,22 @@ from transformers.utils import logging as transformers_logging
 from replaycad.diffusion.cell_unet import CellUNet
 from replaycad.diffusion.conditioning import SpatialEncoder
 from replaycad.diffusion.patch_codec import PatchCodec
-from replaycad.diffusion.presets import backbone_files, locate_backbone, scheduler_config
+from replaycad.diffusion.presets import (
+    backbone_files,
+    locate_backbone,
+    scheduler_config,
+    split_name,
+)
 from replaycad.diffusion.set_encoder import SetEncoder
 from replaycad.errors import WeightsError
 
 _TEXT_MODELS = {"clip_text_model": CLIPTextModel, "ldmbert": LDMBertModel}
 _OWN_CLASSES: dict[str, type[nn.Module]] = {"PatchCodec": PatchCodec, "CellUNet": CellUNet}
 _VAE_BATCH = 4
+_FOREIGN = ("addition_embed_type", "class_embed_type", "num_class_embeds", "encoder_hid_dim")
 PREDICTION_TYPES = ("epsilon", "v_prediction")
+SCHEDULE = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "prediction_type")
+"""What a folder's scheduler config may decide; the rest is the paper's."""
 Network = TypeVar("Network", bound=nn.Module)
 _LOADING_ERRORS = (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError)
 
@@ -101,7 +109,8 @@ class Diffusion:
     @property
     def alphas_cumprod(self) -> torch.Tensor:
         """Signal power left at each timestep: `[num_train_timesteps]` float32, on the CPU."""
-        return DDIMScheduler.from_config(self.scheduler_config).alphas_cumprod
+        known = {k: v for k, v in self.scheduler_config.items() if k in SCHEDULE}
+        return DDIMScheduler(**known).alphas_cumprod
 
     @property
     def prediction_type(self) -> str:
@@ -206,7 +215,7 @@ def load_backbone(
         WeightsError: files missing, damaged, incomplete, or of a model that replaycad cannot use.
     """
     folder = locate_backbone(name)
-    files = backbone_files(folder)
+    files = backbone_files(folder, split_name(name)[1])
     dtype = dtype or default_dtype(device)
     schedule = scheduler_config(folder)
     if schedule.get("prediction_type", "epsilon") not in PREDICTION_TYPES:
@@ -220,6 +229,7 @@ def load_backbone(
         unet = _load_network(_class_of(files["unet"][0], UNet2DConditionModel), files["unet"])
         text_encoder = _load_network(_text_model(files["text_encoder"][0]), files["text_encoder"])
         tokenizer = _load_tokenizer(files["tokenizer"])
+    _check_family(unet, vae, name)
     width = unet.config.cross_attention_dim
     if text_encoder.config.hidden_size != width:
         raise WeightsError(
@@ -238,6 +248,20 @@ def load_backbone(
             SpatialEncoder, files.get("spatial_encoder"), device, cross_attention_dim=width
         ),
     )
+
+
+def _check_family(unet: Any, vae: Any, name: str | Path) -> None:
+    """Refuse a unet that wants more than latents, a time and tokens, or that has other latents."""
+    config = unet.config
+    extra = [key for key in _FOREIGN if config.get(key) is not None]
+    if isinstance(unet, UNet2DConditionModel) and config.in_channels != vae.config.latent_channels:
+        extra.insert(0, f"in_channels {config.in_channels}")
+    if extra:
+        raise WeightsError(
+            f"backbone '{name}' has no text-to-image unet of the Stable Diffusion 1 or 2 kind: "
+            f"{', '.join(extra)}",
+            "use a text-to-image model of that family",
+        )
 
 
 @contextmanager

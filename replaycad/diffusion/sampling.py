@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, SchedulerMixin
 
-from replaycad.diffusion.backbones import Diffusion
+from replaycad.diffusion.backbones import SCHEDULE, Diffusion
 from replaycad.diffusion.cell_unet import CellUNet, Guess
 from replaycad.diffusion.conditioning import Conditions
 from replaycad.diffusion.prompts import GENERATION_PROMPTS, Prompts, encode_texts, unconditional
@@ -19,10 +19,6 @@ from replaycad.runtime import generator
 _CPU_ROWS = 8
 
 
-_SCHEDULE = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "prediction_type")
-"""What a folder's scheduler config may decide; the rest is the paper's."""
-
-
 def make_scheduler(name: str, scheduler_config: dict) -> SchedulerMixin:
     """Build a sampler on the backbone's noise schedule.
 
@@ -32,7 +28,7 @@ def make_scheduler(name: str, scheduler_config: dict) -> SchedulerMixin:
     Raises:
         ConfigError: any other name.
     """
-    schedule = {key: scheduler_config[key] for key in _SCHEDULE if key in scheduler_config}
+    schedule = {key: scheduler_config[key] for key in SCHEDULE if key in scheduler_config}
     if name == "ddim":
         return DDIMScheduler(
             **schedule,
