@@ -4,6 +4,8 @@ DATA    ?= data
 STORE   ?= artifacts
 CLASSES ?= bottle grid screw
 OPTIONS ?=
+RECIPE  ?= paper
+STRATEGY ?= final,joint
 
 BIN       := .venv/bin
 REPLAYCAD := $(BIN)/replaycad
@@ -16,13 +18,17 @@ NAMES     := $(subst $(space),$(comma),$(strip $(CLASSES)))
 NEWEST    := $(lastword $(CLASSES))
 PAST      := $(filter-out $(NEWEST),$(CLASSES))
 
+# The authors' order; the last class is the one that is real in the paper's single training.
+MVTEC := carpet,grid,leather,tile,wood,bottle,cable,capsule,hazelnut,metal_nut,pill,screw,toothbrush,transistor,zipper
+VISA  := pcb1,pcb2,pcb3,pcb4,macaroni1,macaroni2,capsules,candle,cashew,chewinggum,fryum,pipe_fryum
+
 export REPLAYCAD_DATA := $(DATA)
 export REPLAYCAD_STORE := $(STORE)
 
 .DEFAULT_GOAL := help
 .SECONDEXPANSION:
 .DELETE_ON_ERROR:
-.PHONY: help install demo test lint fmt bench docs clean mask compress replay train eval continual
+.PHONY: help install demo test lint fmt bench docs clean mask compress replay train eval continual mvtec visa
 
 help: ## show this
 	@grep -hE '^[a-z%$$()/.A-Z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 44
@@ -84,3 +90,9 @@ eval: train ## metrics of that detector on CLASSES
 
 continual: $(INSTALLED) ## the whole sequence over CLASSES
 	$(RUN) run --class $(NAMES) --strategy finetune,replay,joint $(OPTIONS)
+
+mvtec: $(INSTALLED) ## the paper on MVTec AD in DATA; RECIPE=release, STRATEGY=replay,joint for step by step
+	$(RUN) run --recipe $(RECIPE) --store $(STORE)/$(RECIPE) --class $(MVTEC) --strategy $(STRATEGY) --name mvtec $(OPTIONS)
+
+visa: $(INSTALLED) ## the paper on VisA in DATA; likewise
+	$(RUN) run --recipe $(RECIPE) --store $(STORE)/$(RECIPE) --class $(VISA) --strategy $(STRATEGY) --name visa $(OPTIONS)

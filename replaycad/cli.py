@@ -11,7 +11,8 @@ import typer
 from replaycad.errors import ReplayCadError
 
 if TYPE_CHECKING:
-    from replaycad.pipeline import Outcome, Pipeline
+    from replaycad.pipeline import Pipeline
+    from replaycad.plans import Outcome
 
 app = typer.Typer(
     name="replaycad",
@@ -38,7 +39,9 @@ Force = Annotated[bool, typer.Option("--force", help="Make it again even if it i
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no notes.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Only say what is up to date and why.")]
-Recipe = Annotated[str, typer.Option("--recipe", help="Set of defaults: mini, paper or fast.")]
+Recipe = Annotated[
+    str, typer.Option("--recipe", help="Set of defaults: mini, paper, release or fast.")
+]
 Settings = Annotated[
     list[str],
     typer.Option(
@@ -51,7 +54,11 @@ Segmenter = Annotated[
     str, typer.Option("--segmenter", help="mini, vit_b, vit_l, vit_h, a path, or none.")
 ]
 Backbone = Annotated[
-    str, typer.Option("--backbone", help="mini, sd15, ldm256, a folder or a hub id.")
+    str,
+    typer.Option(
+        "--backbone",
+        help="mini, sd15, ldm256, a folder or a hub id; behind it :ema, :non_ema or :fp16.",
+    ),
 ]
 Detector = Annotated[str, typer.Option("--detector", help="Kind of detector: invad, ...")]
 Encoder = Annotated[
@@ -242,7 +249,7 @@ def evaluate(
 def run(
     classes: Classes,
     strategy: Annotated[
-        list[str], typer.Option("--strategy", help="Of finetune, replay, joint.")
+        list[str], typer.Option("--strategy", help="Of finetune, replay, joint, final.")
     ] = ["replay"],  # noqa: B006
     seeds: Annotated[
         str, typer.Option("--seeds", help="Comma separated; the whole sequence once per seed.")

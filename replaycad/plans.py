@@ -84,6 +84,29 @@ class Plan:
         return {**self.facts, **who, "key": self.key, "versions": {"replaycad": __version__}}
 
 
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What one stage invocation came to.
+
+    Args:
+        plan: what was wanted and what was found.
+        was_made: whether the stage ran.
+        num_bytes: of the artifact, shards included; 0 if it is not there.
+        num_images: that the stage read, drew or scored.
+        seconds: that making it took, this time or when it was made; 0 if not known.
+        peak_memory_bytes: of the process, if the stage ran.
+        next_command: what a user types next.
+    """
+
+    plan: Plan
+    was_made: bool
+    num_bytes: int
+    num_images: int
+    seconds: float
+    peak_memory_bytes: int | None
+    next_command: str
+
+
 def make_plan(
     stage: str,
     name: str,

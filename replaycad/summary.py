@@ -6,7 +6,7 @@ from typing import Any
 
 from replaycad.artifacts.format import canonical_json, read_header
 from replaycad.console import format_bytes, print_json, print_line, print_table
-from replaycad.pipeline import Outcome
+from replaycad.plans import Outcome
 
 METRICS = ("image_auroc", "pixel_ap")
 FIGURES = ("image_auroc", "pixel_ap", "pixel_auroc", "aupro30", "f1_max")

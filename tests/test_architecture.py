@@ -15,7 +15,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 TREES = {path: ast.parse(path.read_text()) for path in FILES}
 
 NETWORKS = {"diffusion", "segmentation", "detectors"}
-PURE = {"metrics", "anomaly", "mask_ops", "recipes", "progress", "runtime"}
+PURE = {"metrics", "anomaly", "mask_ops", "recipes", "class_recipes", "progress", "runtime"}
 # From the ground up; a file imports its own layer or one below, never one above.
 LAYERS = [
     {"errors"},
@@ -30,8 +30,9 @@ LAYERS = [
 ]  # fmt: skip
 FORBIDDEN_NAMES = {"utils", "common", "helpers", "base", "core", "misc", "types"}
 TORCH_FREE = [
-    "errors", "recipes", "progress", "plans", "sequence", "cli", "console", "data.samples",
-    "data.classes", "diffusion.presets", "segmentation.presets", "detectors.presets",
+    "errors", "recipes", "class_recipes", "progress", "plans", "sequence", "cli", "console",
+    "data.samples", "data.classes", "diffusion.presets", "segmentation.presets",
+    "detectors.presets",
 ]  # fmt: skip
 SHARED_OPTIONS = {
     "--class", "--data", "--store", "--device", "--seed", "--force", "--json", "--quiet",

@@ -151,8 +151,8 @@ _ROWS = (
         replay_augmentation="one_object",
         replay_shift_fraction=_CANDLE_SHIFT,
     ),
-    # Deviation: capsules and macaroni2, which the release compresses without masks, get corner
-    # masks like the others, as the paper says.
+    # Deviation: capsules and macaroni2, which the release (and the recipe of that name) compresses
+    # without masks, get corner masks like the others elsewhere, as the paper says.
     _row("capsules", "capsules", train_augmentation="rotate_180"),
     _small("cashew", "cashew", 10, 0.05),
     _halved("chewinggum", "gum", 2, 0.10),
