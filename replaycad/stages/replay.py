@@ -15,7 +15,7 @@ from replaycad.diffusion.backbones import Diffusion
 from replaycad.diffusion.conditioning import Conditions, SpatialEncoder
 from replaycad.diffusion.sampling import sample
 from replaycad.errors import ArtifactError
-from replaycad.mask_ops import replay_mask
+from replaycad.mask_ops import replay_mask, resize_masks
 from replaycad.progress import Report, silent
 from replaycad.recipes import ReplayConfig
 from replaycad.runtime import stream_seed
@@ -111,7 +111,8 @@ def replay_class(
         fresh = slice(min(max(start, done - first), stop), stop)
         if fresh.start < stop:
             drawn = images.numpy()[fresh.start - start :]
-            drawn_masks = np.stack([poses[index] for index in range(fresh.start, stop)])
+            posed = np.stack([poses[index] for index in range(fresh.start, stop)])
+            drawn_masks = resize_masks(posed, diffusion.image_size)
             if conditions.poses is not None:
                 fill = beyond_border(conditions.policy["mask_rule"])
                 placed = pick_poses(conditions.poses, seeds[fresh])
