@@ -1,18 +1,19 @@
 """The typer commands: options become wishes, the pipeline answers, the console shows it."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
-from replaycad.errors import ReplayCadError
-
-if TYPE_CHECKING:
-    from replaycad.pipeline import Pipeline
-    from replaycad.plans import Outcome
+from replaycad.session import (
+    Shared,
+    one_line_errors,
+    perform,
+    session,
+    show_run,
+    split_names,
+    split_numbers,
+)
 
 app = typer.Typer(
     name="replaycad",
@@ -60,29 +61,20 @@ Backbone = Annotated[
         help="mini, sd15, ldm256, a folder or a hub id; behind it :ema, :non_ema or :fp16.",
     ),
 ]
+BatchSize = Annotated[
+    int,
+    typer.Option(
+        "--batch-size",
+        min=0,
+        help="Images at once, for less memory; compress adds passes up to its batch; 0: what fits.",
+    ),
+]
 Detector = Annotated[str, typer.Option("--detector", help="Kind of detector: invad, ...")]
 Encoder = Annotated[
     str, typer.Option("--encoder", help="Frozen encoder: mini, a timm name, or TIMM_NAME:FILE.")
 ]
 
 DATA, STORE = Path("data"), Path("artifacts")
-
-
-@dataclass(frozen=True)
-class Shared:
-    """The options that mean the same in every command, in the order in which commands list them."""
-
-    classes: list[str]
-    data: Path
-    store: Path
-    recipe: str
-    settings: list[str]
-    device: str
-    seed: int
-    force: bool
-    dry_run: bool
-    as_json: bool
-    quiet: bool
 
 
 @app.command()
@@ -106,7 +98,7 @@ def mask(
     """
     shared = Shared(classes, data, store, recipe, settings, device, seed, force, dry_run, as_json,
                     quiet)  # fmt: skip
-    _perform(
+    perform(
         shared,
         "mask",
         {"segmenter": segmenter},
@@ -121,6 +113,7 @@ def compress(
     store: StoreRoot = STORE,
     recipe: Recipe = "mini",
     backbone: Backbone = "",
+    batch_size: BatchSize = 0,
     settings: Settings = [],  # noqa: B006
     device: Device = "auto",
     seed: Seed = 0,
@@ -135,10 +128,10 @@ def compress(
     """
     shared = Shared(classes, data, store, recipe, settings, device, seed, force, dry_run, as_json,
                     quiet)  # fmt: skip
-    _perform(
+    perform(
         shared,
         "compress",
-        {"backbone": backbone},
+        {"backbone": backbone, "pass_size": str(batch_size or "")},
         lambda pipeline, names: [pipeline.compress(name) for name in names],
     )
 
@@ -152,6 +145,7 @@ def replay(
     store: StoreRoot = STORE,
     recipe: Recipe = "mini",
     backbone: Backbone = "",
+    batch_size: BatchSize = 0,
     settings: Settings = [],  # noqa: B006
     device: Device = "auto",
     seed: Seed = 0,
@@ -166,10 +160,10 @@ def replay(
     """
     shared = Shared(classes, DATA, store, recipe, settings, device, seed, force, dry_run, as_json,
                     quiet)  # fmt: skip
-    _perform(
+    perform(
         shared,
         "replay",
-        {"num_images": str(num or ""), "backbone": backbone},
+        {"num_images": str(num or ""), "backbone": backbone, "batch_size": str(batch_size or "")},
         lambda pipeline, names: [pipeline.replay(name) for name in names],
     )
 
@@ -205,8 +199,8 @@ def train(
     """
     shared = Shared(classes, data, store, recipe, settings, device, seed, force, dry_run, as_json,
                     quiet)  # fmt: skip
-    replayed = _names(past)
-    _perform(
+    replayed = split_names(past)
+    perform(
         shared,
         "train",
         {"detector": detector, "encoder": encoder, "init": init},
@@ -237,7 +231,7 @@ def evaluate(
     """
     shared = Shared(classes, data, store, recipe, settings, device, seed, force, dry_run, as_json,
                     quiet)  # fmt: skip
-    _perform(
+    perform(
         shared,
         "eval",
         {},
@@ -283,14 +277,15 @@ def run(
                     quiet)  # fmt: skip
     choices = {"mask.segmenter": segmenter, "compress.backbone": backbone,
                "train.detector": detector, "train.encoder": encoder}  # fmt: skip
-    numbers = _numbers(seeds) if seeds else [seed]
-    with _session(shared, None, choices) as pipeline:
+    numbers = split_numbers(seeds) if seeds else [seed]
+    with session(shared, None, choices) as pipeline:
         from replaycad import walk
 
         result = walk.run_sequence(
-            pipeline, pipeline.class_names(_names(classes)), _names(strategy), numbers, name, sheet
-        )
-        _show_run(result, as_json, dry_run)
+            pipeline, pipeline.class_names(split_names(classes)), split_names(strategy), numbers,
+            name, sheet,
+        )  # fmt: skip
+        show_run(result, as_json, dry_run)
 
 
 @app.command()
@@ -305,7 +300,7 @@ def inspect(
 
     Example: replaycad inspect artifacts/conditions/bottle.safetensors --verify
     """
-    with _one_line_errors():
+    with one_line_errors():
         from replaycad import summary
         from replaycad.artifacts import inspection
 
@@ -319,81 +314,7 @@ def doctor(as_json: AsJson = False) -> None:
 
     Example: replaycad doctor
     """
-    with _one_line_errors():
+    with one_line_errors():
         from replaycad import doctor as examination
 
         examination.show(examination.examine(), as_json)
-
-
-def _names(texts: list[str]) -> list[str]:
-    """Split at commas, drop blanks and repeats, keep the order."""
-    parts = [part.strip() for text in texts for part in text.split(",")]
-    return list(dict.fromkeys(part for part in parts if part))
-
-
-def _numbers(text: str) -> list[int]:
-    try:
-        return list(dict.fromkeys(int(part) for part in text.split(",")))
-    except ValueError:
-        raise typer.BadParameter(f"'{text}' is no list of numbers, such as 0,1,2") from None
-
-
-@contextmanager
-def _one_line_errors() -> Iterator[None]:
-    """Show a foreseen failure as one line and leave with exit code 1."""
-    try:
-        yield
-    except ReplayCadError as error:
-        from replaycad import console
-
-        console.print_error(error)
-        raise typer.Exit(1) from None
-
-
-@contextmanager
-def _session(
-    shared: Shared, stage: str | None, choices: dict[str, str]
-) -> Iterator["Pipeline"]:
-    """Open the pipeline for one command; an interruption says what was kept and leaves with 130."""
-    with _one_line_errors():
-        from replaycad import console, plans
-        from replaycad.pipeline import Pipeline, Wishes
-
-        overrides = plans.split_settings(
-            [f"{name}={text}" for name, text in choices.items() if text] + shared.settings, stage
-        )
-        with console.TerminalReport(shared.quiet) as report:
-            wishes = Wishes(
-                data=shared.data, root=shared.store, overrides=overrides, device=shared.device,
-                seed=shared.seed, recipe=shared.recipe, force=shared.force, dry_run=shared.dry_run,
-            )  # fmt: skip
-            with Pipeline(wishes, report) as pipeline:
-                try:
-                    yield pipeline
-                except KeyboardInterrupt:
-                    report.close()
-                    console.print_interrupted(pipeline.kept())
-                    raise typer.Exit(130) from None
-
-
-def _perform(
-    shared: Shared,
-    stage: str,
-    choices: dict[str, str],
-    work: Callable[["Pipeline", list[str]], list["Outcome"]],
-) -> None:
-    """One command of one stage: parse, work, one summary."""
-    with _session(shared, stage, choices) as pipeline:
-        from replaycad import summary
-
-        names = pipeline.class_names(_names(shared.classes), stored=stage == "replay")
-        summary.show(work(pipeline, names), shared.as_json, shared.dry_run)
-
-
-def _show_run(result: dict[str, Any], as_json: bool, dry_run: bool) -> None:
-    from replaycad import summary
-
-    if dry_run:
-        summary.show(result["outcomes"], as_json, dry_run)
-    else:
-        summary.show_results(result["document"], result["files"], as_json)

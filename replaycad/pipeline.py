@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 from replaycad import plans
 from replaycad.artifacts.store import Store
 from replaycad.data.samples import Sample, find_classes, test_samples, train_samples
+from replaycad.diffusion.memory import needed_bytes
 from replaycad.errors import ArtifactError, ConfigError
 from replaycad.frozen import FrozenInputs
 from replaycad.ledger import Ledger
@@ -188,6 +189,7 @@ class Pipeline:
         return self._finish(
             plan, len(samples), f"replaycad replay --class {name}", self.wishes.force,
             lambda workshop: workshop.compress(plan, class_name, samples, masks, config, seed),
+            config,
         )  # fmt: skip
 
     def _prepare_masks(self, class_name: str, samples: Sequence[Sample]) -> None:
@@ -233,6 +235,7 @@ class Pipeline:
         return self._finish(
             plan, config.num_images, f"replaycad train --class NEW --past {name}", force,
             lambda workshop: workshop.replay(plan, path, config, seed),
+            config,
         )  # fmt: skip
 
     def _replay_inputs(self, name: str) -> dict[str, str]:
@@ -355,19 +358,23 @@ class Pipeline:
         next_command: str,
         force: bool,
         work: Callable[["Workshop"], None],
+        diffusing: CompressConfig | ReplayConfig | None = None,
     ) -> Outcome:
-        """Have the artifact made if it is due, once per command."""
+        """Have the artifact made if it is due, once per command; a dry run says what it takes."""
         due = (plan.state != "hit" or force) and plan.label not in self._handled
         self._handled.add(plan.label)
-        peak = None
+        peak, needs = None, {}
         if due and self.wishes.dry_run:
             self._changing.add(plan.label)
+            if diffusing is not None:
+                needs = {where: needed_bytes(diffusing, where == "gpu") for where in ("gpu", "cpu")}
         elif due:
             peak = self._make(plan, work)
         return Outcome(
             plan=plan, was_made=due and not self.wishes.dry_run,
             num_bytes=plans.num_bytes(plan.path), num_images=num_images,
             seconds=self._ledger.seconds(plan), peak_memory_bytes=peak, next_command=next_command,
+            needs=needs,
         )  # fmt: skip
 
     def _make(self, plan: Plan, work: Callable[["Workshop"], None]) -> int:

@@ -7,7 +7,7 @@ facts stand in the header too, so that a stale artifact can say which of them ch
 
 import hashlib
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +96,8 @@ class Outcome:
         seconds: that making it took, this time or when it was made; 0 if not known.
         peak_memory_bytes: of the process, if the stage ran.
         next_command: what a user types next.
+        needs: about how many bytes of memory making it takes, on `gpu` and on `cpu`; empty if the
+            stage does not tell.
     """
 
     plan: Plan
@@ -105,6 +107,7 @@ class Outcome:
     seconds: float
     peak_memory_bytes: int | None
     next_command: str
+    needs: Mapping[str, int] = field(default_factory=dict)
 
 
 def make_plan(

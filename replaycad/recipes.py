@@ -12,6 +12,9 @@ from replaycad.errors import ConfigError
 
 STAGES = ("mask", "compress", "replay", "train", "eval")
 
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+"""Of unet and text encoder; `auto` is 16 bits on a GPU. What is trained is always fp32."""
+
 STAGE_VERSIONS = {"mask": 1, "compress": 2, "replay": 2, "train": 1, "eval": 1}
 """Raised when the code of a stage changes what it writes: files made before become stale."""
 
@@ -61,7 +64,10 @@ class CompressConfig:
     init: Literal["word", "set_encoder"] = "set_encoder"
     init_word: str = ""  # empty: the class policy's word
     num_steps: int = _at_least(0, 100)
-    batch_size: int = _at_least(1, 8)
+    batch_size: int = _at_least(1, 8)  # images of one optimiser step, however many passes it takes
+    pass_size: int = _at_least(0, 0)  # images at once; 0: as many as fit on a GPU, else the batch
+    gradient_checkpointing: Literal["auto", "on", "off"] = "auto"  # auto: where memory needs it
+    precision: Precision = "auto"
     learning_rate: float = _at_least(0.0, 1e-3)  # of the spatial encoder
     embedding_learning_rate: float = _at_least(0.0, 5e-2)
     weight_decay: float = _at_least(0.0, 0.01)
@@ -92,6 +98,7 @@ class ReplayConfig:
     spread: float = _at_least(0.01, 0.25)  # of the bundled unet's guess; others have none
     batch_size: int = _at_least(1, 16)
     backbone: str = ""  # empty: the one that the conditions were made with
+    precision: Precision = "auto"
     jpeg_quality: int = _at_least(0, 0)  # images pass through a JPEG of this quality; 0: lossless
     stage = "replay"
 

@@ -26,13 +26,14 @@ LAYERS = [
     {"sequence", "results", "plans", "frozen", "ledger", "execution", "pipeline", "walk",
      "contact_sheet"},
     {"console", "doctor", "summary"},
+    {"session"},
     {"cli"},
 ]  # fmt: skip
 FORBIDDEN_NAMES = {"utils", "common", "helpers", "base", "core", "misc", "types"}
 TORCH_FREE = [
     "errors", "recipes", "class_recipes", "progress", "plans", "sequence", "cli", "console",
-    "data.samples", "data.classes", "diffusion.presets", "segmentation.presets",
-    "detectors.presets",
+    "data.samples", "data.classes", "diffusion.presets", "diffusion.memory",
+    "segmentation.presets", "detectors.presets", "session",
 ]  # fmt: skip
 SHARED_OPTIONS = {
     "--class", "--data", "--store", "--device", "--seed", "--force", "--json", "--quiet",
@@ -40,8 +41,8 @@ SHARED_OPTIONS = {
 }  # fmt: skip
 OPTIONS = {
     "mask": SHARED_OPTIONS | {"--segmenter"},
-    "compress": SHARED_OPTIONS | {"--backbone"},
-    "replay": (SHARED_OPTIONS - {"--data"}) | {"--num", "--backbone"},
+    "compress": SHARED_OPTIONS | {"--backbone", "--batch-size"},
+    "replay": (SHARED_OPTIONS - {"--data"}) | {"--num", "--backbone", "--batch-size"},
     "train": SHARED_OPTIONS | {"--past", "--detector", "--encoder", "--init", "--name"},
     "eval": SHARED_OPTIONS | {"--name"},
     "run": SHARED_OPTIONS

@@ -13,12 +13,9 @@ from replaycad.data.samples import Sample
 from replaycad.diffusion.alignment import align, beyond_border, to_frame
 from replaycad.diffusion.backbones import Diffusion, mask_images
 from replaycad.diffusion.conditioning import Conditions
-from replaycad.diffusion.search import (
-    SearchCheckpoint,
-    encode_posterior,
-    search,
-    start_conditions,
-)
+from replaycad.diffusion.posterior import encode_posterior
+from replaycad.diffusion.search import SearchCheckpoint, search
+from replaycad.diffusion.start import start_conditions
 from replaycad.mask_ops import apply_to_images, apply_to_masks, augmentations, resize_masks
 from replaycad.progress import Report, silent
 from replaycad.recipes import CompressConfig

@@ -8,16 +8,11 @@ import pytest
 import torch
 
 from replaycad.diffusion.conditioning import Conditions, SpatialEncoder
+from replaycad.diffusion.posterior import Posterior, encode_posterior
 from replaycad.diffusion.prompts import word_embedding
-from replaycad.diffusion.search import (
-    CHECK_EVERY,
-    Posterior,
-    draw_timesteps,
-    encode_posterior,
-    search,
-    start_conditions,
-)
+from replaycad.diffusion.search import CHECK_EVERY, draw_timesteps, search
 from replaycad.diffusion.set_encoder import SetEncoder
+from replaycad.diffusion.start import start_conditions
 from replaycad.errors import ConfigError, TrainingError
 from replaycad.progress import SilentReport
 from replaycad.recipes import CompressConfig
