@@ -288,6 +288,50 @@ def run(
         show_run(result, as_json, dry_run)
 
 
+@app.command("export")
+def export_embedding(
+    class_name: Annotated[str, typer.Option("--class", help="Name of the conditions.")],
+    out: Annotated[Path, typer.Option("--out", help="File to write, .safetensors.")],
+    token: Annotated[
+        str, typer.Option("--token", help="What a prompt will say; default: <CLASS>.")
+    ] = "",
+    store: StoreRoot = STORE,
+) -> None:
+    """Write a class's tokens as a textual-inversion file that Stable Diffusion programs read.
+
+    Example: replaycad export --class bottle --out bottle-token.safetensors
+    """
+    with one_line_errors():
+        from replaycad import console, exchange
+        from replaycad.artifacts.store import Store
+
+        named = exchange.checked_token(token, class_name)
+        count, width = exchange.export_token(Store(store), class_name, out, named)
+        console.print_line(f"written: {out}: {count} vectors of {width} for the token {named}")
+        console.print_line(f'next: pipeline.load_textual_inversion("{out}") in diffusers')
+
+
+@app.command("import")
+def import_embedding(
+    file: Annotated[Path, typer.Argument(help="Textual-inversion file, safetensors.")],
+    class_name: Annotated[str, typer.Option("--class", help="What it shows.")],
+    backbone: Backbone,
+    store: StoreRoot = STORE,
+    force: Force = False,
+) -> None:
+    """Make conditions of a textual-inversion file, to be replayed without masks.
+
+    Example: replaycad import bottle-token.safetensors --class bottle --backbone sd15
+    """
+    with one_line_errors():
+        from replaycad import console, exchange
+        from replaycad.artifacts.store import Store
+
+        path = exchange.import_token(Store(store), file, class_name, backbone, force)
+        console.print_line(f"written: {path}")
+        console.print_line(f"next: replaycad replay --class {class_name}")
+
+
 @app.command()
 def inspect(
     file: Annotated[Path, typer.Argument(help="An artifact.")],

@@ -24,7 +24,7 @@ LAYERS = [
     NETWORKS | {"continual", "data"},
     {"stages"},
     {"sequence", "results", "plans", "frozen", "ledger", "execution", "pipeline", "walk",
-     "contact_sheet"},
+     "contact_sheet", "exchange"},
     {"console", "doctor", "summary"},
     {"session"},
     {"cli"},
@@ -48,6 +48,8 @@ OPTIONS = {
     "run": SHARED_OPTIONS
     | {"--strategy", "--seeds", "--name", "--sheet", "--backbone", "--segmenter"}
     | {"--detector", "--encoder"},
+    "export": {"--class", "--out", "--token", "--store"},
+    "import": {"--class", "--backbone", "--store", "--force"},
     "inspect": {"--verify", "--json"},
     "doctor": {"--json"},
 }

@@ -9,7 +9,14 @@ import struct
 from dataclasses import dataclass
 from pathlib import Path
 
-from replaycad.diffusion.presets import BACKBONES, backbone_files, locate_backbone, split_name
+from replaycad.diffusion.presets import (
+    BACKBONES,
+    backbone_files,
+    backbone_sizes,
+    locate_backbone,
+    read_json,
+    split_name,
+)
 from replaycad.errors import WeightsError
 from replaycad.recipes import CompressConfig, ReplayConfig
 
@@ -137,9 +144,8 @@ def _sizes(name: str) -> tuple[dict[str, int], int, int]:
     counts = {part: _parameters(files[part][1]) for part in ("vae", "unet", "text_encoder")}
     if preset is not None:
         return counts, preset.image_size, math.prod(preset.latent_shape[1:])
-    unet, vae = (_config(files[part][0]) for part in ("unet", "vae"))
-    side = int(unet.get("sample_size", 64))
-    return counts, side * 2 ** (len(vae.get("block_out_channels", ())) - 1), side * side
+    side = int(read_json(files["unet"][0]).get("sample_size", 64))
+    return counts, backbone_sizes(name)[1], side * side
 
 
 def _parameters(weights: Path) -> int:
@@ -151,10 +157,3 @@ def _parameters(weights: Path) -> int:
         return sum(math.prod(v["shape"]) for k, v in header.items() if k != "__metadata__")
     except (OSError, ValueError, KeyError, TypeError, struct.error) as error:
         raise WeightsError(f"{weights} cannot be read: {error}", "fetch the file again") from None
-
-
-def _config(path: Path) -> dict:
-    try:
-        return dict(json.loads(path.read_text()))
-    except (OSError, ValueError) as error:
-        raise WeightsError(f"{path} cannot be read: {error}", "fetch the file again") from None

@@ -236,13 +236,27 @@ def backbone_files(folder: Path, variant: str = "") -> dict[str, list[Path]]:
     return found
 
 
-def scheduler_config(folder: Path) -> dict:
-    """The noise schedule of a backbone as its scheduler_config.json says it.
+def backbone_sizes(name: str | Path) -> tuple[int, int]:
+    """D and the image size in pixels, read off the configs.
 
     Raises:
-        WeightsError: if the file is missing or no JSON object.
+        WeightsError: as `locate_backbone`, or a config cannot be read.
     """
-    path = folder / "scheduler" / "scheduler_config.json"
+    preset = BACKBONES.get(split_name(name)[0])
+    if preset is not None:
+        return preset.cross_attention_dim, preset.image_size
+    files = backbone_files(locate_backbone(name), split_name(name)[1])
+    unet, vae = (read_json(files[network][0]) for network in ("unet", "vae"))
+    halvings = len(vae.get("block_out_channels", (0,))) - 1
+    return int(unet.get("cross_attention_dim", 0)), int(unet.get("sample_size", 0)) * 2**halvings
+
+
+def read_json(path: Path) -> dict:
+    """A JSON object of a file.
+
+    Raises:
+        WeightsError: if it cannot be read or is none.
+    """
     try:
         config = json.loads(path.read_text())
     except (OSError, ValueError) as error:
@@ -250,3 +264,12 @@ def scheduler_config(folder: Path) -> dict:
     if not isinstance(config, dict):
         raise WeightsError(f"{path} holds no JSON object", "fetch the file again")
     return config
+
+
+def scheduler_config(folder: Path) -> dict:
+    """The noise schedule of a backbone as its scheduler_config.json says it.
+
+    Raises:
+        WeightsError: if the file is missing or no JSON object.
+    """
+    return read_json(folder / "scheduler" / "scheduler_config.json")
