@@ -6,6 +6,7 @@ CLASSES ?= bottle grid screw
 OPTIONS ?=
 RECIPE  ?= paper
 STRATEGY ?= final,joint
+BACKBONES ?= mini
 
 BIN       := .venv/bin
 REPLAYCAD := $(BIN)/replaycad
@@ -28,7 +29,7 @@ export REPLAYCAD_STORE := $(STORE)
 .DEFAULT_GOAL := help
 .SECONDEXPANSION:
 .DELETE_ON_ERROR:
-.PHONY: help install demo test lint fmt bench docs clean mask compress replay train eval continual mvtec visa
+.PHONY: help install demo test test-full lint fmt bench docs clean mask compress replay train eval continual mvtec visa
 
 help: ## show this
 	@grep -hE '^[a-z%$$()/.A-Z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 44
@@ -49,6 +50,9 @@ demo: $(INSTALLED) ## draw three classes, learn them one after another, print th
 test: $(INSTALLED) ## run the tests
 	$(BIN)/python -m pytest
 
+test-full: $(INSTALLED) ## the full-size networks with random weights on the CPU (20 GB of memory, an hour)
+	$(BIN)/python -m pytest -m slow tests/full
+
 lint: $(INSTALLED) ## check style and types
 	$(BIN)/ruff check
 	$(BIN)/mypy replaycad
@@ -57,8 +61,8 @@ fmt: $(INSTALLED) ## let ruff repair what it can
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-bench: $(INSTALLED) ## measure memory and speed (build/bench.json)
-	$(BIN)/python -m tests.bench
+bench: $(INSTALLED) ## measure memory and speed (build/bench.json); BACKBONES="sd15 ldm256" with random weights
+	$(BIN)/python -m tests.bench $(BACKBONES)
 
 docs: $(INSTALLED) ## write the generated parts of the README anew
 	$(BIN)/python -m cogapp -r README.md
