@@ -95,6 +95,7 @@ class ReplayConfig:
     sampler: Literal["ddim", "dpm++"] = "dpm++"
     num_inference_steps: int = _at_least(1, 20)
     guidance_scale: float = _at_least(0.0, 1.0)
+    zero_padding: bool = True  # of the unconditional branch to the length of the conditional one
     spread: float = _at_least(0.01, 0.25)  # of the bundled unet's guess; others have none
     batch_size: int = _at_least(1, 16)
     backbone: str = ""  # empty: the one that the conditions were made with

@@ -138,7 +138,8 @@ def _denoise(
 ) -> torch.Tensor:
     """Noise -> latents `[B, C, h, w]` float32, scaled, by the config's sampler and guidance."""
     scale = config.guidance_scale
-    if scale != 1:
+    padded = config.zero_padding or isinstance(diffusion.unet, CellUNet)
+    if scale != 1 and padded:  # the bundled unet tells its tokens apart by their places
         empty = unconditional(empty_prompt, hidden_states.shape[1])
         hidden_states = torch.cat([empty.expand_as(hidden_states), hidden_states])
     scheduler = make_scheduler(config.sampler, diffusion.scheduler_config)
@@ -148,7 +149,13 @@ def _denoise(
         known = (diffusion.unet.read(hidden_states).narrowed(config.spread),)
     latents = _noise("latents", seeds, diffusion.latent_shape).to(diffusion.device)
     for timestep in scheduler.timesteps:
-        noise_pred = _predict(diffusion, latents, timestep, (hidden_states, *known), scale)
+        if scale == 1 or padded:
+            noise_pred = _predict(diffusion, latents, timestep, (hidden_states, *known), scale)
+        else:
+            noise_cond = _predict(diffusion, latents, timestep, (hidden_states,), 1)
+            alone = (empty_prompt.expand(len(latents), -1, -1),)
+            noise_uncond = _predict(diffusion, latents, timestep, alone, 1)
+            noise_pred = noise_uncond + scale * (noise_cond - noise_uncond)
         latents = scheduler.step(noise_pred, timestep, latents).prev_sample
     return latents
 
