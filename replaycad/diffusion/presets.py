@@ -69,7 +69,8 @@ class BackbonePreset:
 
 def _download_command(hub_id: str, revision: str, files: tuple[str, ...]) -> str:
     pinned = "" if revision == "main" else f" --revision {revision}"
-    return f"hf download {hub_id}{pinned} --include {' '.join(f'{one!r}' for one in files)}"
+    # Once per pattern: what follows a single --include unasked counts as a file name.
+    return f"hf download {hub_id}{pinned}{''.join(f' --include {one!r}' for one in files)}"
 
 
 BACKBONES: dict[str, BackbonePreset] = {

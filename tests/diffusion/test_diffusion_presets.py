@@ -1,12 +1,15 @@
 """Where the files of a backbone lie, and what is said when they do not."""
 
 import json
+import shlex
 import subprocess
 import sys
 
 import huggingface_hub
 import pytest
 import torch
+from huggingface_hub.cli.hf import app as hf_app
+from huggingface_hub.utils import filter_repo_objects
 from safetensors.torch import load_file
 
 from replaycad.diffusion.conditioning import num_spatial_tokens
@@ -85,6 +88,52 @@ def test_missing_downloads_come_with_the_exact_command(name):
 
     assert f"hf download {BACKBONES[name].hub_id} --include" in caught.value.hint
     assert "--backbone" in caught.value.hint
+
+
+PUBLISHED = {  # what the folders hold, as far as it matters here
+    "sd15": [
+        "model_index.json", "v1-5-pruned.safetensors", "v1-5-pruned-emaonly.safetensors",
+        "scheduler/scheduler_config.json", "safety_checker/model.safetensors",
+        "tokenizer/merges.txt", "tokenizer/vocab.json",
+        *(f"{net}/config.json" for net in ("vae", "unet", "text_encoder")),
+        "text_encoder/model.safetensors", "text_encoder/model.fp16.safetensors",
+        *(f"{net}/diffusion_pytorch_model{end}" for net in ("vae", "unet")
+          for end in (".safetensors", ".fp16.safetensors", ".bin")),
+        "unet/diffusion_pytorch_model.non_ema.safetensors",
+    ],
+    "ldm256": [
+        "model_index.json", "bert/pytorch_model.bin", "tokenizer/vocab.txt",
+        "scheduler/scheduler_config.json", "unet/diffusion_pytorch_model.bin",
+        "vqvae/diffusion_pytorch_model.bin", "unet/config.json",
+    ],
+}  # fmt: skip
+UNWANTED = {
+    "sd15": {
+        "v1-5-pruned.safetensors", "v1-5-pruned-emaonly.safetensors",
+        "safety_checker/model.safetensors", "text_encoder/model.fp16.safetensors",
+        *(f"{net}/diffusion_pytorch_model{end}" for net in ("vae", "unet")
+          for end in (".fp16.safetensors", ".bin")),
+    },
+    "ldm256": set(),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_the_hubs_own_program_understands_the_command(name, monkeypatch):
+    asked = {}
+
+    def pretend(**wanted):
+        asked.update(wanted)
+        return "somewhere"
+
+    monkeypatch.setattr("huggingface_hub.cli.download.snapshot_download", pretend)
+    words = shlex.split(BACKBONES[name].download_command)
+
+    hf_app(words[1:], standalone_mode=False)
+
+    assert asked["repo_id"] == BACKBONES[name].hub_id
+    fetched = set(filter_repo_objects(PUBLISHED[name], allow_patterns=asked["allow_patterns"]))
+    assert set(PUBLISHED[name]) - fetched == UNWANTED[name]
 
 
 @pytest.mark.usefixtures("empty_cache")
