@@ -4,6 +4,9 @@ DATA    ?= data
 STORE   ?= artifacts
 CLASSES ?= bottle grid screw
 OPTIONS ?=
+RECIPE  ?= paper
+STRATEGY ?= final,joint
+BACKBONES ?= mini
 
 BIN       := .venv/bin
 REPLAYCAD := $(BIN)/replaycad
@@ -16,13 +19,17 @@ NAMES     := $(subst $(space),$(comma),$(strip $(CLASSES)))
 NEWEST    := $(lastword $(CLASSES))
 PAST      := $(filter-out $(NEWEST),$(CLASSES))
 
+# The authors' order; the last class is the one that is real in the paper's single training.
+MVTEC := carpet,grid,leather,tile,wood,bottle,cable,capsule,hazelnut,metal_nut,pill,screw,toothbrush,transistor,zipper
+VISA  := pcb1,pcb2,pcb3,pcb4,macaroni1,macaroni2,capsules,candle,cashew,chewinggum,fryum,pipe_fryum
+
 export REPLAYCAD_DATA := $(DATA)
 export REPLAYCAD_STORE := $(STORE)
 
 .DEFAULT_GOAL := help
 .SECONDEXPANSION:
 .DELETE_ON_ERROR:
-.PHONY: help install demo test lint fmt bench docs clean mask compress replay train eval continual
+.PHONY: help install demo test test-full lint fmt bench docs clean mask compress replay train eval continual mvtec visa
 
 help: ## show this
 	@grep -hE '^[a-z%$$()/.A-Z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 44
@@ -43,6 +50,9 @@ demo: $(INSTALLED) ## draw three classes, learn them one after another, print th
 test: $(INSTALLED) ## run the tests
 	$(BIN)/python -m pytest
 
+test-full: $(INSTALLED) ## the full-size networks with random weights on the CPU (20 GB of memory, an hour)
+	$(BIN)/python -m pytest -m slow tests/full
+
 lint: $(INSTALLED) ## check style and types
 	$(BIN)/ruff check
 	$(BIN)/mypy replaycad
@@ -51,8 +61,8 @@ fmt: $(INSTALLED) ## let ruff repair what it can
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-bench: $(INSTALLED) ## measure memory and speed (build/bench.json)
-	$(BIN)/python -m tests.bench
+bench: $(INSTALLED) ## measure memory and speed (build/bench.json); BACKBONES="sd15 ldm256" with random weights
+	$(BIN)/python -m tests.bench $(BACKBONES)
 
 docs: $(INSTALLED) ## write the generated parts of the README anew
 	$(BIN)/python -m cogapp -r README.md
@@ -84,3 +94,9 @@ eval: train ## metrics of that detector on CLASSES
 
 continual: $(INSTALLED) ## the whole sequence over CLASSES
 	$(RUN) run --class $(NAMES) --strategy finetune,replay,joint $(OPTIONS)
+
+mvtec: $(INSTALLED) ## the paper on MVTec AD in DATA; RECIPE=release, STRATEGY=replay,joint for step by step
+	$(RUN) run --recipe $(RECIPE) --store $(STORE)/$(RECIPE) --class $(MVTEC) --strategy $(STRATEGY) --name mvtec $(OPTIONS)
+
+visa: $(INSTALLED) ## the paper on VisA in DATA; likewise
+	$(RUN) run --recipe $(RECIPE) --store $(STORE)/$(RECIPE) --class $(VISA) --strategy $(STRATEGY) --name visa $(OPTIONS)

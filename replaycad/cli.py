@@ -1,17 +1,19 @@
 """The typer commands: options become wishes, the pipeline answers, the console shows it."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
-from replaycad.errors import ReplayCadError
-
-if TYPE_CHECKING:
-    from replaycad.pipeline import Outcome, Pipeline
+from replaycad.session import (
+    Shared,
+    one_line_errors,
+    perform,
+    session,
+    show_run,
+    split_names,
+    split_numbers,
+)
 
 app = typer.Typer(
     name="replaycad",
@@ -38,7 +40,9 @@ Force = Annotated[bool, typer.Option("--force", help="Make it again even if it i
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no notes.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Only say what is up to date and why.")]
-Recipe = Annotated[str, typer.Option("--recipe", help="Set of defaults: mini, paper or fast.")]
+Recipe = Annotated[
+    str, typer.Option("--recipe", help="Set of defaults: mini, paper, release or fast.")
+]
 Settings = Annotated[
     list[str],
     typer.Option(
@@ -51,7 +55,19 @@ Segmenter = Annotated[
     str, typer.Option("--segmenter", help="mini, vit_b, vit_l, vit_h, a path, or none.")
 ]
 Backbone = Annotated[
-    str, typer.Option("--backbone", help="mini, sd15, ldm256, a folder or a hub id.")
+    str,
+    typer.Option(
+        "--backbone",
+        help="mini, sd15, ldm256, a folder or a hub id; behind it :ema, :non_ema or :fp16.",
+    ),
+]
+BatchSize = Annotated[
+    int,
+    typer.Option(
+        "--batch-size",
+        min=0,
+        help="Images at once, for less memory; compress adds passes up to its batch; 0: what fits.",
+    ),
 ]
 Detector = Annotated[str, typer.Option("--detector", help="Kind of detector: invad, ...")]
 Encoder = Annotated[
@@ -59,23 +75,6 @@ Encoder = Annotated[
 ]
 
 DATA, STORE = Path("data"), Path("artifacts")
-
-
-@dataclass(frozen=True)
-class Shared:
-    """The options that mean the same in every command, in the order in which commands list them."""
-
-    classes: list[str]
-    data: Path
-    store: Path
-    recipe: str
-    settings: list[str]
-    device: str
-    seed: int
-    force: bool
-    dry_run: bool
-    as_json: bool
-    quiet: bool
 
 
 @app.command()
@@ -99,7 +98,7 @@ def mask(
     """
     shared = Shared(classes, data, store, recipe, settings, device, seed, force, dry_run, as_json,
                     quiet)  # fmt: skip
-    _perform(
+    perform(
         shared,
         "mask",
         {"segmenter": segmenter},
@@ -114,6 +113,7 @@ def compress(
     store: StoreRoot = STORE,
     recipe: Recipe = "mini",
     backbone: Backbone = "",
+    batch_size: BatchSize = 0,
     settings: Settings = [],  # noqa: B006
     device: Device = "auto",
     seed: Seed = 0,
@@ -128,10 +128,10 @@ def compress(
     """
     shared = Shared(classes, data, store, recipe, settings, device, seed, force, dry_run, as_json,
                     quiet)  # fmt: skip
-    _perform(
+    perform(
         shared,
         "compress",
-        {"backbone": backbone},
+        {"backbone": backbone, "pass_size": str(batch_size or "")},
         lambda pipeline, names: [pipeline.compress(name) for name in names],
     )
 
@@ -145,6 +145,7 @@ def replay(
     store: StoreRoot = STORE,
     recipe: Recipe = "mini",
     backbone: Backbone = "",
+    batch_size: BatchSize = 0,
     settings: Settings = [],  # noqa: B006
     device: Device = "auto",
     seed: Seed = 0,
@@ -159,10 +160,10 @@ def replay(
     """
     shared = Shared(classes, DATA, store, recipe, settings, device, seed, force, dry_run, as_json,
                     quiet)  # fmt: skip
-    _perform(
+    perform(
         shared,
         "replay",
-        {"num_images": str(num or ""), "backbone": backbone},
+        {"num_images": str(num or ""), "backbone": backbone, "batch_size": str(batch_size or "")},
         lambda pipeline, names: [pipeline.replay(name) for name in names],
     )
 
@@ -198,8 +199,8 @@ def train(
     """
     shared = Shared(classes, data, store, recipe, settings, device, seed, force, dry_run, as_json,
                     quiet)  # fmt: skip
-    replayed = _names(past)
-    _perform(
+    replayed = split_names(past)
+    perform(
         shared,
         "train",
         {"detector": detector, "encoder": encoder, "init": init},
@@ -230,7 +231,7 @@ def evaluate(
     """
     shared = Shared(classes, data, store, recipe, settings, device, seed, force, dry_run, as_json,
                     quiet)  # fmt: skip
-    _perform(
+    perform(
         shared,
         "eval",
         {},
@@ -242,7 +243,7 @@ def evaluate(
 def run(
     classes: Classes,
     strategy: Annotated[
-        list[str], typer.Option("--strategy", help="Of finetune, replay, joint.")
+        list[str], typer.Option("--strategy", help="Of finetune, replay, joint, final.")
     ] = ["replay"],  # noqa: B006
     seeds: Annotated[
         str, typer.Option("--seeds", help="Comma separated; the whole sequence once per seed.")
@@ -276,14 +277,59 @@ def run(
                     quiet)  # fmt: skip
     choices = {"mask.segmenter": segmenter, "compress.backbone": backbone,
                "train.detector": detector, "train.encoder": encoder}  # fmt: skip
-    numbers = _numbers(seeds) if seeds else [seed]
-    with _session(shared, None, choices) as pipeline:
+    numbers = split_numbers(seeds) if seeds else [seed]
+    with session(shared, None, choices) as pipeline:
         from replaycad import walk
 
         result = walk.run_sequence(
-            pipeline, pipeline.class_names(_names(classes)), _names(strategy), numbers, name, sheet
-        )
-        _show_run(result, as_json, dry_run)
+            pipeline, pipeline.class_names(split_names(classes)), split_names(strategy), numbers,
+            name, sheet,
+        )  # fmt: skip
+        show_run(result, as_json, dry_run)
+
+
+@app.command("export")
+def export_embedding(
+    class_name: Annotated[str, typer.Option("--class", help="Name of the conditions.")],
+    out: Annotated[Path, typer.Option("--out", help="File to write, .safetensors.")],
+    token: Annotated[
+        str, typer.Option("--token", help="What a prompt will say; default: <CLASS>.")
+    ] = "",
+    store: StoreRoot = STORE,
+) -> None:
+    """Write a class's tokens as a textual-inversion file that Stable Diffusion programs read.
+
+    Example: replaycad export --class bottle --out bottle-token.safetensors
+    """
+    with one_line_errors():
+        from replaycad import console, exchange
+        from replaycad.artifacts.store import Store
+
+        named = exchange.checked_token(token, class_name)
+        count, width = exchange.export_token(Store(store), class_name, out, named)
+        console.print_line(f"written: {out}: {count} vectors of {width} for the token {named}")
+        console.print_line(f'next: pipeline.load_textual_inversion("{out}") in diffusers')
+
+
+@app.command("import")
+def import_embedding(
+    file: Annotated[Path, typer.Argument(help="Textual-inversion file, safetensors.")],
+    class_name: Annotated[str, typer.Option("--class", help="What it shows.")],
+    backbone: Backbone,
+    store: StoreRoot = STORE,
+    force: Force = False,
+) -> None:
+    """Make conditions of a textual-inversion file, to be replayed without masks.
+
+    Example: replaycad import bottle-token.safetensors --class bottle --backbone sd15
+    """
+    with one_line_errors():
+        from replaycad import console, exchange
+        from replaycad.artifacts.store import Store
+
+        path = exchange.import_token(Store(store), file, class_name, backbone, force)
+        console.print_line(f"written: {path}")
+        console.print_line(f"next: replaycad replay --class {class_name}")
 
 
 @app.command()
@@ -298,7 +344,7 @@ def inspect(
 
     Example: replaycad inspect artifacts/conditions/bottle.safetensors --verify
     """
-    with _one_line_errors():
+    with one_line_errors():
         from replaycad import summary
         from replaycad.artifacts import inspection
 
@@ -312,81 +358,7 @@ def doctor(as_json: AsJson = False) -> None:
 
     Example: replaycad doctor
     """
-    with _one_line_errors():
+    with one_line_errors():
         from replaycad import doctor as examination
 
         examination.show(examination.examine(), as_json)
-
-
-def _names(texts: list[str]) -> list[str]:
-    """Split at commas, drop blanks and repeats, keep the order."""
-    parts = [part.strip() for text in texts for part in text.split(",")]
-    return list(dict.fromkeys(part for part in parts if part))
-
-
-def _numbers(text: str) -> list[int]:
-    try:
-        return list(dict.fromkeys(int(part) for part in text.split(",")))
-    except ValueError:
-        raise typer.BadParameter(f"'{text}' is no list of numbers, such as 0,1,2") from None
-
-
-@contextmanager
-def _one_line_errors() -> Iterator[None]:
-    """Show a foreseen failure as one line and leave with exit code 1."""
-    try:
-        yield
-    except ReplayCadError as error:
-        from replaycad import console
-
-        console.print_error(error)
-        raise typer.Exit(1) from None
-
-
-@contextmanager
-def _session(
-    shared: Shared, stage: str | None, choices: dict[str, str]
-) -> Iterator["Pipeline"]:
-    """Open the pipeline for one command; an interruption says what was kept and leaves with 130."""
-    with _one_line_errors():
-        from replaycad import console, plans
-        from replaycad.pipeline import Pipeline, Wishes
-
-        overrides = plans.split_settings(
-            [f"{name}={text}" for name, text in choices.items() if text] + shared.settings, stage
-        )
-        with console.TerminalReport(shared.quiet) as report:
-            wishes = Wishes(
-                data=shared.data, root=shared.store, overrides=overrides, device=shared.device,
-                seed=shared.seed, recipe=shared.recipe, force=shared.force, dry_run=shared.dry_run,
-            )  # fmt: skip
-            with Pipeline(wishes, report) as pipeline:
-                try:
-                    yield pipeline
-                except KeyboardInterrupt:
-                    report.close()
-                    console.print_interrupted(pipeline.kept())
-                    raise typer.Exit(130) from None
-
-
-def _perform(
-    shared: Shared,
-    stage: str,
-    choices: dict[str, str],
-    work: Callable[["Pipeline", list[str]], list["Outcome"]],
-) -> None:
-    """One command of one stage: parse, work, one summary."""
-    with _session(shared, stage, choices) as pipeline:
-        from replaycad import summary
-
-        names = pipeline.class_names(_names(shared.classes), stored=stage == "replay")
-        summary.show(work(pipeline, names), shared.as_json, shared.dry_run)
-
-
-def _show_run(result: dict[str, Any], as_json: bool, dry_run: bool) -> None:
-    from replaycad import summary
-
-    if dry_run:
-        summary.show(result["outcomes"], as_json, dry_run)
-    else:
-        summary.show_results(result["document"], result["files"], as_json)

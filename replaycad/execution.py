@@ -72,7 +72,6 @@ class Workshop:
         seed: int,
     ) -> None:
         """Search the conditions of a class."""
-        from replaycad.diffusion.backbones import load_backbone
         from replaycad.stages.compress import compress_class
 
         masks = MasksArtifact.load(masks_path)
@@ -80,7 +79,7 @@ class Workshop:
             raise ArtifactError(
                 f"{masks_path} holds the masks of other images", "run `replaycad mask --force`"
             )
-        diffusion = self._load("backbone", config.backbone, load_backbone)
+        diffusion = self._load_backbone(config)
         checkpoint = self._checkpoint(plan)
         conditions = compress_class(
             samples, masks, diffusion, config, seed, plan.header((class_name,)), self._report,
@@ -93,11 +92,10 @@ class Workshop:
         self, plan: Plan, conditions_path: Path, config: ReplayConfig, seed: int
     ) -> None:
         """Draw the images of a class."""
-        from replaycad.diffusion.backbones import load_backbone
         from replaycad.stages.replay import replay_class
 
         conditions = ConditionsArtifact.load(conditions_path)
-        diffusion = self._load("backbone", config.backbone, load_backbone)
+        diffusion = self._load_backbone(config)
         header = plan.header((conditions.class_name,))
         writer = ReplaysWriter(plan.path, header, config.num_images, diffusion.image_size)
         with writer:
@@ -157,6 +155,15 @@ class Workshop:
         """The checkpoint of this very output; those of outputs no longer wanted are removed."""
         self._store.drop_partials(plan.kind, plan.name, keep=plan.key)
         return Checkpoint(self._store.partial(plan.kind, plan.name, plan.key), plan.key)
+
+    def _load_backbone(self, config: CompressConfig | ReplayConfig) -> Any:
+        from replaycad.diffusion.backbones import DTYPES, load_backbone
+
+        dtype = DTYPES.get(config.precision)
+        return self._load(
+            f"backbone in {config.precision}", config.backbone,
+            lambda name, device: load_backbone(name, device, dtype),
+        )  # fmt: skip
 
     def _load(self, kind: str, name: str, load: Callable[..., Any]) -> Any:
         if self._loaded != (kind, name):

@@ -7,7 +7,7 @@ from replaycad.artifacts.digests import DigestCache, file_digest, images_digest
 from replaycad.artifacts.store import Store
 from replaycad.data.samples import Sample
 from replaycad.detectors.presets import encoder_files
-from replaycad.diffusion.presets import backbone_files, locate_backbone
+from replaycad.diffusion.presets import backbone_files, locate_backbone, split_name
 from replaycad.plans import digest_of
 from replaycad.segmentation.presets import locate as locate_segmenter
 
@@ -49,7 +49,7 @@ class FrozenInputs:
         Raises:
             WeightsError: if its files are not there.
         """
-        files = backbone_files(locate_backbone(name))
+        files = backbone_files(locate_backbone(name), split_name(name)[1])
         return {
             network: self._digest(paths)
             for network, paths in files.items()

@@ -42,6 +42,17 @@ def unpack_bits(packed: ByteArray, width: int) -> BoolArray:
     return np.unpackbits(packed, axis=-1, count=width).astype(np.bool_)
 
 
+def resize_masks(object_masks: BoolArray, size: int) -> BoolArray:
+    """Masks `[N, H, W]` bool at `size` px, an area of at least one half counting as object."""
+    if object_masks.shape[1:] == (size, size):
+        return object_masks
+    resized = np.empty((len(object_masks), size, size), dtype=np.bool_)
+    for index, object_mask in enumerate(object_masks):
+        grey = Image.fromarray(object_mask.astype(np.uint8) * 255)
+        resized[index] = np.asarray(grey.resize((size, size), Image.Resampling.BILINEAR)) >= 128
+    return resized
+
+
 def augmentations(name: str, num_angles: int = 24) -> list[Operation]:
     """List the equally likely operations of a training augmentation (method (c)).
 

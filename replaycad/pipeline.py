@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 from replaycad import plans
 from replaycad.artifacts.store import Store
 from replaycad.data.samples import Sample, find_classes, test_samples, train_samples
+from replaycad.diffusion.memory import needed_bytes
 from replaycad.errors import ArtifactError, ConfigError
 from replaycad.frozen import FrozenInputs
 from replaycad.ledger import Ledger
-from replaycad.plans import Plan
+from replaycad.plans import Outcome, Plan
 from replaycad.progress import Report
 from replaycad.recipes import (
     CompressConfig,
@@ -33,29 +34,6 @@ if TYPE_CHECKING:
     from replaycad.sequence import Step
 
 Config = TypeVar("Config", MaskConfig, CompressConfig, ReplayConfig, TrainConfig, EvalConfig)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Outcome:
-    """What one stage invocation came to.
-
-    Args:
-        plan: what was wanted and what was found.
-        was_made: whether the stage ran.
-        num_bytes: of the artifact, shards included; 0 if it is not there.
-        num_images: that the stage read, drew or scored.
-        seconds: that making it took, this time or when it was made; 0 if not known.
-        peak_memory_bytes: of the process, if the stage ran.
-        next_command: what a user types next.
-    """
-
-    plan: Plan
-    was_made: bool
-    num_bytes: int
-    num_images: int
-    seconds: float
-    peak_memory_bytes: int | None
-    next_command: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +74,7 @@ class Pipeline:
     def __init__(self, wishes: Wishes, report: Report) -> None:
         self.wishes, self.report = wishes, report
         self.store = Store(wishes.root)
-        self._frozen, self._ledger = FrozenInputs(self.store), Ledger(self.store)
+        self.frozen, self._ledger = FrozenInputs(self.store), Ledger(self.store)
         self._workshop: Workshop | None = None
         self._handled: set[str] = set()  # artifacts, as kind/name, settled by this command
         self._changing: set[str] = set()  # those that a dry run found to be due
@@ -112,7 +90,7 @@ class Pipeline:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._frozen.cache.save()
+        self.frozen.cache.save()
 
     def class_names(self, wanted: Sequence[str], stored: bool = False) -> list[str]:
         """The classes that were asked for; `all` stands for every one there is.
@@ -135,12 +113,17 @@ class Pipeline:
             raise ConfigError("no class is named", "use --class NAME[,NAME...] or --class all")
         return list(wanted)
 
-    def config(self, kind: type[Config], recorded: Mapping[str, Any] | None = None) -> Config:
-        """Config of a stage: what was typed over the recipe, or what a header recorded."""
+    def config(
+        self,
+        kind: type[Config],
+        class_name: str = "",
+        recorded: Mapping[str, Any] | None = None,
+    ) -> Config:
+        """Config of a stage for a class: what was typed over the recipe, or a header recorded."""
         values = self.wishes.overrides.get(kind.stage, {})
         if recorded and not values:
             values = plans.recorded_values(recorded)
-        return cast(Config, stage_config(self.wishes.recipe, kind.stage, values))
+        return cast(Config, stage_config(self.wishes.recipe, kind.stage, values, class_name))
 
     def kept(self) -> list[str]:
         """What an interruption leaves behind, in words."""
@@ -162,7 +145,7 @@ class Pipeline:
         if step.stage == "compress":
             return self.compress(first, step.name, step.seed)
         if step.stage == "replay":
-            return self.replay(step.name, step.seed)
+            return self.replay(step.name, step.seed, first)
         if step.stage == "train":
             return self.train(step.class_names, step.sources, step.name, step.seed, step.init)
         return self.evaluate(step.class_names, step.sources[0])
@@ -170,8 +153,8 @@ class Pipeline:
     def mask(self, class_name: str) -> Outcome:
         """Object masks of a class's training images."""
         samples = train_samples(self.wishes.data, class_name)
-        config = self.config(MaskConfig)
-        weights = self._frozen.segmenter(config.segmenter)
+        config = self.config(MaskConfig, class_name)
+        weights = self.frozen.segmenter(config.segmenter)
         return self._mask(class_name, samples, config, weights, self.wishes.force)
 
     def _mask(
@@ -182,7 +165,7 @@ class Pipeline:
         weights: Mapping[str, str],
         force: bool,
     ) -> Outcome:
-        inputs = {f"images/{class_name}": self._frozen.images(samples)}
+        inputs = {f"images/{class_name}": self.frozen.images(samples)}
         plan = self._plan("mask", class_name, config, None, inputs, weights)
         return self._finish(
             plan, len(samples), f"replaycad compress --class {class_name}", force,
@@ -193,11 +176,11 @@ class Pipeline:
         """Conditions of a class; makes its masks first where they are missing or stale."""
         name, seed = name or class_name, self.wishes.seed if seed is None else seed
         samples = train_samples(self.wishes.data, class_name)
-        config = self.config(CompressConfig)
-        weights = self._frozen.backbone(config.backbone)
+        config = self.config(CompressConfig, class_name)
+        weights = self.frozen.backbone(config.backbone)
         self._prepare_masks(class_name, samples)
         inputs = {
-            f"images/{class_name}": self._frozen.images(samples),
+            f"images/{class_name}": self.frozen.images(samples),
             f"masks/{class_name}": self._content("masks", class_name),
             "policy": plans.digest_of({"policy": self._header("masks", class_name).get("policy")}),
         }
@@ -206,6 +189,7 @@ class Pipeline:
         return self._finish(
             plan, len(samples), f"replaycad replay --class {name}", self.wishes.force,
             lambda workshop: workshop.compress(plan, class_name, samples, masks, config, seed),
+            config,
         )  # fmt: skip
 
     def _prepare_masks(self, class_name: str, samples: Sequence[Sample]) -> None:
@@ -213,36 +197,45 @@ class Pipeline:
             return
         # The masks that are there count while their images are the same, however they were made.
         header = {} if self._is_typed("mask") else self._header("masks", class_name)
-        config, weights = self.config(MaskConfig, header), header.get("weights")
+        config, weights = self.config(MaskConfig, class_name, header), header.get("weights")
         if weights is None or header.get("inputs") != {
-            f"images/{class_name}": self._frozen.images(samples)
+            f"images/{class_name}": self.frozen.images(samples)
         }:
-            weights = self._frozen.segmenter(config.segmenter)
+            weights = self.frozen.segmenter(config.segmenter)
         outcome = self._mask(class_name, samples, config, weights, force=False)
         if outcome.was_made:
             reason = outcome.plan.reason or "there were none"
             self.report.note(f"made the masks of {class_name} first: {reason}")
 
-    def replay(self, name: str, seed: int | None = None) -> Outcome:
+    def replay(self, name: str, seed: int | None = None, class_name: str = "") -> Outcome:
         """Images from conditions; reads nothing but the conditions and the frozen model."""
         seed = self.wishes.seed if seed is None else seed
-        return self._replay(name, self.config(ReplayConfig), seed, self.wishes.force)
+        class_name = self._class_of(name, class_name)
+        config = self.config(ReplayConfig, class_name)
+        return self._replay(name, class_name, config, seed, self.wishes.force)
 
-    def _replay(self, name: str, config: ReplayConfig, seed: int, force: bool) -> Outcome:
+    def _class_of(self, name: str, otherwise: str = "") -> str:
+        """Whose conditions `name` are; a dry run has none yet to say so."""
+        return self._header("conditions", name).get("class_name") or otherwise or name
+
+    def _replay(
+        self, name: str, class_name: str, config: ReplayConfig, seed: int, force: bool
+    ) -> Outcome:
         inputs = self._replay_inputs(name)
         path, header = self.store.path("conditions", name), self._header("conditions", name)
         # What was typed comes first: a folder is more than the name that a header keeps of it.
         backbone = config.backbone or self._typed("compress", "backbone")
         backbone = backbone or header.get("config", {}).get("backbone")
-        backbone = backbone or self.config(CompressConfig).backbone
+        backbone = backbone or self.config(CompressConfig, class_name).backbone
         config = replace(config, backbone=backbone)
-        weights = self._frozen.backbone(backbone, drawing=True)
+        weights = self.frozen.backbone(backbone, drawing=True)
         if f"conditions/{name}" not in self._changing:
             plans.check_same_backbone(path, header, weights, backbone)
         plan = self._plan("replay", name, config, seed, inputs, weights)
         return self._finish(
             plan, config.num_images, f"replaycad train --class NEW --past {name}", force,
             lambda workshop: workshop.replay(plan, path, config, seed),
+            config,
         )  # fmt: skip
 
     def _replay_inputs(self, name: str) -> dict[str, str]:
@@ -260,7 +253,9 @@ class Pipeline:
         if header and header.get("inputs") == self._replay_inputs(name):
             return  # drawn from these conditions, however that was done
         seed = header.get("seed", self.wishes.seed)
-        outcome = self._replay(name, self.config(ReplayConfig, header), seed, force=False)
+        class_name = self._class_of(name)
+        config = self.config(ReplayConfig, class_name, header)
+        outcome = self._replay(name, class_name, config, seed, force=False)
         if outcome.was_made:
             reason = outcome.plan.reason or "there were none"
             self.report.note(f"drew the replays of {name} first: {reason}")
@@ -280,8 +275,8 @@ class Pipeline:
         if config.init == name:
             raise ConfigError(f"detector '{name}' cannot go on from itself", "give another --name")
         samples = {one: train_samples(self.wishes.data, one) for one in class_names}
-        weights = self._frozen.encoder(config.encoder)
-        inputs = {f"images/{one}": self._frozen.images(found) for one, found in samples.items()}
+        weights = self.frozen.encoder(config.encoder)
+        inputs = {f"images/{one}": self.frozen.images(found) for one, found in samples.items()}
         for one in past:
             self._prepare_replays(one)
             inputs[f"replays/{one}"] = self._content("replays", one)
@@ -306,14 +301,14 @@ class Pipeline:
         encoder = config.encoder or self._typed("train", "encoder") or header.get("encoder")
         encoder = encoder or self.config(TrainConfig).encoder
         config = replace(config, encoder=encoder)
-        weights = self._frozen.encoder(encoder)
+        weights = self.frozen.encoder(encoder)
         path = self.store.path("detectors", name)
         if f"detectors/{name}" not in self._changing and header.get("weights") != weights:
             raise ArtifactError(
                 f"{path} was trained with another encoder than '{encoder}'",
                 "give its files with --set encoder=TIMM_NAME:FILE",
             )
-        inputs = {f"images/{one}": self._frozen.images(found) for one, found in samples.items()}
+        inputs = {f"images/{one}": self.frozen.images(found) for one, found in samples.items()}
         inputs |= {f"detectors/{name}": content, "class order": ",".join(class_names)}
         plan = self._plan("eval", name, config, None, inputs, weights)
         return self._finish(
@@ -363,19 +358,23 @@ class Pipeline:
         next_command: str,
         force: bool,
         work: Callable[["Workshop"], None],
+        diffusing: CompressConfig | ReplayConfig | None = None,
     ) -> Outcome:
-        """Have the artifact made if it is due, once per command."""
+        """Have the artifact made if it is due, once per command; a dry run says what it takes."""
         due = (plan.state != "hit" or force) and plan.label not in self._handled
         self._handled.add(plan.label)
-        peak = None
+        peak, needs = None, {}
         if due and self.wishes.dry_run:
             self._changing.add(plan.label)
+            if diffusing is not None:
+                needs = {where: needed_bytes(diffusing, where == "gpu") for where in ("gpu", "cpu")}
         elif due:
             peak = self._make(plan, work)
         return Outcome(
             plan=plan, was_made=due and not self.wishes.dry_run,
             num_bytes=plans.num_bytes(plan.path), num_images=num_images,
             seconds=self._ledger.seconds(plan), peak_memory_bytes=peak, next_command=next_command,
+            needs=needs,
         )  # fmt: skip
 
     def _make(self, plan: Plan, work: Callable[["Workshop"], None]) -> int:

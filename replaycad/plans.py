@@ -7,7 +7,7 @@ facts stand in the header too, so that a stale artifact can say which of them ch
 
 import hashlib
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from replaycad.artifacts.keys import stage_facts, stage_key, why_stale
 from replaycad.artifacts.masks import MASKS
 from replaycad.artifacts.replay_set import REPLAYS
 from replaycad.artifacts.scores import SCORES
+from replaycad.diffusion.presets import split_name
 from replaycad.errors import ArtifactError, ConfigError
 from replaycad.recipes import STAGE_VERSIONS, StageConfig, as_dict
 
@@ -83,6 +84,32 @@ class Plan:
         return {**self.facts, **who, "key": self.key, "versions": {"replaycad": __version__}}
 
 
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What one stage invocation came to.
+
+    Args:
+        plan: what was wanted and what was found.
+        was_made: whether the stage ran.
+        num_bytes: of the artifact, shards included; 0 if it is not there.
+        num_images: that the stage read, drew or scored.
+        seconds: that making it took, this time or when it was made; 0 if not known.
+        peak_memory_bytes: of the process, if the stage ran.
+        next_command: what a user types next.
+        needs: about how many bytes of memory making it takes, on `gpu` and on `cpu`; empty if the
+            stage does not tell.
+    """
+
+    plan: Plan
+    was_made: bool
+    num_bytes: int
+    num_images: int
+    seconds: float
+    peak_memory_bytes: int | None
+    next_command: str
+    needs: Mapping[str, int] = field(default_factory=dict)
+
+
 def make_plan(
     stage: str,
     name: str,
@@ -122,10 +149,11 @@ def portable(config: StageConfig) -> dict[str, Any]:
     values = as_dict(config)
     for name in _PLACES:
         text = str(values.get(name) or "")
-        if ":" in text:  # an encoder as ARCHITECTURE:FILE
+        place, variant = split_name(text)
+        if name == "encoder" and ":" in text:  # ARCHITECTURE:FILE
             values[name] = text.partition(":")[0]
-        elif text and Path(text).exists():
-            values[name] = Path(text).resolve().name
+        elif place and Path(place).exists():
+            values[name] = Path(place).resolve().name + (f":{variant}" if variant else "")
     return values
 
 

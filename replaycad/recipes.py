@@ -7,9 +7,13 @@ end is written into the artifact, so a file never depends on a default that chan
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+from replaycad.class_recipes import LDM, class_settings
 from replaycad.errors import ConfigError
 
 STAGES = ("mask", "compress", "replay", "train", "eval")
+
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+"""Of unet and text encoder; `auto` is 16 bits on a GPU. What is trained is always fp32."""
 
 STAGE_VERSIONS = {"mask": 1, "compress": 2, "replay": 2, "train": 1, "eval": 1}
 """Raised when the code of a stage changes what it writes: files made before become stale."""
@@ -60,12 +64,15 @@ class CompressConfig:
     init: Literal["word", "set_encoder"] = "set_encoder"
     init_word: str = ""  # empty: the class policy's word
     num_steps: int = _at_least(0, 50)
-    batch_size: int = _at_least(1, 8)
+    batch_size: int = _at_least(1, 8)  # images of one optimiser step, however many passes it takes
+    pass_size: int = _at_least(0, 0)  # images at once; 0: as many as fit on a GPU, else the batch
+    gradient_checkpointing: Literal["auto", "on", "off"] = "auto"  # auto: where memory needs it
+    precision: Precision = "auto"
     learning_rate: float = _at_least(0.0, 1e-3)  # of the spatial encoder
     embedding_learning_rate: float = _at_least(0.0, 5e-2)
     weight_decay: float = _at_least(0.0, 0.01)
     timestep_law: Literal["uniform", "cubic"] = "uniform"
-    num_masks: int = _at_least(1, 10)  # M
+    num_masks: int = _at_least(0, 10)  # M; 0 only without a spatial encoder
     alignment: Literal["auto", "none"] = "auto"  # find the poses of the images before the search
     half: bool = False
     stage = "compress"
@@ -73,6 +80,11 @@ class CompressConfig:
     def __post_init__(self) -> None:
         """Refuse values that make no sense."""
         _check(self)
+        if self.num_masks == 0 and self.conditioning != "semantic":
+            raise ConfigError(
+                "compress: num_masks is 0, but the conditions are drawn around masks",
+                "use 1 or more, or conditioning semantic",
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,14 +95,21 @@ class ReplayConfig:
     sampler: Literal["ddim", "dpm++"] = "dpm++"
     num_inference_steps: int = _at_least(1, 10)
     guidance_scale: float = _at_least(0.0, 1.0)
+    zero_padding: bool = True  # of the unconditional branch to the length of the conditional one
     spread: float = _at_least(0.01, 0.25)  # of the bundled unet's guess; others have none
     batch_size: int = _at_least(1, 16)
     backbone: str = ""  # empty: the one that the conditions were made with
+    precision: Precision = "auto"
+    jpeg_quality: int = _at_least(0, 0)  # images pass through a JPEG of this quality; 0: lossless
     stage = "replay"
 
     def __post_init__(self) -> None:
         """Refuse values that make no sense."""
         _check(self)
+        if self.jpeg_quality > 95:
+            raise ConfigError(
+                f"replay: jpeg_quality is {self.jpeg_quality}", "use 1 to 95, or 0 for lossless"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,10 +152,11 @@ class EvalConfig:
 
 StageConfig = MaskConfig | CompressConfig | ReplayConfig | TrainConfig | EvalConfig
 
+# I and O of 0 are the backbone's own: the paper's 128 -> 200 (ldm256) and 128 -> 192 (sd15). What
+# differs between the paper's data sets, and between the release's classes, is in class_recipes.py.
 _PAPER_COMPRESS = CompressConfig(
-    backbone="ldm256", num_tokens=20, in_features=128, out_features=200,
-    semantic_placement="context", init="word", num_steps=20_000, batch_size=32,
-    learning_rate=1.6e-3, embedding_learning_rate=0.16, alignment="none",
+    **LDM, num_tokens=20, semantic_placement="context", init="word", num_steps=20_000,
+    alignment="none",
 )  # fmt: skip
 _PAPER_REPLAY = ReplayConfig(
     num_images=800, sampler="ddim", num_inference_steps=50, guidance_scale=10.0, batch_size=8
@@ -162,6 +182,13 @@ RECIPES: dict[str, dict[str, StageConfig]] = {
         "eval": EvalConfig(),
     },
     "paper": _PAPER,
+    "release": {
+        **_PAPER,
+        "compress": replace(
+            _PAPER_COMPRESS, semantic_placement="prompt", in_features=128, out_features=200
+        ),
+        "replay": replace(_PAPER_REPLAY, num_images=200, jpeg_quality=75),
+    },
     "fast": {
         **_PAPER,
         "compress": replace(_PAPER_COMPRESS, num_steps=3_000),
@@ -176,20 +203,23 @@ RECIPES: dict[str, dict[str, StageConfig]] = {
 }
 
 
-def stage_config(recipe: str, stage: str, overrides: dict[str, str]) -> StageConfig:
+def stage_config(
+    recipe: str, stage: str, overrides: dict[str, str], class_name: str = ""
+) -> StageConfig:
     """The config of one stage: the recipe's, with the fields in `overrides` replaced.
 
     Args:
         recipe: a key of `RECIPES`.
         stage: one of `STAGES`.
         overrides: field name -> text as typed by a user, parsed by the field's type.
+        class_name: whose own values in the recipe count; empty for none.
 
     Raises:
         ConfigError: unknown recipe, unknown field or a text that is not of the field's type.
     """
     if recipe not in RECIPES:
         raise ConfigError(f"unknown recipe '{recipe}'", f"choose from: {', '.join(RECIPES)}")
-    config = RECIPES[recipe][stage]
+    config = replace(RECIPES[recipe][stage], **class_settings(recipe, class_name, stage))
     hints = get_type_hints(type(config))
     valid = [entry.name for entry in fields(config)]
     values: dict[str, Any] = {}

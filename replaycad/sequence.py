@@ -4,6 +4,7 @@ Strategies, each ending with one detector for all classes:
 
 * `finetune`: step t goes on from the detector of step t - 1 with the real images of class t alone.
 * `replay`: step t starts from scratch on the replays of classes < t and the real images of class t.
+* `final`: only the last step of `replay`, which is all that the authors ran.
 * `joint`: the upper line, trained once on the real images of all classes; only the last row of its
   matrix exists (those before would cost N - 1 trainings that no reported figure needs).
 
@@ -15,7 +16,9 @@ from dataclasses import dataclass
 
 from replaycad.errors import ConfigError
 
-STRATEGIES = ("finetune", "replay", "joint")
+STRATEGIES = ("finetune", "replay", "joint", "final")
+_DRAWING = ("replay", "final")
+_LAST_STEP_ONLY = ("joint", "final")
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
@@ -94,20 +97,20 @@ def _steps_of_seed(
 ) -> list[Step]:
     planned: list[Step] = []
     total = len(classes)
+    drawing = tuple(name for name in strategies if name in _DRAWING)
     for number, new in enumerate(classes, start=1):
         seen, past = classes[:number], classes[: number - 1]
         stored = artifact_name(new, seed, seeds)
-        if "replay" in strategies:
-            only = ("replay",)
+        if drawing:
             if seed == seeds[0]:
-                planned.append(Step(stage="mask", name=new, seed=seed, strategies=only,
+                planned.append(Step(stage="mask", name=new, seed=seed, strategies=drawing,
                                     class_names=(new,)))  # fmt: skip
-            planned.append(Step(stage="compress", name=stored, seed=seed, strategies=only,
+            planned.append(Step(stage="compress", name=stored, seed=seed, strategies=drawing,
                                 class_names=(new,), sources=(new,)))  # fmt: skip
             if past:  # those before it were drawn at earlier steps
-                planned.append(_replay(past[-1], seed, seeds))
+                planned.append(_replay(past[-1], seed, seeds, drawing))
         for owners in _trainings(strategies, number, total):
-            own = owners[0]
+            own = "replay" if owners[0] in _DRAWING else owners[0]  # one training, one name
             name = detector_name(run_name, own, number, seed, seeds)
             before = detector_name(run_name, own, number - 1, seed, seeds)
             replayed = tuple(artifact_name(one, seed, seeds) for one in past)
@@ -119,20 +122,25 @@ def _steps_of_seed(
             ))  # fmt: skip
             planned.append(Step(stage="eval", name=name, seed=seed, strategies=owners,
                                 class_names=seen, sources=(name,)))  # fmt: skip
-    if "replay" in strategies:  # to be looked at, and what the next class will be learned beside
-        planned.append(_replay(classes[-1], seed, seeds))
+    if drawing:  # to be looked at, and what the next class will be learned beside
+        planned.append(_replay(classes[-1], seed, seeds, drawing))
     return planned
 
 
-def _replay(class_name: str, seed: int, seeds: Sequence[int]) -> Step:
+def _replay(
+    class_name: str, seed: int, seeds: Sequence[int], drawing: tuple[str, ...]
+) -> Step:
     stored = artifact_name(class_name, seed, seeds)
-    return Step(stage="replay", name=stored, seed=seed, strategies=("replay",),
+    return Step(stage="replay", name=stored, seed=seed, strategies=drawing,
                 class_names=(class_name,), sources=(stored,))  # fmt: skip
 
 
 def _trainings(strategies: tuple[str, ...], number: int, total: int) -> list[tuple[str, ...]]:
     """Which trainings step `number` has, each with the strategies that share it."""
-    walking = tuple(name for name in strategies if name != "joint" or number == total)
+    last = number == total
+    walking = tuple(name for name in strategies if last or name not in _LAST_STEP_ONLY)
     if number == 1:
         return [walking] if walking else []
-    return [(name,) for name in walking]
+    drawing = tuple(name for name in walking if name in _DRAWING)
+    shared = {name: drawing if name in _DRAWING else (name,) for name in walking}
+    return list(dict.fromkeys(shared.values()))

@@ -6,7 +6,7 @@ from typing import Any
 
 from replaycad.artifacts.format import canonical_json, read_header
 from replaycad.console import format_bytes, print_json, print_line, print_table
-from replaycad.pipeline import Outcome
+from replaycad.plans import Outcome
 
 METRICS = ("image_auroc", "pixel_ap")
 FIGURES = ("image_auroc", "pixel_ap", "pixel_auroc", "aupro30", "f1_max")
@@ -25,8 +25,8 @@ def show(outcomes: Sequence[Outcome], as_json: bool, dry_run: bool) -> None:
     if as_json:
         print_json({"outcomes": [_document(outcome, dry_run) for outcome in outcomes]})
     elif dry_run:
-        rows = [[str(o.plan.path), o.plan.state, o.plan.reason] for o in outcomes]
-        print_table(("artifact", "state", "why"), rows)
+        rows = [[str(o.plan.path), o.plan.state, _needs(o), o.plan.reason] for o in outcomes]
+        print_table(("artifact", "state", "memory on gpu / cpu", "why"), rows)
     else:
         for outcome in outcomes:
             if outcome.plan.stage == "eval":
@@ -133,6 +133,10 @@ def _row(outcome: Outcome) -> list[str]:
     ]
 
 
+def _needs(outcome: Outcome) -> str:
+    return " / ".join(f"about {format_bytes(value)}" for value in outcome.needs.values()) or "-"
+
+
 def _images_per_second(outcome: Outcome) -> str:
     if not outcome.was_made or not outcome.seconds:
         return "-"
@@ -150,7 +154,7 @@ def _document(outcome: Outcome, dry_run: bool) -> dict[str, Any]:
         "key": plan.key,
     }
     if dry_run:
-        return document
+        return document | {"memory_bytes": dict(outcome.needs) or None}
     document |= {
         "was_made": outcome.was_made,
         "num_bytes": outcome.num_bytes,

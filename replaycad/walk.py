@@ -10,9 +10,9 @@ from replaycad.artifacts.atomic import write_text
 from replaycad.artifacts.conditions import ConditionsArtifact
 from replaycad.artifacts.format import read_header
 from replaycad.data.samples import test_samples, train_samples
-from replaycad.pipeline import Outcome, Pipeline
-from replaycad.plans import digest_of
-from replaycad.recipes import TrainConfig
+from replaycad.pipeline import Pipeline
+from replaycad.plans import Outcome, digest_of
+from replaycad.recipes import CompressConfig, MaskConfig, TrainConfig
 from replaycad.sequence import Step
 
 
@@ -40,6 +40,7 @@ def run_sequence(
     Raises:
         ConfigError: unknown strategy.
         DatasetError: before anything is made, if a class lacks training or test images.
+        WeightsError: before anything is made, if a frozen network is missing.
     """
     strategies = sequence.check_strategies(strategies)
     target = pipeline.store.path("results", run_name, ".json")
@@ -47,6 +48,7 @@ def run_sequence(
         train_samples(pipeline.wishes.data, class_name)
         test_samples(pipeline.wishes.data, class_name)
     planned = sequence.steps(classes, strategies, seeds, run_name)
+    _check_weights(pipeline, planned)
     outcomes: list[Outcome] = []
     for number, step in enumerate(planned):
         pipeline.report.step("sequence", number, len(planned))
@@ -71,6 +73,18 @@ def run_sequence(
 
     draw_sheet(pipeline.wishes.data, pipeline.store, classes, picture)
     return {"outcomes": outcomes, "document": document, "files": [target, picture]}
+
+
+def _check_weights(pipeline: Pipeline, planned: Sequence[Step]) -> None:
+    """Miss a network now, not after hours of work with the others."""
+    for step in planned:
+        if step.stage == "mask":
+            config = pipeline.config(MaskConfig, step.class_names[0])
+            pipeline.frozen.segmenter(config.segmenter)
+        elif step.stage == "compress":
+            pipeline.frozen.backbone(pipeline.config(CompressConfig, step.class_names[0]).backbone)
+        elif step.stage == "train":
+            pipeline.frozen.encoder(pipeline.config(TrainConfig).encoder)
 
 
 def _digest_path(pipeline: Pipeline, run_name: str) -> Path:

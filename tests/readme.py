@@ -8,8 +8,10 @@ import typer
 
 from replaycad.artifacts.inspection import artifact_table
 from replaycad.cli import app
+from replaycad.diffusion.presets import BACKBONES
 from replaycad.recipes import RECIPES, as_dict
 from replaycad.recipes import STAGES as STAGE_NAMES
+from replaycad.stages.compress import MAX_MASK_SIZE
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "replaycad"
@@ -19,6 +21,19 @@ STAGES = ("mask", "compress", "replay", "train", "eval", "run")
 def artifacts() -> str:
     """Table of every artifact format."""
     return artifact_table().strip()
+
+
+def sizes() -> str:
+    """What a class weighs in the paper's setting: learned numbers in 32 bits, and the masks."""
+    rows = ["| backbone | tokens | spatial layer | 10 masks | together |", "| --- |" + " --- |" * 4]
+    for preset in BACKBONES.values():
+        tokens = 4 * preset.num_tokens * preset.cross_attention_dim
+        layer = 4 * (preset.in_features + 1) * preset.out_features
+        side = min(preset.image_size, MAX_MASK_SIZE)
+        masks = 10 * side * -(-side // 8)
+        parts = (tokens, layer, masks, tokens + layer + masks)
+        rows.append(f"| {preset.name} | {' | '.join(f'{part:,}' for part in parts)} |")
+    return "\n".join(rows)
 
 
 def commands() -> str:

@@ -15,7 +15,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 TREES = {path: ast.parse(path.read_text()) for path in FILES}
 
 NETWORKS = {"diffusion", "segmentation", "detectors"}
-PURE = {"metrics", "anomaly", "mask_ops", "recipes", "progress", "runtime"}
+PURE = {"metrics", "anomaly", "mask_ops", "recipes", "class_recipes", "progress", "runtime"}
 # From the ground up; a file imports its own layer or one below, never one above.
 LAYERS = [
     {"errors"},
@@ -24,14 +24,16 @@ LAYERS = [
     NETWORKS | {"continual", "data"},
     {"stages"},
     {"sequence", "results", "plans", "frozen", "ledger", "execution", "pipeline", "walk",
-     "contact_sheet"},
+     "contact_sheet", "exchange"},
     {"console", "doctor", "summary"},
+    {"session"},
     {"cli"},
 ]  # fmt: skip
 FORBIDDEN_NAMES = {"utils", "common", "helpers", "base", "core", "misc", "types"}
 TORCH_FREE = [
-    "errors", "recipes", "progress", "plans", "sequence", "cli", "console", "data.samples",
-    "data.classes", "diffusion.presets", "segmentation.presets", "detectors.presets",
+    "errors", "recipes", "class_recipes", "progress", "plans", "sequence", "cli", "console",
+    "data.samples", "data.classes", "diffusion.presets", "diffusion.memory",
+    "segmentation.presets", "detectors.presets", "session",
 ]  # fmt: skip
 SHARED_OPTIONS = {
     "--class", "--data", "--store", "--device", "--seed", "--force", "--json", "--quiet",
@@ -39,13 +41,15 @@ SHARED_OPTIONS = {
 }  # fmt: skip
 OPTIONS = {
     "mask": SHARED_OPTIONS | {"--segmenter"},
-    "compress": SHARED_OPTIONS | {"--backbone"},
-    "replay": (SHARED_OPTIONS - {"--data"}) | {"--num", "--backbone"},
+    "compress": SHARED_OPTIONS | {"--backbone", "--batch-size"},
+    "replay": (SHARED_OPTIONS - {"--data"}) | {"--num", "--backbone", "--batch-size"},
     "train": SHARED_OPTIONS | {"--past", "--detector", "--encoder", "--init", "--name"},
     "eval": SHARED_OPTIONS | {"--name"},
     "run": SHARED_OPTIONS
     | {"--strategy", "--seeds", "--name", "--sheet", "--backbone", "--segmenter"}
     | {"--detector", "--encoder"},
+    "export": {"--class", "--out", "--token", "--store"},
+    "import": {"--class", "--backbone", "--store", "--force"},
     "inspect": {"--verify", "--json"},
     "doctor": {"--json"},
 }

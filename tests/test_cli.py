@@ -157,7 +157,7 @@ def test_unknown_weights_say_how_to_get_them(run, monkeypatch, tmp_path):
     (["--set", "image_size=big"], "whole number"),
     (["--set", "rule=magic"], "choose from: policy, corners, area, frame"),
     (["--set", "image_size"], "write it like --set"),
-    (["--recipe", "cake"], "mini, paper, fast"),
+    (["--recipe", "cake"], "mini, paper, release, fast"),
     (["--device", "abacus"], "auto, cpu, cuda or mps"),
 ])  # fmt: skip
 def test_wrong_settings_list_the_right_ones(data, tmp_path, typed, expected):

@@ -63,6 +63,39 @@ def test_one_class_needs_one_training_for_all_strategies():
     assert [step.strategies for step in trained.values()] == [ALL]
 
 
+def test_final_is_the_last_step_of_replay_and_shares_its_training():
+    alone = steps(["a", "b", "c"], ("final", "joint"), [0], "run")
+    both = by_name(steps(["a", "b", "c"], ("final", "replay"), [0], "run"), "train")
+
+    trained = by_name(alone, "train")
+    assert set(trained) == {"run-replay-3", "run-joint-3"}
+    assert (trained["run-replay-3"].class_names, trained["run-replay-3"].sources) == (
+        ("c",), ("a", "b"),
+    )  # fmt: skip
+    assert sorted(by_name(alone, "replay")) == ["a", "b", "c"]
+    assert both["run-replay-3"].strategies == ("final", "replay")
+    assert [name for name in both if "final" in both[name].strategies] == ["run-replay-3"]
+
+
+def test_final_fills_the_last_row_and_has_a_gap_but_no_forgetting():
+    planned = steps(["a", "b"], ("final", "joint"), [0], "run")
+
+    document = results_document(
+        classes=["a", "b"], strategies=("final", "joint"), seeds=[0], detector="invad",
+        planned=planned,
+        scores=lambda step: {
+            name: {"image_auroc": 0.9 if "joint" in step.strategies else 0.7, "pixel_ap": 0.5}
+            for name in "ab"
+        },
+        seconds=lambda _: 1.0, num_bytes=lambda *_: 10,
+    )  # fmt: skip
+
+    entry = document["strategies"]["final"]["image_auroc"]
+    assert entry["matrix"] == [[None, None], [0.7, 0.7]]
+    assert (entry["mean"], entry["fm"]) == (pytest.approx(0.7), None)
+    assert entry["joint_gap"] == pytest.approx(0.2)
+
+
 def test_later_seeds_have_their_own_artifacts_but_share_the_masks():
     planned = steps(["a", "b"], ("replay",), [0, 7], "run")
 
@@ -72,7 +105,7 @@ def test_later_seeds_have_their_own_artifacts_but_share_the_masks():
 
 
 def test_unknown_strategy_is_refused_with_the_valid_ones():
-    with pytest.raises(ConfigError, match="finetune, replay, joint"):
+    with pytest.raises(ConfigError, match="finetune, replay, joint, final"):
         check_strategies(["magic"])
 
 

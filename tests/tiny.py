@@ -58,10 +58,16 @@ def make_tiny_backbone(folder: Path, text: str = "clip") -> Path:
     vae.save_pretrained(folder / ("vae" if text == "clip" else "vqvae"))
     unet.save_pretrained(folder / "unet")
     text_encoder.save_pretrained(folder / ("text_encoder" if text == "clip" else "bert"))
-    (_write_clip_tokenizer if text == "clip" else _write_bert_tokenizer)(folder / "tokenizer")
+    write_tokenizer(folder / "tokenizer", text)
     DDIMScheduler(
         beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False
     ).save_pretrained(folder / "scheduler")
+    return folder
+
+
+def write_tokenizer(folder: Path, text: str) -> Path:
+    """Write a `clip` or `ldmbert` tokenizer that knows the words of the templates."""
+    (_write_clip_tokenizer if text == "clip" else _write_bert_tokenizer)(folder)
     return folder
 
 

@@ -21,15 +21,23 @@ from transformers.utils import logging as transformers_logging
 
 from replaycad.diffusion.cell_unet import CellUNet
 from replaycad.diffusion.conditioning import SpatialEncoder
+from replaycad.diffusion.memory import codec_batch
 from replaycad.diffusion.patch_codec import PatchCodec
-from replaycad.diffusion.presets import backbone_files, locate_backbone, scheduler_config
+from replaycad.diffusion.presets import (
+    backbone_files,
+    locate_backbone,
+    scheduler_config,
+    split_name,
+)
 from replaycad.diffusion.set_encoder import SetEncoder
 from replaycad.errors import WeightsError
 
 _TEXT_MODELS = {"clip_text_model": CLIPTextModel, "ldmbert": LDMBertModel}
 _OWN_CLASSES: dict[str, type[nn.Module]] = {"PatchCodec": PatchCodec, "CellUNet": CellUNet}
-_VAE_BATCH = 4
+_FOREIGN = ("addition_embed_type", "class_embed_type", "num_class_embeds", "encoder_hid_dim")
 PREDICTION_TYPES = ("epsilon", "v_prediction")
+SCHEDULE = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "prediction_type")
+"""What a folder's scheduler config may decide; the rest is the paper's."""
 Network = TypeVar("Network", bound=nn.Module)
 _LOADING_ERRORS = (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError)
 
@@ -101,7 +109,8 @@ class Diffusion:
     @property
     def alphas_cumprod(self) -> torch.Tensor:
         """Signal power left at each timestep: `[num_train_timesteps]` float32, on the CPU."""
-        return DDIMScheduler.from_config(self.scheduler_config).alphas_cumprod
+        known = {k: v for k, v in self.scheduler_config.items() if k in SCHEDULE}
+        return DDIMScheduler(**known).alphas_cumprod
 
     @property
     def prediction_type(self) -> str:
@@ -119,7 +128,7 @@ class Diffusion:
             mean and std, each `[B, C, h, w]` float32 on the model's device.
         """
         means, stds = [], []
-        for chunk, count in _full_chunks(images):
+        for chunk, count in _full_chunks(images, codec_batch(self.image_size)):
             pixel_values = chunk.to(self.device, torch.float32) / 127.5 - 1
             posterior = self.vae.encode(pixel_values).latent_dist
             means.append(posterior.mean[:count] * self.scaling_factor)
@@ -150,20 +159,20 @@ class Diffusion:
             `[B, 3, H, W]` uint8 RGB on the CPU.
         """
         images = []
-        for chunk, count in _full_chunks(latents):
+        for chunk, count in _full_chunks(latents, codec_batch(self.image_size)):
             pixel_values = self.vae.decode(chunk.float() / self.scaling_factor).sample[:count]
             images.append(((pixel_values + 1) * 127.5).clamp(0, 255).round().byte().cpu())
         return torch.cat(images)
 
 
-def _full_chunks(batch: torch.Tensor) -> Iterator[tuple[torch.Tensor, int]]:
-    """Chunks of exactly `_VAE_BATCH` rows and how many count; the last row fills up.
+def _full_chunks(batch: torch.Tensor, rows: int) -> Iterator[tuple[torch.Tensor, int]]:
+    """Chunks of exactly `rows` rows and how many count; the last row fills up.
 
     The last bits of a result change with the shape of its batch, so every pass has the same shape
     and a picture's code does not depend on how many others there are.
     """
-    for chunk in batch.split(_VAE_BATCH):
-        filling = chunk[-1:].expand(_VAE_BATCH - len(chunk), *chunk.shape[1:])
+    for chunk in batch.split(rows):
+        filling = chunk[-1:].expand(rows - len(chunk), *chunk.shape[1:])
         yield torch.cat([chunk, filling]), len(chunk)
 
 
@@ -186,9 +195,19 @@ def mask_images(object_masks: Sequence[np.ndarray], image_size: int) -> torch.Te
     return torch.from_numpy(np.stack(grey)).unsqueeze(1).expand(-1, 3, -1, -1)
 
 
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
 def default_dtype(device: torch.device) -> torch.dtype:
-    """Number format of frozen networks: bfloat16 on CUDA (no loss scaling needed), else float32."""
-    return torch.bfloat16 if device.type == "cuda" else torch.float32
+    """Number format of frozen networks: bfloat16 on CUDA, float16 where that is slow, else float32.
+
+    Deviation: the authors run the LDM in 32 bits and draw with SD 1.5 in float16.
+    """
+    if device.type != "cuda":
+        return torch.float32
+    if torch.cuda.is_available() and not torch.cuda.is_bf16_supported(including_emulation=False):
+        return torch.float16  # Volta and Turing
+    return torch.bfloat16
 
 
 def load_backbone(
@@ -206,7 +225,7 @@ def load_backbone(
         WeightsError: files missing, damaged, incomplete, or of a model that replaycad cannot use.
     """
     folder = locate_backbone(name)
-    files = backbone_files(folder)
+    files = backbone_files(folder, split_name(name)[1])
     dtype = dtype or default_dtype(device)
     schedule = scheduler_config(folder)
     if schedule.get("prediction_type", "epsilon") not in PREDICTION_TYPES:
@@ -220,6 +239,7 @@ def load_backbone(
         unet = _load_network(_class_of(files["unet"][0], UNet2DConditionModel), files["unet"])
         text_encoder = _load_network(_text_model(files["text_encoder"][0]), files["text_encoder"])
         tokenizer = _load_tokenizer(files["tokenizer"])
+    _check_family(unet, vae, name)
     width = unet.config.cross_attention_dim
     if text_encoder.config.hidden_size != width:
         raise WeightsError(
@@ -238,6 +258,20 @@ def load_backbone(
             SpatialEncoder, files.get("spatial_encoder"), device, cross_attention_dim=width
         ),
     )
+
+
+def _check_family(unet: Any, vae: Any, name: str | Path) -> None:
+    """Refuse a unet that wants more than latents, a time and tokens, or that has other latents."""
+    config = unet.config
+    extra = [key for key in _FOREIGN if config.get(key) is not None]
+    if isinstance(unet, UNet2DConditionModel) and config.in_channels != vae.config.latent_channels:
+        extra.insert(0, f"in_channels {config.in_channels}")
+    if extra:
+        raise WeightsError(
+            f"backbone '{name}' has no text-to-image unet of the Stable Diffusion 1 or 2 kind: "
+            f"{', '.join(extra)}",
+            "use a text-to-image model of that family",
+        )
 
 
 @contextmanager

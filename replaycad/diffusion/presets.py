@@ -1,7 +1,7 @@
 """Which frozen diffusion models there are and where their files lie; imports no torch."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from replaycad.errors import WeightsError
@@ -20,17 +20,23 @@ _FOLDERS = {
 """Network -> folder names it goes by; ldm256 calls its autoencoder vqvae, its text model bert."""
 
 _WEIGHTS = {
-    "vae": ("diffusion_pytorch_model", "diffusion_pytorch_model.fp16"),
-    # The authors train on the weights without EMA, so those win where both are present.
-    "unet": (
-        "diffusion_pytorch_model.non_ema",
-        "diffusion_pytorch_model",
-        "diffusion_pytorch_model.fp16",
-    ),
-    "text_encoder": ("model", "model.fp16"),
-    "set_encoder": ("model",),
-    "spatial_encoder": ("model",),
+    "vae": "diffusion_pytorch_model",
+    "unet": "diffusion_pytorch_model",
+    "text_encoder": "model",
+    "set_encoder": "model",
+    "spatial_encoder": "model",
 }
+"""Network -> first part of the name of its weights file; what may follow is in `VARIANTS`."""
+
+VARIANTS = {
+    # The authors train on the weights without EMA, so those win where both are present.
+    "": (".non_ema", "", ".fp16"),
+    "ema": ("", ".fp16"),
+    "non_ema": (".non_ema",),
+    "fp16": (".fp16",),
+}
+"""What may follow a backbone's name after a colon -> which files of its unet it means, best first;
+of the other networks `fp16` means the small files, where there are any."""
 _OPTIONAL = ("set_encoder", "spatial_encoder")
 
 
@@ -50,16 +56,21 @@ class BackbonePreset:
     num_tokens: int  # K
     in_features: int  # I
     out_features: int  # O
+    parameters: dict[str, int] = field(default_factory=dict)  # as the published configs give them
     hub_id: str = ""  # empty: bundled with the package
     revision: str = "main"
+    files: tuple[str, ...] = ("*.json", "*.txt", "*.safetensors")  # that are fetched
 
     @property
     def download_command(self) -> str:
         """What a user types to get the files; empty for a bundled model."""
-        if not self.hub_id:
-            return ""
-        revision = "" if self.revision == "main" else f" --revision {self.revision}"
-        return f'hf download {self.hub_id}{revision} --include "*.json" "*.txt" "*.safetensors"'
+        return _download_command(self.hub_id, self.revision, self.files) if self.hub_id else ""
+
+
+def _download_command(hub_id: str, revision: str, files: tuple[str, ...]) -> str:
+    pinned = "" if revision == "main" else f" --revision {revision}"
+    # Once per pattern: what follows a single --include unasked counts as a file name.
+    return f"hf download {hub_id}{pinned}{''.join(f' --include {one!r}' for one in files)}"
 
 
 BACKBONES: dict[str, BackbonePreset] = {
@@ -70,22 +81,36 @@ BACKBONES: dict[str, BackbonePreset] = {
     "sd15": BackbonePreset(
         name="sd15", image_size=512, latent_shape=(4, 64, 64), cross_attention_dim=768,
         text_length=77, num_tokens=20, in_features=128, out_features=192,
+        parameters={"vae": 83_653_863, "unet": 859_520_964, "text_encoder": 123_060_480},
         hub_id="stable-diffusion-v1-5/stable-diffusion-v1-5",
+        # Not "*.safetensors": the folder holds the whole model in one file as well, twice.
+        files=("*.json", "*.txt", "vae/*model.safetensors", "text_encoder/*model.safetensors",
+               "unet/*model.safetensors", "unet/*model.non_ema.safetensors"),
     ),
     "ldm256": BackbonePreset(
         name="ldm256", image_size=256, latent_shape=(4, 32, 32), cross_attention_dim=1280,
         text_length=77, num_tokens=20, in_features=128, out_features=200,
+        parameters={"vae": 83_653_863, "unet": 872_300_484, "text_encoder": 581_994_042},
+        # Its first revisions hold pickles only; the next message then says how to convert them.
+        files=("*.json", "*.txt", "*.safetensors", "*.bin"),
         hub_id="CompVis/ldm-text2im-large-256",
     ),
 }  # fmt: skip
+
+
+def split_name(name: str | Path) -> tuple[str, str]:
+    """`sd15:non_ema` -> `sd15`, `non_ema`; a colon that names no variant belongs to the name."""
+    before, _, variant = str(name).rpartition(":")
+    return (before, variant) if before and variant in VARIANTS and variant else (str(name), "")
 
 
 def locate_backbone(name: str | Path) -> Path:
     """Find the folder of a backbone, without touching the network.
 
     Args:
-        name: a key of `BACKBONES`, a folder in diffusers layout, or a hub id `owner/model` whose
-            files are in the Hugging Face cache.
+        name: a key of `BACKBONES`, a folder in diffusers layout, or a hub id `owner/model` or
+            `owner/model@REVISION` whose files are in the Hugging Face cache; with `:VARIANT`
+            behind it where one of `VARIANTS` is wanted.
 
     Returns:
         the folder, with every network's folder, config and safetensors present.
@@ -93,20 +118,26 @@ def locate_backbone(name: str | Path) -> Path:
     Raises:
         WeightsError: not there or not complete; the hint is the command that fetches it.
     """
-    preset = BACKBONES.get(str(name))
+    place, variant = split_name(name)
+    preset = BACKBONES.get(place)
     if preset is not None and not preset.hub_id:
         folder, hint = _BUNDLED, "reinstall replaycad, or run python -m replaycad.mini.pretrain"
-    elif preset is None and Path(name).is_dir():
-        folder, hint = Path(name), "the folder needs vae, unet, text_encoder, tokenizer, scheduler"
+    elif preset is None and Path(place).is_dir():
+        folder, hint = Path(place), "the folder needs vae, unet, text_encoder, tokenizer, scheduler"
     else:
-        folder, hint = _cached_snapshot(str(name), preset)
-    _check_complete(folder, str(name), hint)
+        folder, hint = _cached_snapshot(place, preset)
+    if (folder / "text_encoder_2").is_dir():
+        raise WeightsError(
+            f"backbone '{name}' has two text encoders",
+            "use one of the Stable Diffusion 1 or 2 kind",
+        )
+    _check_complete(folder, str(name), variant, hint)
     return folder
 
 
 def _cached_snapshot(name: str, preset: BackbonePreset | None) -> tuple[Path, str]:
     """Folder of a hub model in the local cache, and the hint for what it may lack."""
-    hub_id = preset.hub_id if preset else name
+    hub_id, _, revision = (preset.hub_id, "", preset.revision) if preset else name.partition("@")
     if hub_id.count("/") != 1 or hub_id.startswith((".", "/")):
         known = ", ".join(BACKBONES)
         raise WeightsError(
@@ -117,12 +148,9 @@ def _cached_snapshot(name: str, preset: BackbonePreset | None) -> tuple[Path, st
     from huggingface_hub import snapshot_download  # noqa: PLC0415
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError  # noqa: PLC0415
 
-    revision = preset.revision if preset else "main"
-    command = (
-        preset.download_command
-        if preset
-        else f'hf download {hub_id} --include "*.json" "*.txt" "*.safetensors"'
-    )
+    revision = revision or "main"
+    files = preset.files if preset else ("*.json", "*.txt", "*.safetensors")
+    command = _download_command(hub_id, revision, files)
     hint = f"run: {command}; or give --backbone a folder that holds the files"
     try:
         return Path(snapshot_download(hub_id, revision=revision, local_files_only=True)), hint
@@ -138,7 +166,7 @@ def _network_folder(folder: Path, network: str) -> Path | None:
     return None
 
 
-def _check_complete(folder: Path, name: str, hint: str) -> None:
+def _check_complete(folder: Path, name: str, variant: str, hint: str) -> None:
     for network in _FOLDERS:
         place = _network_folder(folder, network)
         if place is None:
@@ -149,50 +177,57 @@ def _check_complete(folder: Path, name: str, hint: str) -> None:
             continue
         if not (place / "config.json").is_file():
             raise WeightsError(f"backbone '{name}' lacks {place / 'config.json'}", hint)
-        if _weights_file(place, network) is None:
-            raise _no_safetensors(name, place, network, hint)
+        if _weights_file(place, network, variant) is None:
+            raise _no_safetensors(name, place, network, variant, hint)
 
 
-def _no_safetensors(name: str, place: Path, network: str, hint: str) -> WeightsError:
+def _no_safetensors(
+    name: str, place: Path, network: str, variant: str, hint: str
+) -> WeightsError:
     """Say which file is missing; name the way out where only a pickle is there."""
-    wanted = place / f"{_WEIGHTS[network][-1].removesuffix('.fp16')}.safetensors"
-    pickled = sorted(place.glob("*.bin"))
+    ending = f".{variant}" if network == "unet" and variant in ("non_ema", "fp16") else ""
+    wanted = place / f"{_WEIGHTS[network]}{ending}.safetensors"
+    pickled = sorted(place.glob(f"*model{ending}.bin"))
     if not pickled:
         return WeightsError(f"backbone '{name}' lacks {wanted}", hint)
-    source = pickled[0].name
     return WeightsError(
-        f"backbone '{name}' has only {source} in {place}, and replaycad reads safetensors only",
-        f'in that folder: python -c "import torch, safetensors.torch as s; s.save_file('
-        f"{{k: v.clone() for k, v in torch.load('{source}', weights_only=True).items()}}, "
-        f"'{wanted.name}', metadata={{'format': 'pt'}})\"",
+        f"backbone '{name}' has only {pickled[0].name} in {place}, and replaycad reads safetensors "
+        "only",
+        f'run: python -c "import torch, safetensors.torch as s; s.save_file('
+        f"{{k: v.clone().contiguous() for k, v in torch.load('{pickled[0]}', weights_only=True)"
+        f".items()}}, '{wanted}', metadata={{'format': 'pt'}})\"",
     )
 
 
-def _weights_file(place: Path, network: str) -> Path | None:
-    for stem in _WEIGHTS[network]:
-        path = place / f"{stem}.safetensors"
+def _weights_file(place: Path, network: str, variant: str) -> Path | None:
+    endings = VARIANTS[variant] if network == "unet" else ("", ".fp16")
+    if variant == "fp16" and network != "unet":
+        endings = (".fp16", "")
+    for ending in endings:
+        path = place / f"{_WEIGHTS[network]}{ending}.safetensors"
         if path.is_file():
             return path
     return None
 
 
-def backbone_files(folder: Path) -> dict[str, list[Path]]:
+def backbone_files(folder: Path, variant: str = "") -> dict[str, list[Path]]:
     """The files that determine what a backbone computes, per network, for digests.
 
     Args:
         folder: as `locate_backbone` returns it.
+        variant: of `VARIANTS`, as `split_name` finds it.
 
     Returns:
         network -> sorted files: weights with config, all small files of tokenizer and scheduler.
         The networks `set_encoder` and `spatial_encoder` appear where the folder holds them. The
-        unet's weights are those without EMA where the folder has both.
+        unet's weights are those without EMA where the folder has both and no variant is named.
     """
     found: dict[str, list[Path]] = {}
     for network in _FOLDERS:
         place = _network_folder(folder, network)
         if place is None:
             continue
-        weights = _weights_file(place, network) if network in _WEIGHTS else None
+        weights = _weights_file(place, network, variant) if network in _WEIGHTS else None
         if weights is not None:
             found[network] = [place / "config.json", weights]
         else:
@@ -202,13 +237,27 @@ def backbone_files(folder: Path) -> dict[str, list[Path]]:
     return found
 
 
-def scheduler_config(folder: Path) -> dict:
-    """The noise schedule of a backbone as its scheduler_config.json says it.
+def backbone_sizes(name: str | Path) -> tuple[int, int]:
+    """D and the image size in pixels, read off the configs.
 
     Raises:
-        WeightsError: if the file is missing or no JSON object.
+        WeightsError: as `locate_backbone`, or a config cannot be read.
     """
-    path = folder / "scheduler" / "scheduler_config.json"
+    preset = BACKBONES.get(split_name(name)[0])
+    if preset is not None:
+        return preset.cross_attention_dim, preset.image_size
+    files = backbone_files(locate_backbone(name), split_name(name)[1])
+    unet, vae = (read_json(files[network][0]) for network in ("unet", "vae"))
+    halvings = len(vae.get("block_out_channels", (0,))) - 1
+    return int(unet.get("cross_attention_dim", 0)), int(unet.get("sample_size", 0)) * 2**halvings
+
+
+def read_json(path: Path) -> dict:
+    """A JSON object of a file.
+
+    Raises:
+        WeightsError: if it cannot be read or is none.
+    """
     try:
         config = json.loads(path.read_text())
     except (OSError, ValueError) as error:
@@ -216,3 +265,12 @@ def scheduler_config(folder: Path) -> dict:
     if not isinstance(config, dict):
         raise WeightsError(f"{path} holds no JSON object", "fetch the file again")
     return config
+
+
+def scheduler_config(folder: Path) -> dict:
+    """The noise schedule of a backbone as its scheduler_config.json says it.
+
+    Raises:
+        WeightsError: if the file is missing or no JSON object.
+    """
+    return read_json(folder / "scheduler" / "scheduler_config.json")

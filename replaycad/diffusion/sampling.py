@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, SchedulerMixin
 
-from replaycad.diffusion.backbones import Diffusion
+from replaycad.diffusion.backbones import SCHEDULE, Diffusion
 from replaycad.diffusion.cell_unet import CellUNet, Guess
 from replaycad.diffusion.conditioning import Conditions
 from replaycad.diffusion.prompts import GENERATION_PROMPTS, Prompts, encode_texts, unconditional
@@ -19,10 +19,6 @@ from replaycad.runtime import generator
 _CPU_ROWS = 8
 
 
-_SCHEDULE = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "prediction_type")
-"""What a folder's scheduler config may decide; the rest is the paper's."""
-
-
 def make_scheduler(name: str, scheduler_config: dict) -> SchedulerMixin:
     """Build a sampler on the backbone's noise schedule.
 
@@ -32,7 +28,7 @@ def make_scheduler(name: str, scheduler_config: dict) -> SchedulerMixin:
     Raises:
         ConfigError: any other name.
     """
-    schedule = {key: scheduler_config[key] for key in _SCHEDULE if key in scheduler_config}
+    schedule = {key: scheduler_config[key] for key in SCHEDULE if key in scheduler_config}
     if name == "ddim":
         return DDIMScheduler(
             **schedule,
@@ -142,7 +138,8 @@ def _denoise(
 ) -> torch.Tensor:
     """Noise -> latents `[B, C, h, w]` float32, scaled, by the config's sampler and guidance."""
     scale = config.guidance_scale
-    if scale != 1:
+    padded = config.zero_padding or isinstance(diffusion.unet, CellUNet)
+    if scale != 1 and padded:  # the bundled unet tells its tokens apart by their places
         empty = unconditional(empty_prompt, hidden_states.shape[1])
         hidden_states = torch.cat([empty.expand_as(hidden_states), hidden_states])
     scheduler = make_scheduler(config.sampler, diffusion.scheduler_config)
@@ -152,7 +149,13 @@ def _denoise(
         known = (diffusion.unet.read(hidden_states).narrowed(config.spread),)
     latents = _noise("latents", seeds, diffusion.latent_shape).to(diffusion.device)
     for timestep in scheduler.timesteps:
-        noise_pred = _predict(diffusion, latents, timestep, (hidden_states, *known), scale)
+        if scale == 1 or padded:
+            noise_pred = _predict(diffusion, latents, timestep, (hidden_states, *known), scale)
+        else:
+            noise_cond = _predict(diffusion, latents, timestep, (hidden_states,), 1)
+            alone = (empty_prompt.expand(len(latents), -1, -1),)
+            noise_uncond = _predict(diffusion, latents, timestep, alone, 1)
+            noise_pred = noise_uncond + scale * (noise_cond - noise_uncond)
         latents = scheduler.step(noise_pred, timestep, latents).prev_sample
     return latents
 

@@ -4,30 +4,31 @@ Every random draw of step n comes from the stream `(seed, "search", n)`. So no g
 saved, a resumed search gives the same bits as an undisturbed one, and so does the same seed.
 """
 
-import copy
 import time
-from collections.abc import Iterable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 import torch
+from diffusers import UNet2DConditionModel
 from torch.nn import functional as F
 
 from replaycad.diffusion.backbones import Diffusion
 from replaycad.diffusion.cell_unet import CellUNet
-from replaycad.diffusion.conditioning import Conditions, SpatialEncoder, num_spatial_tokens
-from replaycad.diffusion.presets import BACKBONES, BackbonePreset
-from replaycad.diffusion.prompts import DEFAULT_INIT_WORD, TEMPLATES, Prompts, word_embedding
+from replaycad.diffusion.conditioning import Conditions
+from replaycad.diffusion.memory import Passes, alive_of, choose_passes
+from replaycad.diffusion.posterior import Posterior
+from replaycad.diffusion.prompts import TEMPLATES, Prompts
 from replaycad.errors import ConfigError, TrainingError
 from replaycad.progress import Report, silent
 from replaycad.recipes import CompressConfig
-from replaycad.runtime import generator
+from replaycad.runtime import free_memory_bytes, generator
 
 CHECK_EVERY = 25
 """Steps between two looks at the loss; looking makes a GPU wait."""
-
-_NUM_SUBSETS, _SUBSET_SIZE = 8, 8  # what the set encoder's start value is averaged over
+_FLOAT16_SCALE = 2.0**14
 _MOMENTS = ("exp_avg", "exp_avg_sq", "step")  # AdamW's state of one parameter
 
 
@@ -39,148 +40,6 @@ class SearchCheckpoint(Protocol):
 
     def save(self, step: int, tensors: dict[str, np.ndarray]) -> None:
         """Replace what was kept."""
-
-
-@dataclass(frozen=True)
-class Posterior:
-    """What the VAE says of N pictures under A augmentations, kept instead of the pictures.
-
-    Attributes:
-        mean: `[A, N, C, h, w]` float16 or float32, scaled.
-        std: the same shape and dtype.
-    """
-
-    mean: torch.Tensor
-    std: torch.Tensor
-
-    def sample(
-        self, augmentation: torch.Tensor, index: torch.Tensor, noise: torch.Tensor
-    ) -> torch.Tensor:
-        """Draw latents anew: `[B, C, h, w]` float32 from `[B]`, `[B]` int64, `[B, C, h, w]`."""
-        mean, std = self.mean[augmentation, index].float(), self.std[augmentation, index].float()
-        return mean + std * noise
-
-
-def encode_posterior(
-    diffusion: Diffusion, augmented: Iterable[torch.Tensor], dtype: torch.dtype = torch.float32
-) -> Posterior:
-    """Encode every picture under every augmentation once, before the search.
-
-    Args:
-        diffusion: frozen.
-        augmented: per augmentation `[N, 3, H, W]` uint8 RGB at the backbone's image size; for
-            masks, what `mask_images` draws.
-        dtype: float16 halves the memory.
-
-    Returns:
-        a posterior on the CPU.
-    """
-    encoded = [diffusion.encode_images(images) for images in augmented]
-    mean, std = (torch.stack(part).to("cpu", dtype) for part in zip(*encoded, strict=True))
-    return Posterior(mean, std)
-
-
-def start_conditions(
-    diffusion: Diffusion,
-    images: Posterior,
-    config: CompressConfig,
-    seed: int,
-    init_word: str = "",
-) -> Conditions:
-    """Where the search starts: from a word, or from what the set encoder sees in the images.
-
-    K, I and O of 0 in the config mean the backbone's own.
-
-    Args:
-        diffusion: frozen.
-        images: posterior of the class's training images; read by `set_encoder` only.
-        config: `init`, `init_word`, `conditioning`, `semantic_placement`, sizes.
-        seed: of the subsets and of the linear layer's random start.
-        init_word: the class policy's word, used where the config names none.
-
-    Returns:
-        untrained conditions on the diffusion model's device, float32.
-
-    Raises:
-        ConfigError: sizes that do not fit, an unknown word, or a backbone without a set encoder.
-    """
-    embedding = None
-    placed = diffusion.num_placed_tokens if config.semantic_placement == "context" else 0
-    if placed and config.num_tokens not in (0, placed):
-        raise ConfigError(
-            f"num_tokens is {config.num_tokens}, but this backbone reads {placed}",
-            f"use num_tokens {placed}",
-        )
-    if config.conditioning != "spatial":
-        if config.init == "set_encoder":
-            embedding = _set_encoder_start(diffusion, images, config, seed)
-        else:
-            embedding = word_embedding(
-                diffusion.tokenizer,
-                diffusion.text_encoder,
-                config.init_word or init_word or DEFAULT_INIT_WORD,
-                config.num_tokens or placed or BACKBONES["ldm256"].num_tokens,
-                config.semantic_placement,
-            )
-    spatial_encoder = None
-    if config.conditioning != "semantic":
-        spatial_encoder = _spatial_start(diffusion, config, seed)
-    conditions = Conditions(embedding, spatial_encoder, config.semantic_placement)
-    return conditions.to(diffusion.device, torch.float32)
-
-
-@torch.no_grad()
-def _set_encoder_start(
-    diffusion: Diffusion, images: Posterior, config: CompressConfig, seed: int
-) -> torch.Tensor:
-    """Mean of the set encoder's answers to a few random subsets of the class: `[K, D]`."""
-    if diffusion.set_encoder is None:
-        raise ConfigError("this backbone has no set encoder to start from", "use init word")
-    if config.semantic_placement != "context":
-        raise ConfigError(
-            "the set encoder gives vectors for the context placement",
-            "use semantic_placement context, or init word",
-        )
-    rng, num_images = generator(seed, "search-start"), images.mean.shape[1]
-    size = min(_SUBSET_SIZE, num_images)
-    picks = [torch.randperm(num_images, generator=rng)[:size] for _ in range(_NUM_SUBSETS)]
-    latents = images.mean[0][torch.stack(picks)].float().to(diffusion.device)  # [8, R, C, h, w]
-    embedding = diffusion.set_encoder(latents).mean(0)
-    if config.num_tokens not in (0, len(embedding)):
-        raise ConfigError(
-            f"num_tokens is {config.num_tokens}, but the set encoder gives {len(embedding)}",
-            f"use num_tokens {len(embedding)}, or init word",
-        )
-    return embedding
-
-
-def _spatial_start(diffusion: Diffusion, config: CompressConfig, seed: int) -> SpatialEncoder:
-    """The backbone's pre-trained layer where the sizes are its own, else a random one."""
-    trained, wanted = diffusion.spatial_init, (config.in_features, config.out_features)
-    if not all(wanted):
-        default = trained or _default_sizes(diffusion)
-        wanted = (wanted[0] or default.in_features, wanted[1] or default.out_features)
-    num_spatial_tokens(diffusion.latent_shape, *wanted, diffusion.cross_attention_dim)
-    if trained is not None and wanted == (trained.in_features, trained.out_features):
-        return copy.deepcopy(trained).requires_grad_(True)
-    spatial_encoder = SpatialEncoder(*wanted, diffusion.cross_attention_dim)
-    bound, rng = wanted[0] ** -0.5, generator(seed, "spatial-start")  # the law of nn.Linear itself
-    for parameter in spatial_encoder.parameters():
-        torch.nn.init.uniform_(parameter, -bound, bound, generator=rng)
-    return spatial_encoder
-
-
-def _default_sizes(diffusion: Diffusion) -> BackbonePreset:
-    for preset in BACKBONES.values():
-        if (preset.latent_shape, preset.cross_attention_dim) == (
-            diffusion.latent_shape,
-            diffusion.cross_attention_dim,
-        ):
-            return preset
-    raise ConfigError(
-        "no default sizes of the spatial encoder for this backbone",
-        "give in_features and out_features",
-    )
 
 
 def draw_timesteps(
@@ -237,24 +96,28 @@ def search(
     done = _restore(checkpoint, conditions, optimizer)
     losses = _Losses(done)
     last_save, whole = time.monotonic(), True
+    passes = _passes(diffusion, config, report)
     try:
-        while done < config.num_steps:
-            loss = _loss(diffusion, conditions, prompts, images, masks, alphas_cumprod, config,
-                         generator(seed, "search", done))  # fmt: skip
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            whole = False  # an interrupt inside the update leaves half a step
-            optimizer.step()
-            done, whole = done + 1, True
-            losses.add(loss)
-            due = time.monotonic() - last_save >= save_every_seconds
-            if due or done % CHECK_EVERY == 0 or done == config.num_steps:
-                report.step("search", done, config.num_steps, loss=losses.mean(done))
-            else:
-                report.step("search", done, config.num_steps)
-            if due and checkpoint is not None:
-                checkpoint.save(done, _state(conditions, optimizer))
-                last_save = time.monotonic()
+        with _checkpointing(diffusion, passes.checkpointing):
+            while done < config.num_steps:
+                draws = _draw(images, masks, config, len(alphas_cumprod),
+                              generator(seed, "search", done))  # fmt: skip
+                optimizer.zero_grad(set_to_none=True)
+                loss = _backward(
+                    diffusion, conditions, prompts, draws, alphas_cumprod, passes.size
+                )
+                whole = False  # an interrupt inside the update leaves half a step
+                optimizer.step()
+                done, whole = done + 1, True
+                losses.add(loss)
+                due = time.monotonic() - last_save >= save_every_seconds
+                if due or done % CHECK_EVERY == 0 or done == config.num_steps:
+                    report.step("search", done, config.num_steps, loss=losses.mean(done))
+                else:
+                    report.step("search", done, config.num_steps)
+                if due and checkpoint is not None:
+                    checkpoint.save(done, _state(conditions, optimizer))
+                    last_save = time.monotonic()
     except KeyboardInterrupt:
         if checkpoint is not None and whole and losses.are_finite():
             checkpoint.save(done, _state(conditions, optimizer))
@@ -286,33 +149,126 @@ def _optimizer(conditions: Conditions, config: CompressConfig) -> torch.optim.Ad
     return torch.optim.AdamW(groups, weight_decay=config.weight_decay)
 
 
+@dataclass(frozen=True)
+class _Draws:
+    """What the images of one step are drawn to be: tensors of B rows, on the CPU."""
+
+    latents: torch.Tensor
+    mask_latents: torch.Tensor | None
+    noise: torch.Tensor
+    timesteps: torch.Tensor
+    template: torch.Tensor
+
+    def rows(self, start: int, stop: int) -> "_Draws":
+        masks = None if self.mask_latents is None else self.mask_latents[start:stop]
+        parts = (self.noise, self.timesteps, self.template)
+        return _Draws(self.latents[start:stop], masks, *(part[start:stop] for part in parts))
+
+
+def _draw(
+    images: Posterior,
+    masks: Posterior | None,
+    config: CompressConfig,
+    num_timesteps: int,
+    rng: torch.Generator,
+) -> _Draws:
+    """Draw one batch, the same however many passes it is divided into."""
+    num_augmentations, num_images, *shape = images.mean.shape
+    size = config.batch_size
+    augmentation = torch.randint(num_augmentations, (size,), generator=rng)
+    index = torch.randint(num_images, (size,), generator=rng)
+    template = torch.randint(len(TEMPLATES), (size,), generator=rng)
+    timesteps = draw_timesteps(config.timestep_law, size, num_timesteps, rng)
+    draws = torch.randn(3, size, *shape, generator=rng)  # image latents, mask latents, noise
+    latents = images.sample(augmentation, index, draws[0])
+    mask_latents = None if masks is None else masks.sample(augmentation, index, draws[1])
+    return _Draws(latents, mask_latents, draws[2], timesteps, template)
+
+
+def _backward(
+    diffusion: Diffusion,
+    conditions: Conditions,
+    prompts: Prompts,
+    draws: _Draws,
+    alphas_cumprod: torch.Tensor,
+    pass_size: int,
+) -> torch.Tensor:
+    """Add up the gradients of all passes of one batch; returns its mean loss, a scalar."""
+    size, total = len(draws.latents), torch.zeros((), device=diffusion.device)
+    # float16 would round the smallest gradients to zero; scaled up they live, and are scaled back.
+    scale = _FLOAT16_SCALE if diffusion.dtype == torch.float16 else 1.0
+    for start in range(0, size, pass_size):
+        part = draws.rows(start, start + pass_size)
+        loss = _loss(diffusion, conditions, prompts, part, alphas_cumprod)
+        loss = loss * (len(part.latents) / size)
+        (loss * scale).backward()
+        total = total + loss.detach()
+    if scale != 1:
+        _unscale(conditions, scale)
+    return total
+
+
+def _unscale(conditions: Conditions, scale: float) -> None:
+    """Undo the loss's scale; gradients that overflowed 16 bits count as none in this step."""
+    gradients = [p.grad for p in conditions.parameters() if p.grad is not None]
+    finite = torch.stack([gradient.isfinite().all() for gradient in gradients]).all()
+    for gradient in gradients:
+        gradient.copy_(torch.where(finite, gradient / scale, 0.0))
+
+
+@contextmanager
+def _checkpointing(diffusion: Diffusion, wanted: bool) -> Iterator[None]:
+    """While open, the unet keeps few activations and computes the others again.
+
+    Raises:
+        ConfigError: if this unet cannot.
+    """
+    unet = diffusion.unet
+    if wanted and not isinstance(unet, UNet2DConditionModel):
+        raise ConfigError(
+            "the bundled unet is too small for gradient checkpointing",
+            "use gradient_checkpointing off",
+        )
+    if wanted:
+        unet.enable_gradient_checkpointing()
+    try:
+        yield
+    finally:
+        if wanted:
+            unet.disable_gradient_checkpointing()
+
+
+def _passes(diffusion: Diffusion, config: CompressConfig, report: Report) -> Passes:
+    """How a batch is divided, told where it is not the whole."""
+    area = diffusion.latent_size**2
+    width = diffusion.dtype.itemsize
+    free = free_memory_bytes(diffusion.device)
+    passes = choose_passes(config, alive_of(config.backbone, area), width, free)
+    if passes.size < config.batch_size or passes.checkpointing:
+        how = "with" if passes.checkpointing else "without"
+        report.note(
+            f"a batch of {config.batch_size} goes in passes of {passes.size}, {how} gradient "
+            "checkpointing"
+        )
+    return passes
+
+
 def _loss(
     diffusion: Diffusion,
     conditions: Conditions,
     prompts: Prompts,
-    images: Posterior,
-    masks: Posterior | None,
+    draws: _Draws,
     alphas_cumprod: torch.Tensor,
-    config: CompressConfig,
-    rng: torch.Generator,
 ) -> torch.Tensor:
-    """Mean squared error of the unet's prediction for one random batch: a scalar."""
-    num_augmentations, num_images, *shape = images.mean.shape
-    size, device = config.batch_size, diffusion.device
-    augmentation = torch.randint(num_augmentations, (size,), generator=rng)
-    index = torch.randint(num_images, (size,), generator=rng)
-    template = torch.randint(len(prompts), (size,), generator=rng)
-    timesteps = draw_timesteps(config.timestep_law, size, len(alphas_cumprod), rng).to(device)
-    draws = torch.randn(3, size, *shape, generator=rng)  # image latents, mask latents, noise
-    latents = images.sample(augmentation, index, draws[0]).to(device)
-    mask_latents = None
-    if masks is not None:
-        mask_latents = masks.sample(augmentation, index, draws[1]).to(device)
-    noise = draws[2].to(device)
+    """Mean squared error of the unet's prediction for the rows of one pass: a scalar."""
+    device = diffusion.device
+    latents, noise = draws.latents.to(device), draws.noise.to(device)
+    timesteps = draws.timesteps.to(device)
+    mask_latents = None if draws.mask_latents is None else draws.mask_latents.to(device)
 
     signal = alphas_cumprod[timesteps].view(-1, 1, 1, 1)
     noisy_latents = signal.sqrt() * latents + (1 - signal).sqrt() * noise
-    encoder_hidden_states = conditions(prompts, template, mask_latents)
+    encoder_hidden_states = conditions(prompts, draws.template, mask_latents)
     inputs = (noisy_latents.to(diffusion.dtype), timesteps, encoder_hidden_states)
     guess = None
     if isinstance(diffusion.unet, CellUNet):

@@ -107,7 +107,8 @@ def locate(name: str) -> SegmenterFiles:
         if not path.is_file():
             raise WeightsError(
                 f"segmenter '{name}' needs {path}, which is not there",
-                f"download {OFFICIAL_ADDRESS}{path.name} to {path}, or use --segmenter mini",
+                f"run: curl --location --create-dirs --output {path} "
+                f"{OFFICIAL_ADDRESS}{path.name}; or use --segmenter mini",
             )
         return _checkpoint(name, path)
     path = Path(name)

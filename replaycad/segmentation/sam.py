@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ from replaycad.segmentation.selection import (
     most_central,
     select_by_area,
     tidy,
+    union_by_area,
 )
 
 BoolArray = NDArray[np.bool_]
@@ -72,11 +74,12 @@ class Segmenter:
         if policy.mask_rule == "auto":
             return choose_rule([self.corner_mask(image) for image in images])
         if policy.mask_rule == "area" and policy.area_range is None:
-            return self._settle_area(images)
+            return replace(self._settle_area(images), several_objects=policy.several_objects)
         if policy.mask_rule == "area":
             return SettledRule(
-                mask_rule="area", area_range=policy.area_range, reason="known area range"
-            )
+                mask_rule="area", area_range=policy.area_range, reason="known area range",
+                several_objects=policy.several_objects,
+            )  # fmt: skip
         if policy.mask_rule == "corners":
             return SettledRule(mask_rule="corners", reason="known class")
         if policy.mask_rule == "frame":
@@ -103,8 +106,12 @@ class Segmenter:
             mask = self.corner_mask(image)
         elif policy.mask_rule == "area" and policy.area_range is not None:
             masks, qualities = self.everything(image)
-            index = select_by_area(masks, qualities, policy.area_range)
-            mask = mask if index is None else tidy(masks[index])
+            if policy.several_objects:
+                found = union_by_area(masks, qualities, policy.area_range)
+            else:
+                index = select_by_area(masks, qualities, policy.area_range)
+                found = None if index is None else masks[index]
+            mask = mask if found is None else tidy(found)
         return mask if mask.any() else np.ones_like(mask)
 
     def corner_mask(self, image: ByteArray) -> BoolArray:

@@ -20,6 +20,7 @@ MAX_AREA_SPREAD = 0.5
 MIN_PLAUSIBLE_SHARE = 0.75
 CENTRE_TIE_FRACTION = 0.05
 AREA_RANGE_FACTOR = 1.5
+MAX_OVERLAP = 0.5
 SPECK_FRACTION = 0.001
 
 
@@ -34,6 +35,10 @@ class MaskPolicy(Protocol):
     def area_range(self) -> AreaRange | None:
         """Least and largest area of the object, as fractions of the image; None if not known."""
 
+    @property
+    def several_objects(self) -> bool:
+        """Whether an image shows several objects, each of that area, which belong together."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class SettledRule:
@@ -41,6 +46,7 @@ class SettledRule:
 
     mask_rule: Rule
     area_range: AreaRange | None = None
+    several_objects: bool = False
     reason: str = ""
 
 
@@ -132,6 +138,26 @@ def select_by_area(
     if inside:
         return max(inside, key=lambda index: (qualities[index], -index))
     return min(range(len(masks)), key=lambda i: max(low / areas[i], areas[i] / high))
+
+
+def union_by_area(
+    masks: Sequence[BoolArray], qualities: Sequence[float], area_range: AreaRange
+) -> BoolArray | None:
+    """All masks `[H, W]` whose area fits the class as one: the objects of candle or macaroni.
+
+    The best come first, and what lies by more than half in those taken is a part or a repeat.
+    Where none fits, the one that `select_by_area` takes; None if there are no masks.
+    """
+    low, high = area_range
+    fitting = [i for i, mask in enumerate(masks) if low <= float(mask.mean()) <= high]
+    if not fitting:
+        index = select_by_area(masks, qualities, area_range)
+        return None if index is None else masks[index]
+    union = np.zeros_like(masks[0])
+    for index in sorted(fitting, key=lambda index: (-qualities[index], index)):
+        if (masks[index] & union).sum() <= MAX_OVERLAP * masks[index].sum():
+            union = union | masks[index]
+    return union
 
 
 def tidy(object_mask: BoolArray) -> BoolArray:

@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 
 from replaycad.artifacts.conditions import ConditionsArtifact
 from replaycad.artifacts.masks import MasksArtifact
@@ -14,16 +13,17 @@ from replaycad.data.samples import Sample
 from replaycad.diffusion.alignment import align, all_to_frame, beyond_border, to_frame
 from replaycad.diffusion.backbones import Diffusion, mask_images
 from replaycad.diffusion.conditioning import Conditions
-from replaycad.diffusion.search import (
-    SearchCheckpoint,
-    encode_posterior,
-    search,
-    start_conditions,
-)
-from replaycad.mask_ops import apply_to_images, apply_to_masks, augmentations
+from replaycad.diffusion.posterior import encode_posterior
+from replaycad.diffusion.search import SearchCheckpoint, search
+from replaycad.diffusion.start import start_conditions
+from replaycad.mask_ops import apply_to_images, apply_to_masks, augmentations, resize_masks
 from replaycad.progress import Report, silent
 from replaycad.recipes import CompressConfig
 from replaycad.runtime import generator
+
+MAX_MASK_SIZE = 256
+"""Side in pixels above which stored masks are halved: ten of 512 px would weigh more than all that
+the search learns, and the VAE sees an eighth of the side anyway."""
 
 MAX_POSES = 256  # kept of a class
 MAX_LATENT_BYTES = 2 * 10**9  # above this many the latents of all augmentations are kept in 16 bits
@@ -54,7 +54,7 @@ def compress_class(
         save_every_seconds: time between two savings of it.
 
     Returns:
-        the conditions, with M of the masks at the backbone's image size.
+        the conditions, with M of the masks at the backbone's image size, at most `MAX_MASK_SIZE`.
 
     Raises:
         DatasetError: if an image cannot be read.
@@ -64,7 +64,7 @@ def compress_class(
     augmentation = policy["train_augmentation"]
     images = load_images(samples, diffusion.image_size)
     spatial = config.conditioning != "semantic"
-    resized = _resize_masks(masks.object_masks, diffusion.image_size)
+    resized = resize_masks(masks.object_masks, diffusion.image_size)
     poses = None
     if config.alignment == "auto":
         # The poses say how the class moves, better than the policy's guess.
@@ -88,7 +88,8 @@ def compress_class(
             f"{masks.class_name}: {len(chosen)} masks stored, for there are no more "
             f"({config.num_masks} wanted)"
         )
-    return _artifact(masks.class_name, found, resized[chosen], poses, policy, config, header)
+    kept = resize_masks(resized[chosen], min(diffusion.image_size, MAX_MASK_SIZE))
+    return _artifact(masks.class_name, found, kept, poses, policy, config, header)
 
 
 def _into_frame(
@@ -145,22 +146,6 @@ def _spread(available: int, wanted: int) -> np.ndarray:
     """Indices of at most `wanted` items, evenly over `available`."""
     count = min(available, wanted)
     return np.unique(np.linspace(0, available - 1, count).round().astype(int))
-
-
-def _resize_masks(object_masks: np.ndarray, size: int) -> np.ndarray:
-    """Masks `[N, H, W]` bool at `size` px, an area of at least one half counting as object."""
-    if object_masks.shape[1:] == (size, size):
-        return object_masks
-    resized = [
-        np.asarray(
-            Image.fromarray(object_mask.astype(np.uint8) * 255).resize(
-                (size, size), Image.Resampling.BILINEAR
-            )
-        )
-        >= 128
-        for object_mask in object_masks
-    ]
-    return np.stack(resized)
 
 
 def _latent_dtype(diffusion: Diffusion, num_latents: int) -> torch.dtype:

@@ -1,10 +1,12 @@
 """Draws images of a class from its conditions (paper section 3.3)."""
 
+import io
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 
 from replaycad.artifacts.conditions import ConditionsArtifact
 from replaycad.artifacts.replay_writer import ReplaysWriter
@@ -13,7 +15,7 @@ from replaycad.diffusion.backbones import Diffusion
 from replaycad.diffusion.conditioning import Conditions, SpatialEncoder
 from replaycad.diffusion.sampling import sample
 from replaycad.errors import ArtifactError
-from replaycad.mask_ops import replay_mask
+from replaycad.mask_ops import replay_mask, resize_masks
 from replaycad.progress import Report, silent
 from replaycad.recipes import ReplayConfig
 from replaycad.runtime import stream_seed
@@ -29,8 +31,11 @@ def image_seeds(class_name: str, seed: int, num_images: int) -> np.ndarray:
 def pose_mask(conditions: ConditionsArtifact, image_seed: int) -> np.ndarray:
     """Pick one stored mask uniformly and move it as the class's policy says: `[H, W]` bool.
 
-    Masks of a common frame stay as they are: the drawn image is moved, and its mask with it.
+    Masks of a common frame stay as they are: the drawn image is moved, and its mask with it. Where
+    no mask is stored the whole frame is the object.
     """
+    if not len(conditions.object_masks):
+        return np.ones(conditions.object_masks.shape[1:], dtype=np.bool_)
     rng = np.random.default_rng(stream_seed(int(image_seed), "pose"))
     picked = conditions.object_masks[rng.integers(len(conditions.object_masks))]
     if conditions.poses is not None:
@@ -106,13 +111,31 @@ def replay_class(
         fresh = slice(min(max(start, done - first), stop), stop)
         if fresh.start < stop:
             drawn = images.numpy()[fresh.start - start :]
-            drawn_masks = np.stack([poses[index] for index in range(fresh.start, stop)])
+            posed = np.stack([poses[index] for index in range(fresh.start, stop)])
+            drawn_masks = resize_masks(posed, diffusion.image_size)
             if conditions.poses is not None:
                 fill = beyond_border(conditions.policy["mask_rule"])
                 placed = pick_poses(conditions.poses, seeds[fresh])
                 drawn, drawn_masks = move(drawn, drawn_masks, placed, fill)
+            if config.jpeg_quality:
+                drawn = through_jpeg(drawn, config.jpeg_quality)
             writer.append(drawn, drawn_masks, seeds[fresh])
         start = stop
+
+
+def through_jpeg(images: np.ndarray, quality: int) -> np.ndarray:
+    """Compress images `[N, 3, H, W]` uint8 as JPEG with halved colour and read them again.
+
+    The release keeps its replays so, at quality 75; what that costs in detail is part of its
+    figures.
+    """
+    drawn = []
+    for image in images:
+        with io.BytesIO() as file:
+            picture = Image.fromarray(image.transpose(1, 2, 0))
+            picture.save(file, "JPEG", quality=quality, subsampling="4:2:0")
+            drawn.append(np.asarray(Image.open(file).convert("RGB")).transpose(2, 0, 1))
+    return np.stack(drawn)
 
 
 def pick_poses(poses: np.ndarray, seeds: np.ndarray) -> np.ndarray:

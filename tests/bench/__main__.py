@@ -1,16 +1,24 @@
 """`make bench`: measure, print a table, write build/bench.json."""
 
+import argparse
 import json
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
-from tests.bench import memory
+from tests.bench import backbone, memory
 
 
 def main() -> None:
     """Run every row."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument(
+        "backbones", nargs="*", default=["mini"],
+        help="mini, sd15 and ldm256; the large ones have random weights",
+    )  # fmt: skip
+    parser.add_argument("--device", default="auto")
+    typed = parser.parse_args()
     rows = [memory.measure()]
     table = Table("row", "reference", "ours", "difference", "bar", "met")
     for row in rows:
@@ -18,10 +26,16 @@ def main() -> None:
             row["row"], f"{row['reference_mb']} MB", f"{row['ours_mb']} MB",
             f"{row['difference_mb']} MB", row["bar"], "yes" if row["met"] else "NO",
         )  # fmt: skip
-    Console(width=120).print(table)
+    speeds = [backbone.measure(name, typed.device) for name in typed.backbones]
+    second = Table(*(key.replace("_", " ") for key in speeds[0]) if speeds else ())
+    for row in speeds:
+        second.add_row(*map(str, row.values()))
+    console = Console(width=120)
+    console.print(table)
+    console.print(second)
     target = Path("build/bench.json")
     target.parent.mkdir(exist_ok=True)
-    target.write_text(json.dumps({"rows": rows}, indent=1) + "\n")
+    target.write_text(json.dumps({"rows": rows + speeds}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

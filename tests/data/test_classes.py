@@ -89,6 +89,9 @@ def test_rows_say_what_the_tables_say():
         "carpet", "grid", "leather", "tile", "wood",
     }  # fmt: skip
     assert {n for n in POLICIES if POLICIES[n].mask_rule == "area"} == {"transistor", "fryum"}
+    assert {n for n in POLICIES if POLICIES[n].several_objects} == {
+        "candle", "capsules", "macaroni1", "macaroni2",
+    }  # fmt: skip
     assert {n for n in POLICIES if POLICIES[n].train_augmentation == "free_rotation"} == {
         "hazelnut", "metal_nut", "screw",
     }  # fmt: skip

@@ -11,8 +11,10 @@ from diffusers import DDIMScheduler
 from replaycad.diffusion.backbones import load_backbone
 from replaycad.diffusion.cell_unet import CellUNet
 from replaycad.diffusion.patch_codec import PatchCodec
-from replaycad.diffusion.search import Posterior, search, start_conditions
+from replaycad.diffusion.posterior import Posterior
+from replaycad.diffusion.search import search
 from replaycad.diffusion.set_encoder import SetEncoder
+from replaycad.diffusion.start import start_conditions
 from replaycad.errors import ConfigError
 from replaycad.recipes import CompressConfig
 from tests import tiny

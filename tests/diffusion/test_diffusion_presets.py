@@ -1,18 +1,25 @@
 """Where the files of a backbone lie, and what is said when they do not."""
 
 import json
+import shlex
 import subprocess
 import sys
 
 import huggingface_hub
 import pytest
+import torch
+from huggingface_hub.cli.hf import app as hf_app
+from huggingface_hub.utils import filter_repo_objects
+from safetensors.torch import load_file
 
 from replaycad.diffusion.conditioning import num_spatial_tokens
 from replaycad.diffusion.presets import (
     BACKBONES,
+    VARIANTS,
     backbone_files,
     locate_backbone,
     scheduler_config,
+    split_name,
 )
 from replaycad.errors import WeightsError
 from tests.tiny import make_tiny_backbone
@@ -83,6 +90,52 @@ def test_missing_downloads_come_with_the_exact_command(name):
     assert "--backbone" in caught.value.hint
 
 
+PUBLISHED = {  # what the folders hold, as far as it matters here
+    "sd15": [
+        "model_index.json", "v1-5-pruned.safetensors", "v1-5-pruned-emaonly.safetensors",
+        "scheduler/scheduler_config.json", "safety_checker/model.safetensors",
+        "tokenizer/merges.txt", "tokenizer/vocab.json",
+        *(f"{net}/config.json" for net in ("vae", "unet", "text_encoder")),
+        "text_encoder/model.safetensors", "text_encoder/model.fp16.safetensors",
+        *(f"{net}/diffusion_pytorch_model{end}" for net in ("vae", "unet")
+          for end in (".safetensors", ".fp16.safetensors", ".bin")),
+        "unet/diffusion_pytorch_model.non_ema.safetensors",
+    ],
+    "ldm256": [
+        "model_index.json", "bert/pytorch_model.bin", "tokenizer/vocab.txt",
+        "scheduler/scheduler_config.json", "unet/diffusion_pytorch_model.bin",
+        "vqvae/diffusion_pytorch_model.bin", "unet/config.json",
+    ],
+}  # fmt: skip
+UNWANTED = {
+    "sd15": {
+        "v1-5-pruned.safetensors", "v1-5-pruned-emaonly.safetensors",
+        "safety_checker/model.safetensors", "text_encoder/model.fp16.safetensors",
+        *(f"{net}/diffusion_pytorch_model{end}" for net in ("vae", "unet")
+          for end in (".fp16.safetensors", ".bin")),
+    },
+    "ldm256": set(),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_the_hubs_own_program_understands_the_command(name, monkeypatch):
+    asked = {}
+
+    def pretend(**wanted):
+        asked.update(wanted)
+        return "somewhere"
+
+    monkeypatch.setattr("huggingface_hub.cli.download.snapshot_download", pretend)
+    words = shlex.split(BACKBONES[name].download_command)
+
+    hf_app(words[1:], standalone_mode=False)
+
+    assert asked["repo_id"] == BACKBONES[name].hub_id
+    fetched = set(filter_repo_objects(PUBLISHED[name], allow_patterns=asked["allow_patterns"]))
+    assert set(PUBLISHED[name]) - fetched == UNWANTED[name]
+
+
 @pytest.mark.usefixtures("empty_cache")
 def test_a_hub_id_is_looked_up_in_the_cache_alone():
     with pytest.raises(WeightsError, match="somebody/something") as caught:
@@ -128,16 +181,69 @@ def test_a_missing_file_is_named(tmp_path, name):
         locate_backbone(folder)
 
 
-def test_pickled_weights_are_refused_with_the_way_out(tmp_path):
-    folder = make_tiny_backbone(tmp_path / "mine")
-    weights = folder / "vae" / "diffusion_pytorch_model.safetensors"
-    weights.rename(weights.with_suffix(".bin"))
+@pytest.mark.parametrize("text", ["clip", "ldmbert"])
+@pytest.mark.parametrize("network", ["vae", "text_encoder"])
+def test_pickled_weights_are_refused_and_the_command_that_converts_them_works(
+    tmp_path, text, network
+):
+    folder = make_tiny_backbone(tmp_path / "mine", text)
+    published = {"text_encoder": "pytorch_model.bin"}
+    weights = backbone_files(folder)[network][1]
+    tensors = load_file(weights)
+    torch.save(tensors, weights.with_name(published.get(network, f"{weights.stem}.bin")))
+    weights.unlink()
 
     with pytest.raises(WeightsError, match="safetensors only") as caught:
         locate_backbone(folder)
+    command = caught.value.hint.removeprefix("run: python")
+    subprocess.run(f"{sys.executable}{command}", shell=True, check=True)
 
-    assert "weights_only=True" in caught.value.hint
-    assert "'diffusion_pytorch_model.safetensors'" in caught.value.hint
+    assert "weights_only=True" in command
+    assert locate_backbone(folder) == folder
+    converted = load_file(weights)
+    assert set(converted) == set(tensors)
+    assert all(torch.equal(value, tensors[key]) for key, value in converted.items())
+
+
+@pytest.mark.parametrize(
+    ("name", "split"),
+    [
+        ("sd15", ("sd15", "")),
+        ("sd15:ema", ("sd15", "ema")),
+        ("owner/model@abc:fp16", ("owner/model@abc", "fp16")),
+        ("c:/models/one", ("c:/models/one", "")),
+        (":ema", (":ema", "")),
+    ],
+)
+def test_a_variant_stands_behind_a_colon(name, split):
+    assert split_name(name) == split
+
+
+def test_a_variant_is_chosen_by_name(tmp_path):
+    folder = make_tiny_backbone(tmp_path / "mine")
+    plain = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    other = {v: plain.with_name(f"{plain.stem}.{v}.safetensors") for v in ("non_ema", "fp16")}
+    for path in other.values():
+        path.write_bytes(plain.read_bytes())
+
+    chosen = {v: backbone_files(folder, v)["unet"][1] for v in VARIANTS}
+
+    assert chosen == {"": other["non_ema"], "ema": plain, **other}
+    assert locate_backbone(f"{folder}:non_ema") == folder
+    other["non_ema"].unlink()
+    with pytest.raises(WeightsError, match=r"lacks .*model\.non_ema\.safetensors"):
+        locate_backbone(f"{folder}:non_ema")
+
+
+def test_a_revision_is_looked_up_by_its_commit(empty_cache):
+    commit = "0123456789abcdef" * 2 + "01234567"
+    snapshots = empty_cache / "models--somebody--something" / "snapshots"
+    make_tiny_backbone(snapshots / commit)
+
+    assert locate_backbone(f"somebody/something@{commit}") == snapshots / commit
+    with pytest.raises(WeightsError) as caught:
+        locate_backbone("somebody/something@" + "f" * 40)
+    assert f"hf download somebody/something --revision {'f' * 40} --include" in caught.value.hint
 
 
 def test_the_scheduler_is_read_as_written(tmp_path):

@@ -12,7 +12,14 @@ from replaycad.diffusion.sampling import _predict, make_scheduler, pass_size, sa
 from replaycad.errors import ConfigError
 from replaycad.progress import SilentReport
 from replaycad.recipes import ReplayConfig
-from tests.tiny import IN_FEATURES, LATENT_SHAPE, OUT_FEATURES, TEXT_LENGTH, WIDTH
+from tests.tiny import (
+    IN_FEATURES,
+    LATENT_SHAPE,
+    NUM_SPATIAL,
+    OUT_FEATURES,
+    TEXT_LENGTH,
+    WIDTH,
+)
 
 CONFIG = ReplayConfig(sampler="ddim", num_inference_steps=4, guidance_scale=5.0, batch_size=4)
 SEEDS = [11, 2**62, 13, 14, 15, 16]
@@ -164,6 +171,32 @@ def test_guidance_extrapolates_from_the_unconditional_estimate(diffusion):
         guided = _predict(diffusion, latents, 500, (states,), 3.0)
 
     torch.testing.assert_close(guided, uncond + 3.0 * (cond - uncond), atol=1e-4, rtol=1e-4)
+
+
+def test_the_unconditional_branch_may_go_without_its_zero_tokens(diffusion, conditions):
+    lengths = []
+    handle = diffusion.unet.register_forward_hook(lambda _, args, __: lengths.append(args[2].shape))
+    padded = draw(diffusion, conditions, [1], num_inference_steps=1)
+    bare = draw(diffusion, conditions, [1], num_inference_steps=1, zero_padding=False)
+    again = draw(diffusion, conditions, [1], num_inference_steps=1, zero_padding=False,
+                 guidance_scale=1.0)  # fmt: skip
+    handle.remove()
+
+    text, full = TEXT_LENGTH, TEXT_LENGTH + 3 + NUM_SPATIAL
+    assert [tuple(shape[:2]) for shape in lengths] == [(8, full), (4, full), (4, text), (8, full)]
+    assert not torch.equal(padded, bare)
+    plain = draw(diffusion, conditions, [1], num_inference_steps=1, guidance_scale=1.0)
+    assert torch.equal(again, plain)
+
+
+def test_without_conditional_tokens_padding_changes_nothing(diffusion):
+    inside = Conditions(torch.randn(3, WIDTH), None, "prompt")
+
+    padded, bare = (
+        draw(diffusion, inside, [1], zero_padding=zero_padding) for zero_padding in (True, False)
+    )
+
+    assert (padded.int() - bare.int()).abs().max() <= 1
 
 
 def test_masks_are_read_a_pass_at_a_time(diffusion, conditions):

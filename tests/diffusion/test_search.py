@@ -8,16 +8,11 @@ import pytest
 import torch
 
 from replaycad.diffusion.conditioning import Conditions, SpatialEncoder
+from replaycad.diffusion.posterior import Posterior, encode_posterior
 from replaycad.diffusion.prompts import word_embedding
-from replaycad.diffusion.search import (
-    CHECK_EVERY,
-    Posterior,
-    draw_timesteps,
-    encode_posterior,
-    search,
-    start_conditions,
-)
+from replaycad.diffusion.search import CHECK_EVERY, draw_timesteps, search
 from replaycad.diffusion.set_encoder import SetEncoder
+from replaycad.diffusion.start import start_conditions
 from replaycad.errors import ConfigError, TrainingError
 from replaycad.progress import SilentReport
 from replaycad.recipes import CompressConfig
@@ -340,12 +335,17 @@ def test_settings_that_contradict_the_set_encoder_are_refused(diffusion, changes
         start_conditions(with_starts(diffusion), posterior(1), config, 0)
 
 
-def test_a_backbone_without_set_encoder_or_sizes_says_so(diffusion):
+def test_a_backbone_without_set_encoder_says_so(diffusion):
     with pytest.raises(ConfigError, match="no set encoder"):
         start_conditions(diffusion, posterior(1), SET_CONFIG, 0)
-    config = dataclasses.replace(CONFIG, in_features=0)
-    with pytest.raises(ConfigError, match="no default sizes"):
-        start_conditions(diffusion, posterior(1), config, 0)
+
+
+def test_an_unknown_backbone_gets_the_sizes_of_stable_diffusion(diffusion):
+    config = dataclasses.replace(CONFIG, in_features=0, out_features=0)
+
+    layer = start_conditions(diffusion, posterior(1), config, 0).spatial_encoder
+
+    assert (layer.in_features, layer.out_features) == (128, 192)
 
 
 def test_sizes_that_make_no_whole_tokens_are_refused_before_the_search(diffusion):

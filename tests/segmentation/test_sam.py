@@ -117,6 +117,49 @@ def test_known_area_is_kept():
     assert (settled.mask_rule, settled.area_range) == ("area", (0.2, 0.4))
 
 
+class Answers:
+    """Stands in for the network: everything it finds, and what belongs to the corners."""
+
+    def __init__(self, found):
+        self.found = found
+        self.background = ~np.any(found, axis=0)
+
+    def generate(self, _image):
+        return [{"segmentation": mask, "predicted_iou": 0.9} for mask in self.found]
+
+    def set_image(self, _image):
+        pass
+
+    def reset_image(self):
+        pass
+
+    def predict(self, **_prompt):
+        return self.background[None], None, None
+
+
+def test_masks_of_several_objects_are_unions_by_either_rule():
+    objects = np.zeros((4, 48, 80), dtype=bool)
+    for index, mask in enumerate(objects):
+        row, column = divmod(index, 2)
+        mask[4 + 24 * row : 20 + 24 * row, 8 + 40 * column : 30 + 40 * column] = True
+    frame = np.ones((48, 80), dtype=bool)
+    segmenter = Segmenter(tiny_sam(), "tiny")
+    segmenter._predictor = Answers(objects)
+    segmenter._everything = Answers([*objects, frame])
+    size = float(objects[0].mean())
+    known = AutoPolicy("area", (size * 0.8, size * 1.2), several_objects=True)
+    unknown = AutoPolicy("area", None, several_objects=True)
+
+    by_corners = segmenter.object_mask(picture(), AutoPolicy("corners", None, True))
+    by_area = segmenter.object_mask(picture(), segmenter.settle([], known))
+    by_found_area = segmenter.object_mask(picture(), segmenter.settle([picture()] * 3, unknown))
+    alone = segmenter.object_mask(picture(), AutoPolicy("area", (size * 0.8, size * 1.2)))
+
+    for mask in (by_corners, by_area, by_found_area):
+        assert np.array_equal(mask, objects.any(0))
+    assert np.array_equal(alone, objects[0])
+
+
 def test_unknown_rule_is_a_bug_of_the_caller():
     with pytest.raises(ValueError, match="by_colour"):
         Segmenter(tiny_sam(), "tiny").object_mask(picture(), AutoPolicy("by_colour", None))
@@ -208,6 +251,7 @@ def test_a_checkpoint_with_code_is_refused_and_not_run(tmp_path):
 class AutoPolicy:
     """A class policy as the data room has it, without knowing it."""
 
-    def __init__(self, mask_rule, area_range):
+    def __init__(self, mask_rule, area_range, several_objects=False):
+        self.several_objects = several_objects
         self.mask_rule = mask_rule
         self.area_range = area_range

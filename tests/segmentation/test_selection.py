@@ -12,6 +12,7 @@ from replaycad.segmentation.selection import (
     most_central,
     select_by_area,
     tidy,
+    union_by_area,
 )
 
 
@@ -126,6 +127,18 @@ def test_outside_the_area_range_the_nearest_ratio_decides():
 
     assert select_by_area(masks, [0.9, 0.1, 0.9], (0.4, 0.5)) == 1
     assert select_by_area([], [], (0.4, 0.5)) is None
+
+
+def test_a_union_takes_every_object_once_and_no_part():
+    left, right = box(10, 10, 40, 40), box(60, 60, 90, 90)
+    part, group = box(12, 12, 40, 40), left | right
+    qualities = [0.9, 0.8, 0.7, 0.99]
+
+    united = union_by_area([left, right, part, group], qualities, (0.05, 0.12))
+
+    assert np.array_equal(united, left | right)
+    assert np.array_equal(union_by_area([group], [0.9], (0.01, 0.02)), group)
+    assert union_by_area([], [], (0.1, 0.2)) is None
 
 
 def test_tidy_removes_specks_and_pinholes_and_nothing_else():

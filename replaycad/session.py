@@ -1,0 +1,108 @@
+"""What every command does around its work: open the pipeline, show a failure as one line."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from replaycad.errors import ReplayCadError
+
+if TYPE_CHECKING:
+    from replaycad.pipeline import Pipeline
+    from replaycad.plans import Outcome
+
+
+@dataclass(frozen=True)
+class Shared:
+    """The options that mean the same in every command, in the order in which commands list them."""
+
+    classes: list[str]
+    data: Path
+    store: Path
+    recipe: str
+    settings: list[str]
+    device: str
+    seed: int
+    force: bool
+    dry_run: bool
+    as_json: bool
+    quiet: bool
+
+
+def split_names(texts: list[str]) -> list[str]:
+    """Split at commas, drop blanks and repeats, keep the order."""
+    parts = [part.strip() for text in texts for part in text.split(",")]
+    return list(dict.fromkeys(part for part in parts if part))
+
+
+def split_numbers(text: str) -> list[int]:
+    """Whole numbers, comma separated, without repeats."""
+    try:
+        return list(dict.fromkeys(int(part) for part in text.split(",")))
+    except ValueError:
+        raise typer.BadParameter(f"'{text}' is no list of numbers, such as 0,1,2") from None
+
+
+@contextmanager
+def one_line_errors() -> Iterator[None]:
+    """Show a foreseen failure as one line and leave with exit code 1."""
+    try:
+        yield
+    except ReplayCadError as error:
+        from replaycad import console
+
+        console.print_error(error)
+        raise typer.Exit(1) from None
+
+
+@contextmanager
+def session(
+    shared: Shared, stage: str | None, choices: dict[str, str]
+) -> Iterator["Pipeline"]:
+    """Open the pipeline for one command; an interruption says what was kept and leaves with 130."""
+    with one_line_errors():
+        from replaycad import console, plans
+        from replaycad.pipeline import Pipeline, Wishes
+
+        overrides = plans.split_settings(
+            [f"{name}={text}" for name, text in choices.items() if text] + shared.settings, stage
+        )
+        with console.TerminalReport(shared.quiet) as report:
+            wishes = Wishes(
+                data=shared.data, root=shared.store, overrides=overrides, device=shared.device,
+                seed=shared.seed, recipe=shared.recipe, force=shared.force, dry_run=shared.dry_run,
+            )  # fmt: skip
+            with Pipeline(wishes, report) as pipeline:
+                try:
+                    yield pipeline
+                except KeyboardInterrupt:
+                    report.close()
+                    console.print_interrupted(pipeline.kept())
+                    raise typer.Exit(130) from None
+
+
+def perform(
+    shared: Shared,
+    stage: str,
+    choices: dict[str, str],
+    work: Callable[["Pipeline", list[str]], list["Outcome"]],
+) -> None:
+    """One command of one stage: parse, work, one summary."""
+    with session(shared, stage, choices) as pipeline:
+        from replaycad import summary
+
+        names = pipeline.class_names(split_names(shared.classes), stored=stage == "replay")
+        summary.show(work(pipeline, names), shared.as_json, shared.dry_run)
+
+
+def show_run(result: dict[str, Any], as_json: bool, dry_run: bool) -> None:
+    """Show what a sequence came to, or would do."""
+    from replaycad import summary
+
+    if dry_run:
+        summary.show(result["outcomes"], as_json, dry_run)
+    else:
+        summary.show_results(result["document"], result["files"], as_json)

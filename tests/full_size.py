@@ -1,0 +1,42 @@
+"""The full-size backbones with random weights and a toy tokenizer: right in size alone."""
+
+from pathlib import Path
+
+import torch
+from torch import nn
+from transformers import AutoTokenizer
+
+from replaycad.diffusion.backbones import Diffusion, default_dtype
+from tests.diffusion.published import networks
+from tests.tiny import write_tokenizer
+
+SCHEDULE = {
+    "num_train_timesteps": 1000,
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+}
+
+
+def random_diffusion(name: str, device: torch.device, folder: Path) -> Diffusion:
+    """`sd15` or `ldm256` as `load_backbone` would give it.
+
+    Args:
+        name: of the backbone.
+        device: where the networks are made and stay.
+        folder: for the tokenizer's files.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        built = networks(name, str(device))
+    text = "clip" if name == "sd15" else "ldmbert"
+    tokenizer = AutoTokenizer.from_pretrained(write_tokenizer(folder, text))
+    tokenizer.model_max_length = 77
+    dtypes = {"vae": torch.float32}
+    frozen = {
+        part: nn.Module.to(net, device, dtypes.get(part, default_dtype(device)))
+        .eval()
+        .requires_grad_(False)
+        for part, net in built.items()
+    }
+    return Diffusion(**frozen, tokenizer=tokenizer, scheduler_config=SCHEDULE)
