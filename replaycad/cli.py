@@ -53,7 +53,13 @@ Segmenter = Annotated[
 Backbone = Annotated[
     str, typer.Option("--backbone", help="mini, sd15, ldm256, a folder or a hub id.")
 ]
-Detector = Annotated[str, typer.Option("--detector", help="Kind of detector: invad, ...")]
+Detector = Annotated[
+    str,
+    typer.Option(
+        "--detector",
+        help="invad, patchcore, simplenet, dinomaly, uniad, rlr or mambaad.",
+    ),
+]
 Encoder = Annotated[
     str, typer.Option("--encoder", help="Frozen encoder: mini, a timm name, or TIMM_NAME:FILE.")
 ]
@@ -216,6 +222,7 @@ def evaluate(
     data: Data = DATA,
     store: StoreRoot = STORE,
     recipe: Recipe = "mini",
+    encoder: Encoder = "",
     settings: Settings = [],  # noqa: B006
     device: Device = "auto",
     seed: Seed = 0,
@@ -233,7 +240,7 @@ def evaluate(
     _perform(
         shared,
         "eval",
-        {},
+        {"encoder": encoder},
         lambda pipeline, names: [pipeline.evaluate(names, name or names[-1])],
     )
 

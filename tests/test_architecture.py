@@ -32,6 +32,7 @@ FORBIDDEN_NAMES = {"utils", "common", "helpers", "base", "core", "misc", "types"
 TORCH_FREE = [
     "errors", "recipes", "progress", "plans", "sequence", "cli", "console", "data.samples",
     "data.classes", "diffusion.presets", "segmentation.presets", "detectors.presets",
+    "detectors.encoder_files",
 ]  # fmt: skip
 SHARED_OPTIONS = {
     "--class", "--data", "--store", "--device", "--seed", "--force", "--json", "--quiet",
@@ -42,7 +43,7 @@ OPTIONS = {
     "compress": SHARED_OPTIONS | {"--backbone"},
     "replay": (SHARED_OPTIONS - {"--data"}) | {"--num", "--backbone"},
     "train": SHARED_OPTIONS | {"--past", "--detector", "--encoder", "--init", "--name"},
-    "eval": SHARED_OPTIONS | {"--name"},
+    "eval": SHARED_OPTIONS | {"--encoder", "--name"},
     "run": SHARED_OPTIONS
     | {"--strategy", "--seeds", "--name", "--sheet", "--backbone", "--segmenter"}
     | {"--detector", "--encoder"},

@@ -1,17 +1,17 @@
 """PatchCore: keeps a few patches of every class and measures the distance to the nearest."""
 
 from collections.abc import Iterable, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from torch import nn
 from torch.nn import functional as F
 
-from replaycad.anomaly import apply_both_axes, map_matrix
+from replaycad.anomaly import apply_both_axes
+from replaycad.detectors.interface import Detector
 from replaycad.detectors.presets import PatchCorePreset
+from replaycad.detectors.pyramid import check_pyramid, smoothing_matrix
 from replaycad.errors import ConfigError
 
-SMOOTHING_SIGMA_PX = 4.0  # at 256 px, as published
 NUM_START_POINTS = 10
 QUERY_CHUNK = 4096  # patches compared with a bank at once
 
@@ -92,20 +92,20 @@ def nearest_squared_distances(queries: torch.Tensor, bank: torch.Tensor) -> torc
     return torch.cat(chunks).clamp_min_(0)
 
 
-class PatchCore(nn.Module):
+class PatchCore(Detector):
     """Memory banks of patches, one per class; nothing is trained by gradients (detectors.md 2.1).
 
     Args:
-        channels: of the encoder's levels, from fine to coarse; the second and the third are used.
+        channels: of the encoder's levels, from fine to coarse; the last two are used.
         strides: of the encoder's levels.
-        image_size: side of the input images in pixels, a multiple of the third stride.
+        image_size: side of the input images in pixels, a multiple of the last stride.
         preset: size of the banks.
 
     Raises:
         ConfigError: if encoder and image size do not fit.
     """
 
-    trained_by: Literal["fit"] = "fit"
+    trained_by = "fit"
     bank: torch.Tensor
     bank_class_index: torch.Tensor
     _to_image: torch.Tensor
@@ -119,18 +119,17 @@ class PatchCore(nn.Module):
     ) -> None:
         """Start with empty banks."""
         super().__init__()
-        if len(channels) < 3 or channels[2] < channels[1] or image_size % strides[2]:
+        check_pyramid("PatchCore", strides, image_size)
+        if len(channels) < 2 or channels[-1] < channels[-2]:
             raise ConfigError(
-                f"PatchCore does not fit an encoder with channels {tuple(channels)} at strides "
-                f"{tuple(strides)} and {image_size} px images",
-                "use three levels of growing width and an image size divisible by the last stride",
+                f"PatchCore does not fit an encoder with channels {tuple(channels)}",
+                "use two levels of growing width, such as those of resnet34.bt_in1k",
             )
         self.image_size = image_size
         self.preset = preset
-        sigma = SMOOTHING_SIGMA_PX * image_size / 256
-        to_image = map_matrix(image_size, image_size // strides[1], sigma, align_corners=False)
+        to_image = smoothing_matrix(image_size, image_size // strides[-2], align_corners=False)
         self.register_buffer("_to_image", to_image, persistent=False)
-        self.register_buffer("bank", torch.zeros(0, 2 * channels[1]))
+        self.register_buffer("bank", torch.zeros(0, 2 * channels[-2]))
         self.register_buffer("bank_class_index", torch.zeros(0, dtype=torch.int64))
 
     def fit(
@@ -181,12 +180,12 @@ class PatchCore(nn.Module):
         if not len(self.bank):
             raise ValueError("PatchCore has no memory bank yet: call fit first")
         distances = nearest_squared_distances(self._patches(features), self.bank)
-        height, width = features[1].shape[-2:]
+        height, width = features[-2].shape[-2:]
         return apply_both_axes(distances.reshape(-1, height, width), self._to_image)
 
     def _patches(self, features: Sequence[torch.Tensor]) -> torch.Tensor:
         """Embedded patches `[B * H * W, D]` float32."""
-        embedding = embed(features[1].float(), features[2].float())
+        embedding = embed(features[-2].float(), features[-1].float())
         return embedding.permute(0, 2, 3, 1).flatten(0, 2)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:

@@ -1,25 +1,85 @@
-"""Which detectors and encoders exist and where files lie, told without importing torch."""
+"""Which detectors there are and how each is built and trained, told without importing torch."""
 
-import json
-import os
 from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 from types import MappingProxyType
+from typing import Literal
 
-from replaycad.errors import ConfigError, WeightsError
+from replaycad.errors import ConfigError
+from replaycad.recipes import TrainConfig
 
-MINI_ENCODER = Path(__file__).parent.parent / "mini" / "weights" / "encoder"
-OUT_INDICES = (1, 2, 3)  # the levels at stride 4, 8 and 16 of the usual convolutional encoders
+MINI_LEVELS = (1, 2, 3)  # stride 4, 8 and 16 of the usual convolutional encoders
 
 
 @dataclass(frozen=True, kw_only=True)
-class InvADPreset:
-    """Structure of InvAD on some encoder.
+class OptimizerSettings:
+    """One optimiser over some of a detector's parameters.
+
+    Attributes:
+        kind: `adam` (weight decay added to the gradient), `adamw` (decay apart from it) or
+            `stable_adamw`.
+        learning_rate: at the preset's batch size.
+        betas: decay rates of the two moments; both must be floats.
+        weight_decay: per step, times the learning rate.
+        parameters: prefix of the names of the parameters it moves; empty for all.
+    """
+
+    kind: Literal["adam", "adamw", "stable_adamw"] = "adam"
+    learning_rate: float
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = 0.0
+    parameters: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingSettings:
+    """How a detector is trained unless the user says otherwise.
+
+    Attributes:
+        optimizers: they step together, each on its own parameters.
+        batch_size: images per step.
+        num_steps: optimiser steps; 0 to count in epochs.
+        epochs: passes over the training set.
+        grad_clip: largest gradient norm over all parameters together; 0 for no clipping.
+        schedule: `drop` (once, at `drop_at`), `cosine` (down to `final_factor`) or `constant`.
+        drop_at: fraction of all steps after which a `drop` happens.
+        final_factor: what the learning rate is multiplied by in the end.
+        warmup: fraction of all steps in which the learning rate rises from 0.
+    """
+
+    optimizers: tuple[OptimizerSettings, ...] = ()
+    batch_size: int = 8
+    num_steps: int = 0
+    epochs: int = 0
+    grad_clip: float = 5.0
+    schedule: Literal["drop", "cosine", "constant"] = "drop"
+    drop_at: float = 0.8
+    final_factor: float = 0.1
+    warmup: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preset:
+    """What every detector's preset has; the structure stands in the subclass.
 
     Attributes:
         encoder: name of the frozen encoder that `load_encoder` understands.
+        levels: which of the encoder's levels are read, in timm's numbers.
         image_size: side of the input images in pixels.
+        training: settings of the optimisation.
+    """
+
+    encoder: str = "mini"
+    levels: tuple[int, ...] = MINI_LEVELS
+    image_size: int = 128
+    training: TrainingSettings = TrainingSettings()
+
+
+@dataclass(frozen=True, kw_only=True)
+class InvADPreset(Preset):
+    """Structure of InvAD.
+
+    Attributes:
         fuser_width: channels of the fused code and of the style pyramid.
         style_width: channels of the style map that modulates a level.
         num_blocks: residual blocks per level of the generator.
@@ -28,8 +88,6 @@ class InvADPreset:
         level_weight: weight of every level in the loss.
     """
 
-    encoder: str
-    image_size: int
     fuser_width: int = 64
     style_width: int = 16
     num_blocks: int = 2
@@ -38,74 +96,55 @@ class InvADPreset:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PatchCorePreset:
-    """Structure of PatchCore on some encoder.
+class PatchCorePreset(Preset):
+    """Structure of PatchCore.
 
     Attributes:
-        encoder: name of the frozen encoder that `load_encoder` understands.
-        image_size: side of the input images in pixels.
         bank_fraction: share of a class's patches that its bank keeps.
         bank_limit: largest number of patches in the bank of one class.
         projection_width: width of the random projection in which the coreset is chosen.
     """
 
-    encoder: str
-    image_size: int
+    levels: tuple[int, ...] = (2, 3)
     bank_fraction: float = 0.1
     bank_limit: int = 10_000
     projection_width: int = 128
 
 
-Preset = InvADPreset | PatchCorePreset
+# ReplayCAD's settings for InvAD (detectors.md 1.2)
+_INVAD_ADAM = OptimizerSettings(learning_rate=4e-3, betas=(0.0, 0.99))
+_INVAD_TRAINING = TrainingSettings(optimizers=(_INVAD_ADAM,), batch_size=32, epochs=200)
 
-# detector -> preset name -> preset; what a detector is trained with (epochs, batch) is in recipes
+# detector -> preset name -> preset
 DETECTORS: Mapping[str, Mapping[str, Preset]] = MappingProxyType(
     {
-        "invad": MappingProxyType(
-            {
-                "full": InvADPreset(encoder="wide_resnet50_2.racm_in1k", image_size=256),
-                "lite": InvADPreset(
-                    encoder="resnet34.bt_in1k", image_size=256, num_blocks=4, level_weight=5.0
+        "invad": {
+            "full": InvADPreset(
+                encoder="wide_resnet50_2.racm_in1k", image_size=256, training=_INVAD_TRAINING
+            ),
+            "lite": InvADPreset(
+                encoder="resnet34.bt_in1k",
+                image_size=256,
+                num_blocks=4,
+                level_weight=5.0,
+                training=replace(_INVAD_TRAINING, epochs=300),
+            ),
+            "mini": InvADPreset(
+                fuser_width=32,
+                num_blocks=1,
+                generator_widths=(32, 64, 96),
+                training=TrainingSettings(
+                    optimizers=(replace(_INVAD_ADAM, learning_rate=1e-2),), num_steps=600
                 ),
-                "mini": InvADPreset(
-                    encoder="mini",
-                    image_size=128,
-                    fuser_width=32,
-                    num_blocks=1,
-                    generator_widths=(32, 64, 96),
-                ),
-            }
-        ),
-        "patchcore": MappingProxyType(
-            {
-                "full": PatchCorePreset(encoder="wide_resnet50_2.tv_in1k", image_size=256),
-                "lite": PatchCorePreset(encoder="resnet34.bt_in1k", image_size=256),
-                "mini": PatchCorePreset(
-                    encoder="mini", image_size=128, bank_limit=1000, projection_width=64
-                ),
-            }
-        ),
+            ),
+        },
+        "patchcore": {
+            "full": PatchCorePreset(encoder="wide_resnet50_2.tv_in1k", image_size=256),
+            "lite": PatchCorePreset(encoder="resnet34.bt_in1k", image_size=256),
+            "mini": PatchCorePreset(bank_limit=1000, projection_width=64),
+        },
     }
 )
-
-
-@dataclass(frozen=True, kw_only=True)
-class OptimizerSettings:
-    """How a detector with a loss is optimised: ReplayCAD's settings for InvAD (detectors.md 1.2).
-
-    Attributes:
-        learning_rate_per_image: learning rate divided by the batch size.
-        betas: of Adam; both must be floats.
-        grad_clip: largest gradient norm over all parameters together; 0 for no clipping.
-        lr_drop_at: fraction of all steps after which the learning rate drops.
-        lr_drop_factor: what it is multiplied by then.
-    """
-
-    learning_rate_per_image: float = 1e-3 / 8
-    betas: tuple[float, float] = (0.0, 0.99)
-    grad_clip: float = 5.0
-    lr_drop_at: float = 0.8
-    lr_drop_factor: float = 0.1
 
 
 def preset_for(detector: str, preset: str) -> Preset:
@@ -124,99 +163,22 @@ def preset_for(detector: str, preset: str) -> Preset:
     return presets[preset]
 
 
-@dataclass(frozen=True, kw_only=True)
-class EncoderLocation:
-    """Where the frozen encoder called `name` is described and stored.
-
-    Attributes:
-        name: as the user wrote it.
-        timm_name: architecture in timm.
-        out_indices: which of its levels are used.
-        files: every file that determines the features; weights last.
-        mean: of the input, or None for what timm knows about the architecture.
-        std: likewise.
-    """
-
-    name: str
-    timm_name: str
-    out_indices: tuple[int, ...]
-    files: tuple[Path, ...]
-    mean: tuple[float, float, float] | None = None
-    std: tuple[float, float, float] | None = None
-
-
-def locate_encoder(name: str) -> EncoderLocation:
-    """Find an encoder's files without reading the weights.
-
-    Args:
-        name: `mini` (bundled), `TIMM_NAME:FILE.safetensors` (a local file), or a timm name with its
-            tag, such as `resnet34.bt_in1k`, whose weights lie in the Hugging Face cache.
+def settle(config: TrainConfig) -> TrainConfig:
+    """The config with every 0 and "" replaced by what the detector's preset says.
 
     Raises:
-        WeightsError: if a file is missing or the bundled description is unreadable; the hint says
-            which file to put where.
+        ConfigError: if the detector or its preset is unknown.
     """
-    if name == "mini":
-        return _bundled(name, MINI_ENCODER)
-    timm_name, colon, file = name.partition(":")
-    if colon:
-        path = Path(file).expanduser()
-        if not path.is_file():
-            raise WeightsError(f"encoder '{timm_name}': no file {path}", "check the path after ':'")
-        return EncoderLocation(
-            name=name, timm_name=timm_name, out_indices=OUT_INDICES, files=(path,)
-        )
-    cached = _hub_cache_file(f"timm/{name}", "model.safetensors")
-    if cached is None:
-        raise WeightsError(
-            f"encoder '{name}' is not in the Hugging Face cache ({_hub_cache()})",
-            f"run `hf download timm/{name} model.safetensors`, or give the file as "
-            f"'{name}:FILE.safetensors'",
-        )
-    return EncoderLocation(name=name, timm_name=name, out_indices=OUT_INDICES, files=(cached,))
-
-
-def encoder_files(name: str) -> list[Path]:
-    """Files whose digests identify the encoder called `name`; errors as `locate_encoder`."""
-    return list(locate_encoder(name).files)
-
-
-def _bundled(name: str, folder: Path) -> EncoderLocation:
-    config_file, weights = folder / "config.json", folder / "model.safetensors"
-    for file in (config_file, weights):
-        if not file.is_file():
-            raise WeightsError(
-                f"the bundled encoder lacks {file}", "install replaycad again with its weights"
-            )
-    try:
-        config = json.loads(config_file.read_text())
-        return EncoderLocation(
-            name=name,
-            timm_name=config["timm_name"],
-            out_indices=tuple(config["out_indices"]),
-            files=(config_file, weights),
-            mean=tuple(config["mean"]),
-            std=tuple(config["std"]),
-        )
-    except (ValueError, KeyError, TypeError) as error:
-        raise WeightsError(
-            f"{config_file} does not describe an encoder: {error!r}",
-            "expected timm_name, out_indices, mean, std; install replaycad again",
-        ) from None
-
-
-def _hub_cache() -> Path:
-    """The hub's cache folder by huggingface_hub's own rules; importing it would be slow."""
-    if "HF_HUB_CACHE" in os.environ:
-        return Path(os.environ["HF_HUB_CACHE"]).expanduser()
-    cache = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")) / "huggingface"
-    return Path(os.environ.get("HF_HOME", cache)).expanduser() / "hub"
-
-
-def _hub_cache_file(repository: str, file: str) -> Path | None:
-    folder = _hub_cache() / f"models--{repository.replace('/', '--')}"
-    reference = folder / "refs" / "main"
-    if not reference.is_file():
-        return None
-    path = folder / "snapshots" / reference.read_text().strip() / file
-    return path if path.is_file() else None
+    preset = preset_for(config.detector, config.preset)
+    training = preset.training
+    is_counted = config.num_steps or config.epochs
+    rates = [one.learning_rate for one in training.optimizers]
+    return replace(
+        config,
+        encoder=config.encoder or preset.encoder,
+        image_size=config.image_size or preset.image_size,
+        num_steps=config.num_steps if is_counted else training.num_steps,
+        epochs=config.epochs if is_counted else training.epochs,
+        batch_size=config.batch_size or training.batch_size,
+        learning_rate=config.learning_rate or (rates[0] if rates else 0.0),
+    )

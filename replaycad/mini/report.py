@@ -132,7 +132,7 @@ def nearest_neighbour_auroc(data: Path, encoder: Encoder) -> Figures:
     """Image AUROC (0..1) of a PatchCore bank of each class's real images, and the mean."""
     found = {}
     for name in find_classes(data):
-        preset = PatchCorePreset(encoder="", image_size=IMAGE_SIZE, bank_limit=BANK_LIMIT)
+        preset = PatchCorePreset(image_size=IMAGE_SIZE, bank_limit=BANK_LIMIT)
         detector = PatchCore(encoder.channels, encoder.strides, IMAGE_SIZE, preset)
         normal, tested = train_samples(data, name), test_samples(data, name)
         detector.fit(

@@ -6,11 +6,11 @@ import torch
 from replaycad.anomaly import image_scores
 from replaycad.detectors.build import build_detector
 from replaycad.detectors.invad import InvAD
-from replaycad.detectors.optimization import make_optimizer, optimize_step
+from replaycad.detectors.optimization import make_optimizers, optimize_step
 from replaycad.detectors.presets import InvADPreset, preset_for
 from replaycad.errors import ConfigError
 
-SMALL = InvADPreset(encoder="none", image_size=32, fuser_width=16, style_width=8, num_blocks=1)
+SMALL = InvADPreset(image_size=32, fuser_width=16, style_width=8, num_blocks=1)
 
 
 def num_parameters(module):
@@ -50,7 +50,7 @@ def test_published_presets_have_the_published_number_of_parameters(
 @pytest.mark.parametrize("widths", [None, (4, 4, 8)])
 def test_reconstruction_has_the_shapes_of_the_pyramid(widths):
     preset = InvADPreset(
-        encoder="none", image_size=32, fuser_width=8, num_blocks=2, generator_widths=widths
+        image_size=32, fuser_width=8, num_blocks=2, generator_widths=widths
     )
     features = random_pyramid(0)
 
@@ -62,7 +62,6 @@ def test_reconstruction_has_the_shapes_of_the_pyramid(widths):
 def test_loss_is_the_weighted_sum_of_the_level_errors():
     features = random_pyramid(1)
     weighted = InvADPreset(
-        encoder="none",
         image_size=32,
         fuser_width=16,
         style_width=8,
@@ -161,7 +160,6 @@ def test_misfits_are_refused_with_a_way_out():
 def test_an_over_fitted_detector_scores_a_scratch_higher_and_points_at_it(tiny_encoder, stripes):
     normal, scratched, scratch = stripes
     preset = InvADPreset(
-        encoder="none",
         image_size=64,
         fuser_width=16,
         style_width=8,
@@ -170,11 +168,12 @@ def test_an_over_fitted_detector_scores_a_scratch_higher_and_points_at_it(tiny_e
     )
     torch.manual_seed(1)
     detector = InvAD(tiny_encoder.channels[:2], tiny_encoder.strides[:2], 64, preset)
-    optimizer = make_optimizer(detector.parameters(), 0.01)
+    training = preset_for("invad", "mini").training
+    optimizers = make_optimizers(detector, training, 0.01)
     features = tiny_encoder.encode_images(normal)[:2]
 
     for _ in range(120):
-        optimize_step(detector, optimizer, features, 0.01)
+        optimize_step(detector, optimizers, features, training)
     pair = torch.cat([normal[:1], scratched])
     maps = detector.anomaly_maps(tiny_encoder.encode_images(pair)[:2])
 

@@ -15,7 +15,7 @@ from replaycad.detectors.patchcore import (
 from replaycad.detectors.presets import PatchCorePreset
 from replaycad.errors import ConfigError
 
-SMALL = PatchCorePreset(encoder="none", image_size=32, bank_fraction=0.5, projection_width=8)
+SMALL = PatchCorePreset(image_size=32, bank_fraction=0.5, projection_width=8)
 
 
 def stream(seed=0):
@@ -113,7 +113,7 @@ def test_fitting_a_class_again_replaces_its_bank():
 
 
 def test_bank_limit_holds():
-    preset = PatchCorePreset(encoder="none", image_size=32, bank_fraction=1.0, bank_limit=5)
+    preset = PatchCorePreset(image_size=32, bank_fraction=1.0, bank_limit=5)
     detector = PatchCore((4, 6, 8), (4, 8, 16), 32, preset)
 
     detector.fit([random_pyramid(0)], 0, stream())
@@ -139,9 +139,11 @@ def test_misuse_is_refused():
     with pytest.raises(ValueError, match="no images"):
         small_patchcore().fit([], 0, stream())
     with pytest.raises(ConfigError, match="does not fit"):
-        PatchCore((4, 6), (4, 8), 32, SMALL)
-    with pytest.raises(ConfigError, match="does not fit"):
+        PatchCore((6, 4), (4, 8), 32, SMALL)
+    with pytest.raises(ConfigError, match="no multiple of 16"):
         PatchCore((4, 6, 8), (4, 8, 16), 40, SMALL)
+    with pytest.raises(ConfigError, match="halve in size"):
+        PatchCore((4, 4), (16, 16), 32, SMALL)
 
 
 def test_a_scratch_scores_higher_than_the_texture_and_the_map_points_at_it(tiny_encoder, stripes):
