@@ -9,9 +9,10 @@ from replaycad.detectors.interface import Detector
 from replaycad.detectors.invad import InvAD
 from replaycad.detectors.patchcore import PatchCore
 from replaycad.detectors.presets import preset_for
+from replaycad.detectors.simplenet import SimpleNet
 
 BUILDERS: Mapping[str, Callable[..., Detector]] = MappingProxyType(
-    {"invad": InvAD, "patchcore": PatchCore}
+    {"invad": InvAD, "patchcore": PatchCore, "simplenet": SimpleNet}
 )
 
 

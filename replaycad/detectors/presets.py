@@ -111,9 +111,38 @@ class PatchCorePreset(Preset):
     projection_width: int = 128
 
 
+@dataclass(frozen=True, kw_only=True)
+class SimpleNetPreset(Preset):
+    """Structure of SimpleNet.
+
+    Attributes:
+        width: of the embedding and of the adaptor.
+        hidden_width: of the discriminator.
+        noise_std: of what is added to adapted features.
+        margin: of the hinge loss.
+    """
+
+    levels: tuple[int, ...] = (2, 3)
+    width: int = 1536
+    hidden_width: int = 1024
+    noise_std: float = 0.015
+    margin: float = 0.5
+
+
 # ReplayCAD's settings for InvAD (detectors.md 1.2)
 _INVAD_ADAM = OptimizerSettings(learning_rate=4e-3, betas=(0.0, 0.99))
 _INVAD_TRAINING = TrainingSettings(optimizers=(_INVAD_ADAM,), batch_size=32, epochs=200)
+
+_SIMPLENET_TRAINING = TrainingSettings(
+    optimizers=(
+        OptimizerSettings(
+            kind="adamw", learning_rate=1e-4, weight_decay=1e-2, parameters="adaptor."
+        ),
+        OptimizerSettings(learning_rate=2e-4, weight_decay=1e-5, parameters="discriminator."),
+    ),
+    batch_size=32,
+    epochs=100,
+)
 
 # detector -> preset name -> preset
 DETECTORS: Mapping[str, Mapping[str, Preset]] = MappingProxyType(
@@ -142,6 +171,16 @@ DETECTORS: Mapping[str, Mapping[str, Preset]] = MappingProxyType(
             "full": PatchCorePreset(encoder="wide_resnet50_2.tv_in1k", image_size=256),
             "lite": PatchCorePreset(encoder="resnet34.bt_in1k", image_size=256),
             "mini": PatchCorePreset(bank_limit=1000, projection_width=64),
+        },
+        "simplenet": {
+            "full": SimpleNetPreset(
+                encoder="wide_resnet50_2.tv_in1k", image_size=256, training=_SIMPLENET_TRAINING
+            ),
+            "mini": SimpleNetPreset(
+                width=384,
+                hidden_width=256,
+                training=replace(_SIMPLENET_TRAINING, batch_size=8, epochs=0, num_steps=600),
+            ),
         },
     }
 )
