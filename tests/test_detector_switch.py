@@ -4,6 +4,8 @@ import json
 
 import numpy as np
 import pytest
+import timm
+from safetensors.torch import save_file
 
 from replaycad.artifacts.detector import DetectorArtifact
 from replaycad.detectors.presets import DETECTORS
@@ -56,6 +58,18 @@ def test_every_detector_is_trained_continued_and_measured_by_the_same_commands(n
     assert (trained.detector, trained.class_order) == (name, ["disc", "plate"])
     assert trained.encoder == ENCODER
     assert 0 <= scores["metrics"]["mean"]["image_auroc"] <= 1
+
+
+def test_dinomaly_reads_the_tokens_of_a_transformer(run, tmp_path):
+    weights = tmp_path / "vit.safetensors"
+    save_file(timm.create_model("test_vit", pretrained=False).state_dict(), weights)
+    encoder = ("--encoder", f"test_vit:{weights}")
+
+    trained = run("train", "--class", "disc", "--detector", "dinomaly", *SMALL, *encoder)
+    measured = run("eval", "--class", "disc", "--set", f"encoder=test_vit:{weights}")
+
+    assert trained.exit_code == 0, trained.output
+    assert measured.exit_code == 0, measured.output
 
 
 def test_a_detector_of_another_name_is_no_start(run):

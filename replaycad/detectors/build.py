@@ -5,6 +5,7 @@ from types import MappingProxyType
 
 import torch
 
+from replaycad.detectors.dinomaly import Dinomaly
 from replaycad.detectors.interface import Detector
 from replaycad.detectors.invad import InvAD
 from replaycad.detectors.patchcore import PatchCore
@@ -12,7 +13,12 @@ from replaycad.detectors.presets import preset_for
 from replaycad.detectors.simplenet import SimpleNet
 
 BUILDERS: Mapping[str, Callable[..., Detector]] = MappingProxyType(
-    {"invad": InvAD, "patchcore": PatchCore, "simplenet": SimpleNet}
+    {
+        "invad": InvAD,
+        "patchcore": PatchCore,
+        "simplenet": SimpleNet,
+        "dinomaly": Dinomaly,
+    }
 )
 
 

@@ -129,6 +129,23 @@ class SimpleNetPreset(Preset):
     margin: float = 0.5
 
 
+@dataclass(frozen=True, kw_only=True)
+class DinomalyPreset(Preset):
+    """Structure of Dinomaly.
+
+    Attributes:
+        num_groups: groups of consecutive levels that are compared by their mean.
+        num_blocks: of the decoder; 0 for one per level, as published.
+        width: of the tokens; 0 for that of the encoder, as published.
+        dropout: in the bottleneck, the only noise.
+    """
+
+    num_groups: int = 2
+    num_blocks: int = 0
+    width: int = 0
+    dropout: float = 0.2
+
+
 # ReplayCAD's settings for InvAD (detectors.md 1.2)
 _INVAD_ADAM = OptimizerSettings(learning_rate=4e-3, betas=(0.0, 0.99))
 _INVAD_TRAINING = TrainingSettings(optimizers=(_INVAD_ADAM,), batch_size=32, epochs=200)
@@ -142,6 +159,23 @@ _SIMPLENET_TRAINING = TrainingSettings(
     ),
     batch_size=32,
     epochs=100,
+)
+
+_DINOMALY_TRAINING = TrainingSettings(
+    optimizers=(
+        OptimizerSettings(kind="stable_adamw", learning_rate=2e-3, weight_decay=1e-4),
+    ),
+    batch_size=16,
+    num_steps=10_000,
+    grad_clip=0.1,
+    schedule="cosine",
+    warmup=0.01,
+)
+_DINOMALY_BASE = DinomalyPreset(
+    encoder="vit_base_patch14_reg4_dinov2.lvd142m",
+    levels=tuple(range(2, 10)),
+    image_size=392,
+    training=_DINOMALY_TRAINING,
 )
 
 # detector -> preset name -> preset
@@ -180,6 +214,15 @@ DETECTORS: Mapping[str, Mapping[str, Preset]] = MappingProxyType(
                 width=384,
                 hidden_width=256,
                 training=replace(_SIMPLENET_TRAINING, batch_size=8, epochs=0, num_steps=600),
+            ),
+        },
+        "dinomaly": {
+            "full": _DINOMALY_BASE,
+            "lite": replace(_DINOMALY_BASE, encoder="vit_small_patch14_reg4_dinov2.lvd142m"),
+            "mini": DinomalyPreset(
+                width=128,
+                num_blocks=2,
+                training=replace(_DINOMALY_TRAINING, batch_size=8, num_steps=600),
             ),
         },
     }

@@ -24,8 +24,10 @@ PUBLISHED = {  # trained parameters, detectors.md
     ("patchcore", "full"): 0,
     ("patchcore", "lite"): 0,
     ("simplenet", "full"): 3_937_792,
+    ("dinomaly", "full"): 61_425_408,
+    ("dinomaly", "lite"): 15_377_280,
 }
-STEPS = {"invad": 60, "simplenet": 60}
+STEPS = {"invad": 60, "simplenet": 60, "dinomaly": 60}
 BY_LOSS = [name for name in DETECTORS if name != "patchcore"]
 
 
