@@ -11,6 +11,7 @@ from replaycad.detectors.invad import InvAD
 from replaycad.detectors.patchcore import PatchCore
 from replaycad.detectors.presets import preset_for
 from replaycad.detectors.simplenet import SimpleNet
+from replaycad.detectors.uniad import UniAD
 
 BUILDERS: Mapping[str, Callable[..., Detector]] = MappingProxyType(
     {
@@ -18,6 +19,7 @@ BUILDERS: Mapping[str, Callable[..., Detector]] = MappingProxyType(
         "patchcore": PatchCore,
         "simplenet": SimpleNet,
         "dinomaly": Dinomaly,
+        "uniad": UniAD,
     }
 )
 

@@ -146,6 +146,31 @@ class DinomalyPreset(Preset):
     dropout: float = 0.2
 
 
+@dataclass(frozen=True, kw_only=True)
+class UniADPreset(Preset):
+    """Structure of UniAD.
+
+    Attributes:
+        grid_level: place in `levels` of the level whose size all others take.
+        width: of the tokens.
+        num_heads: of every attention.
+        hidden_width: of the feed-forward part.
+        num_layers: of the encoder, and of the decoder.
+        reach: places around the query, along either axis, that it may not see.
+        jitter: scale of the noise on the tokens while training.
+        dropout: in attention and feed-forward part.
+    """
+
+    grid_level: int = -1
+    width: int = 256
+    num_heads: int = 8
+    hidden_width: int = 1024
+    num_layers: int = 4
+    reach: int = 4
+    jitter: float = 20.0
+    dropout: float = 0.1
+
+
 # ReplayCAD's settings for InvAD (detectors.md 1.2)
 _INVAD_ADAM = OptimizerSettings(learning_rate=4e-3, betas=(0.0, 0.99))
 _INVAD_TRAINING = TrainingSettings(optimizers=(_INVAD_ADAM,), batch_size=32, epochs=200)
@@ -176,6 +201,12 @@ _DINOMALY_BASE = DinomalyPreset(
     levels=tuple(range(2, 10)),
     image_size=392,
     training=_DINOMALY_TRAINING,
+)
+
+_UNIAD_TRAINING = TrainingSettings(
+    optimizers=(OptimizerSettings(kind="adamw", learning_rate=1e-4, weight_decay=1e-4),),
+    batch_size=8,
+    epochs=100,
 )
 
 # detector -> preset name -> preset
@@ -223,6 +254,29 @@ DETECTORS: Mapping[str, Mapping[str, Preset]] = MappingProxyType(
                 width=128,
                 num_blocks=2,
                 training=replace(_DINOMALY_TRAINING, batch_size=8, num_steps=600),
+            ),
+        },
+        "uniad": {
+            "full": UniADPreset(
+                encoder="tf_efficientnet_b4.aa_in1k",
+                levels=(0, 1, 2, 3),
+                image_size=256,
+                training=_UNIAD_TRAINING,
+            ),
+            "mini": UniADPreset(
+                grid_level=1,
+                width=128,
+                num_heads=4,
+                hidden_width=256,
+                num_layers=2,
+                reach=2,
+                dropout=0.0,
+                training=replace(
+                    _UNIAD_TRAINING,
+                    optimizers=(replace(_UNIAD_TRAINING.optimizers[0], learning_rate=1e-3),),
+                    epochs=0,
+                    num_steps=600,
+                ),
             ),
         },
     }

@@ -26,8 +26,9 @@ PUBLISHED = {  # trained parameters, detectors.md
     ("simplenet", "full"): 3_937_792,
     ("dinomaly", "full"): 61_425_408,
     ("dinomaly", "lite"): 15_377_280,
+    ("uniad", "full"): 7_778_832,
 }
-STEPS = {"invad": 60, "simplenet": 60, "dinomaly": 60}
+STEPS = {"invad": 60, "simplenet": 60, "dinomaly": 60, "uniad": 60}
 BY_LOSS = [name for name in DETECTORS if name != "patchcore"]
 
 
