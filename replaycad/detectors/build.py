@@ -8,8 +8,10 @@ import torch
 from replaycad.detectors.dinomaly import Dinomaly
 from replaycad.detectors.interface import Detector
 from replaycad.detectors.invad import InvAD
+from replaycad.detectors.mambaad import MambaAD
 from replaycad.detectors.patchcore import PatchCore
 from replaycad.detectors.presets import preset_for
+from replaycad.detectors.rlr import RLR
 from replaycad.detectors.simplenet import SimpleNet
 from replaycad.detectors.uniad import UniAD
 
@@ -20,6 +22,8 @@ BUILDERS: Mapping[str, Callable[..., Detector]] = MappingProxyType(
         "simplenet": SimpleNet,
         "dinomaly": Dinomaly,
         "uniad": UniAD,
+        "rlr": RLR,
+        "mambaad": MambaAD,
     }
 )
 

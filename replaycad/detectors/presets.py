@@ -171,6 +171,46 @@ class UniADPreset(Preset):
     dropout: float = 0.1
 
 
+@dataclass(frozen=True, kw_only=True)
+class RLRPreset(Preset):
+    """Structure of RLR.
+
+    Attributes:
+        widths: of the tokens, per level.
+        reaches: of the window around a token, in places to all sides, per level.
+        num_heads: of every attention.
+        num_layers: per level.
+        jitter: scale of the noise on the tokens while training.
+    """
+
+    levels: tuple[int, ...] = (2, 3)
+    widths: tuple[int, ...] = (256, 512)
+    reaches: tuple[int, ...] = (3, 2)
+    num_heads: int = 8
+    num_layers: int = 4
+    jitter: float = 4.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class MambaADPreset(Preset):
+    """Structure of MambaAD.
+
+    Attributes:
+        depths: state-space blocks per stage of the decoder, from the code to the finest level.
+        widths: channels of those stages; None for twice the coarsest level's, then those of the
+            encoder, as published.
+        state_width: of every state-space model.
+        drop_path: largest rate at which a block is left out while training.
+        level_weight: weight of every level in the loss.
+    """
+
+    depths: tuple[int, ...] = (3, 4, 6, 3)
+    widths: tuple[int, ...] | None = None
+    state_width: int = 16
+    drop_path: float = 0.2
+    level_weight: float = 5.0
+
+
 # ReplayCAD's settings for InvAD (detectors.md 1.2)
 _INVAD_ADAM = OptimizerSettings(learning_rate=4e-3, betas=(0.0, 0.99))
 _INVAD_TRAINING = TrainingSettings(optimizers=(_INVAD_ADAM,), batch_size=32, epochs=200)
@@ -207,6 +247,20 @@ _UNIAD_TRAINING = TrainingSettings(
     optimizers=(OptimizerSettings(kind="adamw", learning_rate=1e-4, weight_decay=1e-4),),
     batch_size=8,
     epochs=100,
+)
+
+_MAMBAAD_TRAINING = TrainingSettings(
+    optimizers=(OptimizerSettings(kind="adamw", learning_rate=5e-3, weight_decay=1e-4),),
+    batch_size=16,
+    epochs=100,
+)
+
+_RLR_TRAINING = TrainingSettings(
+    optimizers=(OptimizerSettings(learning_rate=1e-4),),
+    batch_size=4,
+    epochs=200,
+    grad_clip=0.0,
+    schedule="constant",
 )
 
 # detector -> preset name -> preset
@@ -277,6 +331,35 @@ DETECTORS: Mapping[str, Mapping[str, Preset]] = MappingProxyType(
                     epochs=0,
                     num_steps=600,
                 ),
+            ),
+        },
+        "rlr": {
+            "full": RLRPreset(
+                encoder="tf_efficientnet_b6.aa_in1k", image_size=256, training=_RLR_TRAINING
+            ),
+            "mini": RLRPreset(
+                widths=(128, 128),
+                reaches=(2, 1),
+                num_heads=4,
+                num_layers=2,
+                training=replace(
+                    _RLR_TRAINING,
+                    optimizers=(OptimizerSettings(learning_rate=1e-3),),
+                    batch_size=8,
+                    epochs=0,
+                    num_steps=400,
+                ),
+            ),
+        },
+        "mambaad": {
+            "full": MambaADPreset(
+                encoder="resnet34.bt_in1k", image_size=256, training=_MAMBAAD_TRAINING
+            ),
+            "mini": MambaADPreset(
+                depths=(1, 1, 1, 1),
+                widths=(64, 48, 24, 16),
+                state_width=8,
+                training=replace(_MAMBAAD_TRAINING, batch_size=8, epochs=0, num_steps=400),
             ),
         },
     }

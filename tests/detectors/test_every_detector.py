@@ -27,8 +27,10 @@ PUBLISHED = {  # trained parameters, detectors.md
     ("dinomaly", "full"): 61_425_408,
     ("dinomaly", "lite"): 15_377_280,
     ("uniad", "full"): 7_778_832,
+    ("rlr", "full"): 21_514_512,
+    ("mambaad", "full"): 17_456_960,
 }
-STEPS = {"invad": 60, "simplenet": 60, "dinomaly": 60, "uniad": 60}
+STEPS = {"invad": 60, "simplenet": 60, "dinomaly": 60, "uniad": 60, "mambaad": 20, "rlr": 60}
 BY_LOSS = [name for name in DETECTORS if name != "patchcore"]
 
 
