@@ -9,6 +9,7 @@ from replaycad.detectors.invad import InvAD
 from replaycad.detectors.optimization import make_optimizers, optimize_step
 from replaycad.detectors.presets import InvADPreset, preset_for
 from replaycad.errors import ConfigError
+from tests.detectors.grouped import per_sample
 
 SMALL = InvADPreset(image_size=32, fuser_width=16, style_width=8, num_blocks=1)
 
@@ -181,3 +182,17 @@ def test_an_over_fitted_detector_scores_a_scratch_higher_and_points_at_it(tiny_e
     row, column = divmod(maps[1].argmax().item(), 64)
     assert scores[1] > 1.5 * scores[0]
     assert scratch[max(0, row - 4) : row + 5, max(0, column - 4) : column + 5].any()
+
+
+def test_outputs_and_gradients_are_those_of_per_sample_grouped_convolutions():
+    preset = InvADPreset(fuser_width=16, style_width=8, num_blocks=2)
+    plain, grouped = small_invad(preset=preset), per_sample(small_invad(preset=preset))
+    features = random_pyramid(7, batch=3)
+
+    for ours, theirs in zip(plain(features), grouped(features), strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+    for detector in (plain, grouped):
+        detector.zero_grad()
+        detector.loss(features).backward()
+    for ours, theirs in zip(plain.parameters(), grouped.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad, atol=1e-5, rtol=1e-3)

@@ -5,6 +5,7 @@ import torch
 from torch.nn import functional as F
 
 from replaycad.anomaly import image_scores
+from replaycad.detectors import patchcore
 from replaycad.detectors.build import build_detector
 from replaycad.detectors.patchcore import (
     PatchCore,
@@ -65,6 +66,26 @@ def test_coreset_is_drawn_by_its_stream_and_never_twice_the_same_vector():
 
     assert torch.equal(first, again)
     assert len(first.unique()) == 20
+
+
+@pytest.mark.parametrize("num_candidates", [1, 7, 100, 4096])
+@pytest.mark.parametrize("spread", [0.05, 5.0])
+def test_picks_are_those_of_one_pass_over_all_vectors_per_pick(
+    num_candidates, spread, monkeypatch
+):
+    monkeypatch.setattr(patchcore, "NUM_CANDIDATES", num_candidates)
+    centres = 10 * torch.randn(30, 6, generator=stream(1)).double()
+    vectors = centres.repeat(20, 1) + spread * torch.randn(600, 6, generator=stream(2)).double()
+
+    picks = greedy_coreset(vectors, 200, stream(3), projection_width=6)
+
+    start = torch.randperm(600, generator=stream(3))[:10]
+    nearest = torch.cdist(vectors, vectors[start]).mean(dim=1)
+    expected = []
+    for _ in range(200):
+        expected.append(nearest.argmax().item())
+        nearest = torch.minimum(nearest, (vectors - vectors[expected[-1]]).norm(dim=1))
+    assert picks.tolist() == expected
 
 
 def test_coreset_of_everything_is_everything():
