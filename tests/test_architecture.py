@@ -32,7 +32,7 @@ FORBIDDEN_NAMES = {"utils", "common", "helpers", "base", "core", "misc", "types"
 TORCH_FREE = [
     "errors", "recipes", "progress", "plans", "sequence", "cli", "console", "data.samples",
     "data.classes", "diffusion.presets", "segmentation.presets", "detectors.presets",
-    "detectors.encoder_files",
+    "detectors.encoder_files", "detectors.structures",
 ]  # fmt: skip
 SHARED_OPTIONS = {
     "--class", "--data", "--store", "--device", "--seed", "--force", "--json", "--quiet",

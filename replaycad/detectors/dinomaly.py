@@ -17,8 +17,8 @@ from torch.nn import functional as F
 
 from replaycad.anomaly import apply_both_axes, bilinear_matrix
 from replaycad.detectors.interface import Detector, evaluating
-from replaycad.detectors.presets import DinomalyPreset
 from replaycad.detectors.pyramid import check_pyramid
+from replaycad.detectors.structures import DinomalyPreset
 from replaycad.errors import ConfigError
 
 NORM_EPS = 1e-8

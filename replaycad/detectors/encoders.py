@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from replaycad.detectors.encoder_files import EncoderLocation, locate_encoder
-from replaycad.detectors.presets import MINI_LEVELS
+from replaycad.detectors.structures import MINI_LEVELS
 from replaycad.errors import ConfigError, WeightsError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)

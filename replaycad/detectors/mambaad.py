@@ -14,9 +14,9 @@ from torch.nn import functional as F
 
 from replaycad.anomaly import apply_both_axes
 from replaycad.detectors.interface import Detector, evaluating
-from replaycad.detectors.presets import MambaADPreset
 from replaycad.detectors.pyramid import check_pyramid, smoothing_matrix
 from replaycad.detectors.selective_scan import selective_scan
+from replaycad.detectors.structures import MambaADPreset
 from replaycad.errors import ConfigError
 
 NUM_DIRECTIONS = 8

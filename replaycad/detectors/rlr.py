@@ -11,8 +11,8 @@ from torch.nn import functional as F
 
 from replaycad.anomaly import apply_both_axes
 from replaycad.detectors.interface import Detector, evaluating
-from replaycad.detectors.presets import RLRPreset
 from replaycad.detectors.pyramid import check_pyramid, smoothing_matrix
+from replaycad.detectors.structures import RLRPreset
 from replaycad.detectors.tokens import jitter, neighbours, to_maps, to_tokens
 from replaycad.errors import ConfigError
 

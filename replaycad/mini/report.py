@@ -22,7 +22,7 @@ from replaycad.data.images import load_images
 from replaycad.data.samples import find_classes, test_samples, train_samples
 from replaycad.detectors.encoders import IMAGENET_MEAN, IMAGENET_STD, Encoder, load_encoder
 from replaycad.detectors.patchcore import PatchCore
-from replaycad.detectors.presets import PatchCorePreset
+from replaycad.detectors.structures import PatchCorePreset
 from replaycad.diffusion.backbones import load_backbone
 from replaycad.metrics import image_auroc
 from replaycad.mini.pretrain.encoder import OUT_INDICES, TIMM_NAME

@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional as F
 
 from replaycad.detectors.dinomaly import Dinomaly, LinearAttention
-from replaycad.detectors.presets import DinomalyPreset
+from replaycad.detectors.structures import DinomalyPreset
 from replaycad.errors import ConfigError
 
 

@@ -7,7 +7,8 @@ from replaycad.anomaly import image_scores
 from replaycad.detectors.build import build_detector
 from replaycad.detectors.invad import InvAD
 from replaycad.detectors.optimization import make_optimizers, optimize_step
-from replaycad.detectors.presets import InvADPreset, preset_for
+from replaycad.detectors.presets import preset_for
+from replaycad.detectors.structures import InvADPreset
 from replaycad.errors import ConfigError
 from tests.detectors.grouped import per_sample
 

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 from replaycad.anomaly import smooth
 from replaycad.detectors import selective_scan as scans
 from replaycad.detectors.mambaad import DropPath, MambaAD, hilbert_curve, scan_orders
-from replaycad.detectors.presets import MambaADPreset
+from replaycad.detectors.structures import MambaADPreset
 from replaycad.errors import ConfigError
 
 BATCH, DIRECTIONS, WIDTH, STATE = 2, 3, 5, 4

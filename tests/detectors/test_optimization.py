@@ -8,14 +8,9 @@ import torch
 from torch import nn
 
 from replaycad.detectors.optimization import make_optimizers, optimize_step, rate_factor
-from replaycad.detectors.presets import (
-    DETECTORS,
-    OptimizerSettings,
-    TrainingSettings,
-    preset_for,
-    settle,
-)
+from replaycad.detectors.presets import DETECTORS, preset_for, settle
 from replaycad.detectors.stable_adamw import StableAdamW
+from replaycad.detectors.structures import OptimizerSettings, TrainingSettings
 from replaycad.recipes import TrainConfig
 
 ADAM = OptimizerSettings(learning_rate=1.0, betas=(0.0, 0.99))

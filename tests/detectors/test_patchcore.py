@@ -13,7 +13,7 @@ from replaycad.detectors.patchcore import (
     greedy_coreset,
     nearest_squared_distances,
 )
-from replaycad.detectors.presets import PatchCorePreset
+from replaycad.detectors.structures import PatchCorePreset
 from replaycad.errors import ConfigError
 
 SMALL = PatchCorePreset(image_size=32, bank_fraction=0.5, projection_width=8)

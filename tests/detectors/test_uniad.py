@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from replaycad.detectors.presets import UniADPreset
+from replaycad.detectors.structures import UniADPreset
 from replaycad.detectors.uniad import UniAD
 from replaycad.errors import ConfigError
 
