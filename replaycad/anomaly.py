@@ -1,6 +1,6 @@
 """From feature pyramids to anomaly maps and scores, where higher always means more anomalous."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -76,6 +76,26 @@ def apply_both_axes(maps: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
 def smooth(maps: torch.Tensor, sigma: float) -> torch.Tensor:
     """Gaussian smoothing of square maps `[B, H, H]`, equal to scipy's with its default border."""
     return apply_both_axes(maps, gaussian_matrix(maps.shape[-1], sigma).to(maps))
+
+
+def normalized_scores(
+    scores: torch.Tensor, thresholds: Mapping[str, float], kind: str = "image"
+) -> torch.Tensor:
+    """Bring scores of any detector to one scale: 0 is typical of normal images, 1 the threshold.
+
+    Linear between the median and the threshold of normal training images of all classes, so the
+    order stays, and no class need be known.
+
+    Args:
+        scores: image scores `[B]` or maps `[B, H, W]`.
+        thresholds: of the detector's artifact.
+        kind: `image` or `pixel`, whichever `scores` are of.
+
+    Returns:
+        The same shape, float; above 1 is an alarm, below 0 more ordinary than half of the normal.
+    """
+    typical, alarm = thresholds[f"typical_{kind}"], thresholds[kind]
+    return (scores - typical) / max(alarm - typical, 1e-12)
 
 
 def image_scores(anomaly_maps: torch.Tensor) -> torch.Tensor:

@@ -69,7 +69,13 @@ BatchSize = Annotated[
         help="Images at once, for less memory; compress adds passes up to its batch; 0: what fits.",
     ),
 ]
-Detector = Annotated[str, typer.Option("--detector", help="Kind of detector: invad, ...")]
+Detector = Annotated[
+    str,
+    typer.Option(
+        "--detector",
+        help="invad, patchcore, simplenet, dinomaly, uniad, rlr or mambaad.",
+    ),
+]
 Encoder = Annotated[
     str, typer.Option("--encoder", help="Frozen encoder: mini, a timm name, or TIMM_NAME:FILE.")
 ]
@@ -217,6 +223,7 @@ def evaluate(
     data: Data = DATA,
     store: StoreRoot = STORE,
     recipe: Recipe = "mini",
+    encoder: Encoder = "",
     settings: Settings = [],  # noqa: B006
     device: Device = "auto",
     seed: Seed = 0,
@@ -234,7 +241,7 @@ def evaluate(
     perform(
         shared,
         "eval",
-        {},
+        {"encoder": encoder},
         lambda pipeline, names: [pipeline.evaluate(names, name or names[-1])],
     )
 

@@ -8,7 +8,8 @@ from typing import Any
 
 from replaycad import __version__
 from replaycad.console import format_bytes, print_json, print_line, print_table
-from replaycad.detectors.presets import DETECTORS, encoder_files
+from replaycad.detectors.encoder_files import encoder_files
+from replaycad.detectors.presets import DETECTORS
 from replaycad.diffusion.presets import BACKBONES, locate_backbone
 from replaycad.errors import ReplayCadError
 from replaycad.segmentation.presets import SEGMENTERS

@@ -113,7 +113,6 @@ class Workshop:
         seed: int,
     ) -> None:
         """Train a detector."""
-        from replaycad.detectors.encoders import load_encoder
         from replaycad.stages.train import train_detector
 
         init = None
@@ -126,7 +125,7 @@ class Workshop:
             Source(class_index=known.index(name), replays=reader)
             for name, reader in zip(drawn, replays, strict=True)
         ] + [Source(class_index=known.index(name), samples=real) for name, real in samples.items()]
-        encoder = self._load("encoder", config.encoder, load_encoder)
+        encoder = self._encoder(config.encoder, config.detector, config.preset)
         checkpoint = self._checkpoint(plan)
         detector = train_detector(
             Mixture(sources, config.image_size, self._report), known, encoder, config, seed,
@@ -143,13 +142,22 @@ class Workshop:
         config: EvalConfig,
     ) -> None:
         """Score test images."""
-        from replaycad.detectors.encoders import load_encoder
         from replaycad.stages.eval import evaluate
 
         trained = DetectorArtifact.load(detector_path)
-        encoder = self._load("encoder", config.encoder, load_encoder)
+        encoder = self._encoder(config.encoder, trained.detector, trained.preset)
         header = plan.header(list(samples))
         evaluate(samples, trained, encoder, config, header, self._report).save(plan.path)
+
+    def _encoder(self, name: str, detector: str, preset: str) -> Any:
+        """The encoder with the levels that this detector reads."""
+        from replaycad.detectors.encoders import load_encoder
+        from replaycad.detectors.presets import preset_for
+
+        levels = preset_for(detector, preset).levels
+        return self._load(
+            f"encoder {levels}", name, lambda name, device: load_encoder(name, device, levels)
+        )
 
     def _checkpoint(self, plan: Plan) -> Checkpoint:
         """The checkpoint of this very output; those of outputs no longer wanted are removed."""

@@ -6,7 +6,7 @@ from pathlib import Path
 from replaycad.artifacts.digests import DigestCache, file_digest, images_digest
 from replaycad.artifacts.store import Store
 from replaycad.data.samples import Sample
-from replaycad.detectors.presets import encoder_files
+from replaycad.detectors.encoder_files import encoder_files
 from replaycad.diffusion.presets import backbone_files, locate_backbone, split_name
 from replaycad.plans import digest_of
 from replaycad.segmentation.presets import locate as locate_segmenter

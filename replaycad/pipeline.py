@@ -5,7 +5,7 @@ Torch is not imported before a stage has to run.
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar, cast
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 from replaycad import plans
 from replaycad.artifacts.store import Store
 from replaycad.data.samples import Sample, find_classes, test_samples, train_samples
+from replaycad.detectors.presets import preset_for, settle
 from replaycad.diffusion.memory import needed_bytes
 from replaycad.errors import ArtifactError, ConfigError
 from replaycad.frozen import FrozenInputs
@@ -270,7 +271,7 @@ class Pipeline:
     ) -> Outcome:
         """A detector from real images of `class_names` and the replays called `past`."""
         seed = self.wishes.seed if seed is None else seed
-        config = self.config(TrainConfig)
+        config = settle(self.config(TrainConfig))
         config = replace(config, init=init or config.init)
         if config.init == name:
             raise ConfigError(f"detector '{name}' cannot go on from itself", "give another --name")
@@ -280,6 +281,8 @@ class Pipeline:
         for one in past:
             self._prepare_replays(one)
             inputs[f"replays/{one}"] = self._content("replays", one)
+        structure = asdict(preset_for(config.detector, config.preset))
+        inputs["preset"] = plans.digest_of({"preset": structure})
         before: list[str] = []
         if config.init:
             inputs[f"detectors/{config.init}"] = self._content("detectors", config.init)
@@ -299,14 +302,14 @@ class Pipeline:
         content = self._content("detectors", name)
         header, config = self._header("detectors", name), self.config(EvalConfig)
         encoder = config.encoder or self._typed("train", "encoder") or header.get("encoder")
-        encoder = encoder or self.config(TrainConfig).encoder
+        encoder = encoder or settle(self.config(TrainConfig)).encoder
         config = replace(config, encoder=encoder)
         weights = self.frozen.encoder(encoder)
         path = self.store.path("detectors", name)
         if f"detectors/{name}" not in self._changing and header.get("weights") != weights:
             raise ArtifactError(
                 f"{path} was trained with another encoder than '{encoder}'",
-                "give its files with --set encoder=TIMM_NAME:FILE",
+                "give its files with --encoder TIMM_NAME:FILE",
             )
         inputs = {f"images/{one}": self.frozen.images(found) for one, found in samples.items()}
         inputs |= {f"detectors/{name}": content, "class order": ",".join(class_names)}

@@ -15,7 +15,7 @@ STAGES = ("mask", "compress", "replay", "train", "eval")
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 """Of unet and text encoder; `auto` is 16 bits on a GPU. What is trained is always fp32."""
 
-STAGE_VERSIONS = {"mask": 1, "compress": 2, "replay": 2, "train": 1, "eval": 1}
+STAGE_VERSIONS = {"mask": 1, "compress": 2, "replay": 2, "train": 2, "eval": 2}
 """Raised when the code of a stage changes what it writes: files made before become stale."""
 
 
@@ -118,22 +118,18 @@ class TrainConfig:
 
     detector: str = "invad"
     preset: str = "mini"
-    encoder: str = "mini"
-    image_size: int = _at_least(16, 128)
-    num_steps: int = _at_least(0, 600)  # optimiser steps; 0: count in epochs
+    encoder: str = ""  # this and what follows, if empty or 0: as the detector's preset says
+    image_size: int = _at_least(0, 0)
+    num_steps: int = _at_least(0, 0)  # optimiser steps; 0: count in epochs
     epochs: int = _at_least(0, 0)
-    batch_size: int = _at_least(1, 8)
-    learning_rate: float = _at_least(0.0, 1e-2)
-    grad_clip: float = _at_least(0.0, 5.0)  # 0: no clipping
-    lr_drop_at: float = _at_least(0.0, 0.8)  # fraction of all steps after which lr is a tenth
+    batch_size: int = _at_least(0, 0)
+    learning_rate: float = _at_least(0.0, 0.0)  # of the first optimiser; others keep their ratio
     init: str = ""  # name of the detector to go on from; empty: from scratch
     stage = "train"
 
     def __post_init__(self) -> None:
         """Refuse values that make no sense."""
         _check(self)
-        if self.num_steps == 0 and self.epochs == 0:
-            raise ConfigError("train: num_steps and epochs are both 0", "give one of them")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,15 +157,11 @@ _PAPER_COMPRESS = CompressConfig(
 _PAPER_REPLAY = ReplayConfig(
     num_images=800, sampler="ddim", num_inference_steps=50, guidance_scale=10.0, batch_size=8
 )
-_PAPER_TRAIN = TrainConfig(
-    preset="full", encoder="wide_resnet50_2.racm_in1k", image_size=256, num_steps=0, epochs=200,
-    batch_size=32, learning_rate=4e-3,
-)  # fmt: skip
 _PAPER: dict[str, StageConfig] = {
     "mask": MaskConfig(segmenter="vit_h", image_size=512),
     "compress": _PAPER_COMPRESS,
     "replay": _PAPER_REPLAY,
-    "train": _PAPER_TRAIN,
+    "train": TrainConfig(preset="full"),
     "eval": EvalConfig(batch_size=32),
 }
 
@@ -195,10 +187,7 @@ RECIPES: dict[str, dict[str, StageConfig]] = {
         "replay": replace(
             _PAPER_REPLAY, num_images=200, sampler="dpm++", num_inference_steps=20
         ),
-        "train": replace(
-            _PAPER_TRAIN, preset="lite", encoder="resnet34.bt_in1k", epochs=30, batch_size=16,
-            learning_rate=2e-3,
-        ),
+        "train": TrainConfig(preset="lite", epochs=30, batch_size=16, learning_rate=2e-3),
     },
 }
 

@@ -3,6 +3,8 @@
 import hashlib
 import resource
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -43,6 +45,17 @@ def stream_seed(seed: int, *names: str | int) -> int:
 def generator(seed: int, *names: str | int) -> torch.Generator:
     """CPU generator of the random stream called `names`: the same noise for every device."""
     return torch.Generator("cpu").manual_seed(stream_seed(seed, *names))
+
+
+@contextmanager
+def global_stream(device: torch.device, seed: int, *names: str | int) -> Iterator[None]:
+    """Draw torch's global random numbers from the stream called `names` while the block runs.
+
+    Dropout knows no other stream. Afterwards the global one goes on where it was.
+    """
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(stream_seed(seed, *names))
+        yield
 
 
 def peak_memory_bytes() -> int:

@@ -96,3 +96,12 @@ def test_image_score_is_the_maximum_of_the_map():
     maps[1, 2, 3] = 5.0
 
     assert anomaly.image_scores(maps).tolist() == [0.0, 5.0]
+
+
+def test_normalised_scores_keep_the_order_and_put_the_threshold_at_one():
+    thresholds = {"image": 3.0, "typical_image": 1.0, "pixel": 2.0, "typical_pixel": 2.0}
+    scores = torch.tensor([0.0, 1.0, 2.0, 3.0, 5.0])
+
+    assert anomaly.normalized_scores(scores, thresholds).tolist() == [-0.5, 0.0, 0.5, 1.0, 2.0]
+    constant = anomaly.normalized_scores(scores, thresholds, "pixel")
+    assert torch.isfinite(constant).all(), "a detector that says the same of all pixels"

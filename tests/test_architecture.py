@@ -34,6 +34,7 @@ TORCH_FREE = [
     "errors", "recipes", "class_recipes", "progress", "plans", "sequence", "cli", "console",
     "data.samples", "data.classes", "diffusion.presets", "diffusion.memory",
     "segmentation.presets", "detectors.presets", "session",
+    "detectors.encoder_files", "detectors.structures",
 ]  # fmt: skip
 SHARED_OPTIONS = {
     "--class", "--data", "--store", "--device", "--seed", "--force", "--json", "--quiet",
@@ -44,7 +45,7 @@ OPTIONS = {
     "compress": SHARED_OPTIONS | {"--backbone", "--batch-size"},
     "replay": (SHARED_OPTIONS - {"--data"}) | {"--num", "--backbone", "--batch-size"},
     "train": SHARED_OPTIONS | {"--past", "--detector", "--encoder", "--init", "--name"},
-    "eval": SHARED_OPTIONS | {"--name"},
+    "eval": SHARED_OPTIONS | {"--encoder", "--name"},
     "run": SHARED_OPTIONS
     | {"--strategy", "--seeds", "--name", "--sheet", "--backbone", "--segmenter"}
     | {"--detector", "--encoder"},

@@ -1,8 +1,15 @@
 """The detector is a switch: the same commands train and measure another one."""
 
+import json
+
 import numpy as np
+import pytest
+import timm
+from safetensors.torch import save_file
 
 from replaycad.artifacts.detector import DetectorArtifact
+from replaycad.detectors.presets import DETECTORS
+from tests.conftest import ENCODER
 
 
 def _banks(path):
@@ -31,3 +38,55 @@ def test_fine_tuning_a_memory_bank_replaces_it(run, tmp_path):
     assert result.exit_code == 0, result.output
     banks = _banks(tmp_path / "store" / "detectors" / "tuned.safetensors")
     assert np.unique(banks).tolist() == [1]
+
+
+SMALL = ("--set", "image_size=64")  # sixteen times the coarsest stride of most detectors
+
+
+@pytest.mark.parametrize("name", DETECTORS)
+def test_every_detector_is_trained_continued_and_measured_by_the_same_commands(name, run, tmp_path):
+    chosen = ("--detector", name, *SMALL)
+    assert run("train", "--class", "disc", *chosen).exit_code == 0
+
+    tuned = run("train", "--class", "plate", *chosen, "--init", "disc")
+    measured = run("eval", "--class", "disc,plate", "--json")
+
+    assert tuned.exit_code == 0, tuned.output
+    assert measured.exit_code == 0, measured.output
+    trained = DetectorArtifact.load(tmp_path / "store" / "detectors" / "plate.safetensors")
+    scores = json.loads((tmp_path / "store" / "scores" / "plate.json").read_text())
+    assert (trained.detector, trained.class_order) == (name, ["disc", "plate"])
+    assert trained.encoder == ENCODER
+    assert 0 <= scores["metrics"]["mean"]["image_auroc"] <= 1
+
+
+def test_dinomaly_reads_the_tokens_of_a_transformer(run, tmp_path):
+    weights = tmp_path / "vit.safetensors"
+    save_file(timm.create_model("test_vit", pretrained=False).state_dict(), weights)
+    encoder = ("--encoder", f"test_vit:{weights}")
+
+    trained = run("train", "--class", "disc", "--detector", "dinomaly", *SMALL, *encoder)
+    measured = run("eval", "--class", "disc", "--set", f"encoder=test_vit:{weights}")
+
+    assert trained.exit_code == 0, trained.output
+    assert measured.exit_code == 0, measured.output
+
+
+def test_a_detector_of_another_name_is_no_start(run):
+    assert run("train", "--class", "disc", "--detector", "patchcore").exit_code == 0
+
+    result = run("train", "--class", "plate", "--detector", "simplenet", "--init", "disc")
+
+    assert result.exit_code == 1
+    assert "trained with another detector: patchcore, not simplenet" in result.stderr
+    assert result.stderr.count("error:") == 1
+
+
+def test_a_detector_refuses_another_encoder_in_one_line(run, tmp_path):
+    assert run("train", "--class", "disc", "--detector", "simplenet").exit_code == 0
+
+    result = run("eval", "--class", "disc", "--encoder", "mini", "--set", "encoder=mini")
+
+    assert result.exit_code == 1
+    assert "trained with another encoder than 'mini'" in result.stderr.replace("\n", " ")
+    assert not (tmp_path / "store" / "scores").exists()

@@ -48,9 +48,48 @@ def test_image_auroc_equals_scikit_learn_with_ties():
     scores = np.array([0.1, 0.5, 0.5, 0.5, 0.9, 0.2])
     labels = np.array([0, 0, 1, 1, 1, 1])
 
-    assert metrics.image_auroc(scores, labels) == pytest.approx(
-        reference.roc_auc_score(labels, scores)
-    )
+    expected = reference.roc_auc_score(labels, scores)
+    assert metrics.image_auroc(scores, labels) == pytest.approx(expected, abs=1e-12)
+
+
+def test_constant_scores_give_the_figures_of_a_guess():
+    masks = tied_scores(0)[1]
+    maps, share = np.full(masks.shape, 0.25, np.float32), masks.mean()
+
+    figures = metrics.pixel_metrics(maps, masks)
+
+    truth = masks.ravel()
+    expected = reference.average_precision_score(truth, maps.ravel())
+    assert figures["pixel_auroc"] == 0.5
+    assert figures["pixel_ap"] == pytest.approx(expected, abs=1e-12)
+    assert figures["f1_max"] == pytest.approx(2 * share / (1 + share), abs=1e-12)
+    assert figures["aupro30"] == pytest.approx(0.15, abs=1e-12)
+    assert metrics.image_auroc([0.5] * 4, [0, 1, 0, 1]) == 0.5
+
+
+@pytest.mark.parametrize("label", [0, 1])
+def test_images_of_one_kind_alone_have_no_auroc(label):
+    assert np.isnan(metrics.image_auroc([0.1, 0.2, 0.3], [label] * 3))
+
+
+def test_masks_that_are_full_leave_only_what_needs_no_normal_pixel():
+    maps, masks = np.random.default_rng(0).random((2, 4, 4)), np.ones((2, 4, 4), bool)
+
+    figures = metrics.pixel_metrics(maps, masks)
+
+    assert np.isnan(figures["pixel_auroc"])
+    assert np.isnan(figures["aupro30"])
+    assert figures["pixel_ap"] == figures["f1_max"] == 1.0
+
+
+def test_all_pixel_figures_come_from_the_same_two_sorts(monkeypatch):
+    calls = []
+    ranked = metrics.rank
+    monkeypatch.setattr(metrics, "rank", lambda *given: calls.append(1) or ranked(*given))
+
+    metrics.pixel_metrics(*tied_scores(1))
+
+    assert len(calls) == 1
 
 
 def test_half_precision_maps_give_the_figures_of_their_values():
@@ -85,7 +124,19 @@ def aupro_by_thresholds(maps, masks, limit=0.3):
 def test_aupro_equals_a_sweep_over_all_thresholds(levels):
     maps, masks = tied_scores(levels + 1, levels=levels)
 
-    assert metrics.aupro30(maps, masks) == pytest.approx(aupro_by_thresholds(maps, masks))
+    expected = aupro_by_thresholds(maps, masks)
+    assert metrics.aupro30(maps, masks) == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_aupro_equals_the_sweep_on_small_random_cases_with_ties(seed):
+    rng = np.random.default_rng(seed)
+    maps = rng.integers(0, 5, (2, 5, 5)) / 4
+    masks = rng.random((2, 5, 5)) < 0.3
+    masks[0, 0, 0], masks[1, 4, 4] = True, False
+
+    expected = aupro_by_thresholds(maps, masks)
+    assert metrics.aupro30(maps, masks) == pytest.approx(expected, abs=1e-12)
 
 
 def test_aupro_of_a_case_worked_by_hand():

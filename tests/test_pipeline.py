@@ -194,7 +194,10 @@ def test_training_goes_on_from_another_detector(run, tmp_path):
     name = max(first.state, key=lambda key: first.state[key].size)
     moved = np.abs(second.state[name] - first.state[name]).mean()
     assert 0 < moved < np.abs(first.state[name]).mean() / 2, "near where it started, but not there"
-    assert set(second.thresholds) == {"image", "pixel"}
+    limits = second.thresholds
+    assert limits["false_alarm_rate"] == 0.01
+    assert limits["typical_image"] < limits["image"]
+    assert limits["typical_pixel"] < limits["pixel"] <= limits["image"]
 
 
 def test_force_makes_it_again_with_the_same_bytes(run, chain, tmp_path):

@@ -1,14 +1,31 @@
 """From a detector's name to its untrained network, drawn from one seed."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 
 import torch
 
+from replaycad.detectors.dinomaly import Dinomaly
+from replaycad.detectors.interface import Detector
 from replaycad.detectors.invad import InvAD
+from replaycad.detectors.mambaad import MambaAD
 from replaycad.detectors.patchcore import PatchCore
-from replaycad.detectors.presets import InvADPreset, preset_for
+from replaycad.detectors.presets import preset_for
+from replaycad.detectors.rlr import RLR
+from replaycad.detectors.simplenet import SimpleNet
+from replaycad.detectors.uniad import UniAD
 
-Detector = InvAD | PatchCore
+BUILDERS: Mapping[str, Callable[..., Detector]] = MappingProxyType(
+    {
+        "invad": InvAD,
+        "patchcore": PatchCore,
+        "simplenet": SimpleNet,
+        "dinomaly": Dinomaly,
+        "uniad": UniAD,
+        "rlr": RLR,
+        "mambaad": MambaAD,
+    }
+)
 
 
 def build_detector(
@@ -30,8 +47,7 @@ def build_detector(
         seed: of the initial weights; torch's global stream is left as it was.
 
     Returns:
-        On the CPU. Its `trained_by` says how it learns: `loss` (gradient steps on
-        `loss(features)`) or `fit` (one call of `fit` per class). Both give anomaly maps.
+        On the CPU.
 
     Raises:
         ConfigError: if a name is unknown or encoder, image size and preset do not fit together.
@@ -39,6 +55,4 @@ def build_detector(
     chosen = preset_for(detector, preset)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        if isinstance(chosen, InvADPreset):
-            return InvAD(channels, strides, image_size, chosen)
-        return PatchCore(channels, strides, image_size, chosen)
+        return BUILDERS[detector](channels, strides, image_size, chosen)

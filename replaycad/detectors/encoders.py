@@ -1,4 +1,4 @@
-"""The frozen encoder: timm features at three strides, and the normalisation they expect."""
+"""The frozen encoder: timm features of some levels, and the normalisation they expect."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,15 +9,20 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
-from replaycad.detectors.presets import EncoderLocation, locate_encoder
-from replaycad.errors import WeightsError
+from replaycad.detectors.encoder_files import EncoderLocation, locate_encoder
+from replaycad.detectors.structures import MINI_LEVELS
+from replaycad.errors import ConfigError, WeightsError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+_WRAPPED = "model."
 
 
 class Encoder(nn.Module):
     """A frozen network that gives a feature pyramid; always in eval mode and without gradient.
+
+    The levels of a vision transformer are the outputs of its blocks, the patch tokens laid out as
+    maps of one size; class and register tokens are left out.
 
     Attributes:
         channels: channels per level, from fine to coarse.
@@ -41,13 +46,16 @@ class Encoder(nn.Module):
         levels: Any = model.feature_info  # timm's; nn.Module does not declare it
         self.channels: tuple[int, ...] = tuple(levels.channels())
         self.strides: tuple[int, ...] = tuple(levels.reduction())
+        # a transformer cannot pad: its patches are its stride
+        is_transformer = len(self.strides) > 1 and len(set(self.strides)) == 1
+        self.patch_px = self.strides[0] if is_transformer else 1
         self.mean, self.std = tuple(mean), tuple(std)
         scale = 1.0 / (255.0 * torch.tensor(self.std))
         shift = -torch.tensor(self.mean) / torch.tensor(self.std)
         self.register_buffer("_scale", scale[:, None, None], persistent=False)
         self.register_buffer("_shift", shift[:, None, None], persistent=False)
 
-    def train(self, mode: bool = True) -> "Encoder":  # noqa: ARG002 - nn.Module's signature
+    def train(self, mode: bool = True) -> "Encoder":
         """Stay in eval mode: batch statistics of a frozen encoder never move."""
         return super().train(mode=False)
 
@@ -71,7 +79,15 @@ class Encoder(nn.Module):
 
         Returns:
             Levels from fine to coarse, each `[B, channels, H / stride, W / stride]` float.
+
+        Raises:
+            ConfigError: if the images do not divide into patches.
         """
+        if inputs.shape[-1] % self.patch_px or inputs.shape[-2] % self.patch_px:
+            raise ConfigError(
+                f"{inputs.shape[-1]} px images do not divide into patches of {self.patch_px} px",
+                f"use an image size that is a multiple of {self.patch_px}",
+            )
         return list(self.model(inputs))
 
     def encode_images(self, images: torch.Tensor) -> list[torch.Tensor]:
@@ -79,37 +95,45 @@ class Encoder(nn.Module):
         return self(self.normalize(images))
 
 
-def load_encoder(name: str, device: torch.device | str = "cpu") -> Encoder:
+def load_encoder(
+    name: str, device: torch.device | str = "cpu", levels: Sequence[int] | None = None
+) -> Encoder:
     """Load a frozen encoder; nothing is downloaded.
 
     Args:
         name: `mini`, `TIMM_NAME:FILE.safetensors`, or a timm name whose weights are in the hub's
             cache.
         device: where it shall live.
+        levels: which of its levels to give, in timm's numbers: stages of a convolutional network,
+            blocks of a transformer. None for those at stride 4, 8 and 16.
 
     Raises:
         WeightsError: if the files are missing, damaged or of another architecture, or timm does not
             know the name.
     """
     location = locate_encoder(name)
-    try:
-        model = timm.create_model(
-            location.timm_name,
-            pretrained=False,
-            features_only=True,
-            out_indices=location.out_indices,
-        )
-    except (RuntimeError, IndexError, AssertionError) as error:
-        raise WeightsError(
-            f"timm {timm.__version__} makes no encoder '{location.timm_name}' with levels "
-            f"{location.out_indices}: {error}",
-            "use a timm name with its tag, such as resnet34.bt_in1k",
-        ) from None
+    model = _build(location.timm_name, tuple(levels or location.out_indices or MINI_LEVELS))
     _load_weights(model, location)
     known = timm.get_pretrained_cfg(location.timm_name)
     mean = location.mean or (known.mean if known else IMAGENET_MEAN)
     std = location.std or (known.std if known else IMAGENET_STD)
     return Encoder(model, mean, std).to(device)
+
+
+def _build(timm_name: str, levels: tuple[int, ...]) -> nn.Module:
+    """Untrained network; a transformer's position table is stretched to the images it gets."""
+    settings = {"pretrained": False, "features_only": True, "out_indices": levels}
+    try:
+        try:
+            return timm.create_model(timm_name, dynamic_img_size=True, **settings)
+        except TypeError:  # a convolutional network takes any size and has no such argument
+            return timm.create_model(timm_name, **settings)
+    except (RuntimeError, IndexError, AssertionError, ValueError) as error:
+        raise WeightsError(
+            f"timm {timm.__version__} makes no encoder '{timm_name}' with levels {levels}: {error}",
+            "use a timm name with its tag, such as resnet34.bt_in1k, and a detector preset made "
+            "for such an encoder",
+        ) from None
 
 
 def _load_weights(model: nn.Module, location: EncoderLocation) -> None:
@@ -122,6 +146,8 @@ def _load_weights(model: nn.Module, location: EncoderLocation) -> None:
             f"{file} is no readable safetensors file: {error}", "fetch the file again"
         ) from None
     wanted = model.state_dict()
+    if all(key.startswith(_WRAPPED) for key in wanted):  # timm wraps its transformers
+        state = {_WRAPPED + key: value for key, value in state.items()}
     # batch counters matter only while training; some converters drop them
     missing = [key for key in wanted if key not in state and "num_batches_tracked" not in key]
     misfits = [key for key in wanted if key in state and state[key].shape != wanted[key].shape]

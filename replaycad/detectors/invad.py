@@ -1,19 +1,19 @@
 """InvAD: rebuilds frozen features from a narrow code and distrusts where that fails."""
 
 from collections.abc import Sequence
-from itertools import pairwise
-from typing import Literal, cast
+from typing import cast
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from replaycad.anomaly import apply_both_axes, cosine_distance_map, map_matrix
+from replaycad.anomaly import apply_both_axes, cosine_distance_map
 from replaycad.detectors.blocks import EqualizedConv, EqualizedUp, ResidualBlock
-from replaycad.detectors.presets import InvADPreset
+from replaycad.detectors.interface import Detector, evaluating
+from replaycad.detectors.pyramid import check_pyramid, smoothing_matrix
+from replaycad.detectors.structures import InvADPreset
 from replaycad.errors import ConfigError
 
-SMOOTHING_SIGMA_PX = 4.0  # at 256 px, as published
 STYLE_LR_MULTIPLIER = 0.01
 
 
@@ -124,11 +124,8 @@ class Generator(nn.Module):
         return outputs[::-1]
 
 
-class InvAD(nn.Module):
-    """The trainable part of InvAD; the frozen encoder stays outside and is not in the state.
-
-    Everything it takes is the encoder's pyramid: a list from fine to coarse of `[B, C, H, W]`
-    float.
+class InvAD(Detector):
+    """Fuser and generator, and how far what they draw is from the features.
 
     Args:
         channels: of the encoder's levels, from fine to coarse.
@@ -140,7 +137,6 @@ class InvAD(nn.Module):
         ConfigError: if encoder, image size and preset do not fit together.
     """
 
-    trained_by: Literal["loss"] = "loss"
     _to_image: torch.Tensor
 
     def __init__(
@@ -157,17 +153,15 @@ class InvAD(nn.Module):
         self.level_weight = preset.level_weight
         self.fuser = Fuser(channels, strides, preset.fuser_width)
         self.generator = Generator(channels, image_size // strides[-1], preset)
-        # the published 4 px belong to 256 px images; other sizes keep that share of the image
-        sigma = SMOOTHING_SIGMA_PX * image_size / 256
-        to_image = map_matrix(image_size, image_size // strides[0], sigma, align_corners=True)
+        to_image = smoothing_matrix(image_size, image_size // strides[0])
         self.register_buffer("_to_image", to_image, persistent=False)
 
     def forward(self, features: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """Reconstruct the pyramid: the same shapes, fine to coarse."""
+        """Reconstruct the pyramid: levels `[B, C, H, W]` of the same shapes, fine to coarse."""
         return self.generator(self.fuser([level.float() for level in features]))
 
-    def loss(self, features: Sequence[torch.Tensor]) -> torch.Tensor:
-        """Weighted sum over the levels of the mean squared error: a scalar, lower is better."""
+    def loss(self, features: Sequence[torch.Tensor], progress: float = 0.0) -> torch.Tensor:
+        """Weighted sum over the levels of the mean squared error of levels `[B, C, H, W]`."""
         reconstructed = self(features)
         errors = [
             F.mse_loss(fake, level.float())
@@ -175,34 +169,21 @@ class InvAD(nn.Module):
         ]
         return self.level_weight * torch.stack(errors).sum()
 
-    @torch.no_grad()
     def anomaly_maps(self, features: Sequence[torch.Tensor]) -> torch.Tensor:
         """Smoothed cosine distance of the pyramid and its reconstruction, in eval mode.
 
         Returns:
-            `[B, image_size, image_size]` float32 in 0..2, higher is more anomalous. The score of an
-            image is the maximum of its map (`replaycad.anomaly.image_scores`).
+            `[B, image_size, image_size]` float32 in 0..2, higher is more anomalous.
         """
-        was_training = self.training
-        self.eval()
-        maps = cosine_distance_map(features, self(features))
-        self.train(was_training)
+        with evaluating(self):
+            maps = cosine_distance_map(features, self(features))
         return apply_both_axes(maps, self._to_image)
 
 
 def _check_fit(
     channels: Sequence[int], strides: Sequence[int], image_size: int, preset: InvADPreset
 ) -> None:
-    if any(coarse != 2 * fine for fine, coarse in pairwise(strides)):
-        raise ConfigError(
-            f"InvAD needs encoder levels that halve in size, found strides {tuple(strides)}",
-            "use an encoder with levels at stride 4, 8 and 16, such as resnet34.bt_in1k",
-        )
-    if image_size <= 0 or image_size % strides[-1]:
-        raise ConfigError(
-            f"image size {image_size} is no multiple of {strides[-1]}, the encoder's last stride",
-            f"use {max(1, round(image_size / strides[-1])) * strides[-1]}",
-        )
+    check_pyramid("InvAD", strides, image_size)
     if preset.generator_widths and len(preset.generator_widths) != len(channels):
         raise ConfigError(
             f"the preset has {len(preset.generator_widths)} generator widths, the encoder "

@@ -1,55 +1,72 @@
-"""One optimisation step of a detector with a loss, in the published settings."""
+"""One optimisation step of a detector with a loss, by the settings of its preset."""
 
 import math
-from collections.abc import Iterable, Sequence
-from typing import Protocol
+from collections.abc import Sequence
 
 import torch
 from torch import nn
 
-from replaycad.detectors.presets import OptimizerSettings
+from replaycad.detectors.interface import Detector
+from replaycad.detectors.stable_adamw import StableAdamW
+from replaycad.detectors.structures import OptimizerSettings, TrainingSettings
 
-PUBLISHED = OptimizerSettings()
 FUSED_DEVICES = ("cpu", "cuda")
 
 
-class HasLoss(Protocol):
-    """A detector that learns by gradients, such as InvAD."""
+def make_optimizers(
+    detector: nn.Module, training: TrainingSettings, learning_rate: float
+) -> list[torch.optim.Optimizer]:
+    """One optimiser per entry of the settings; Adam is fused where the device allows it.
 
-    def loss(self, features: Sequence[torch.Tensor]) -> torch.Tensor:
-        """Scalar loss of a pyramid of levels `[B, C, H, W]`."""
+    On a CPU the fused step is four times faster.
 
-    def parameters(self) -> Iterable[nn.Parameter]:
-        """Everything that is trained."""
+    Args:
+        detector: every parameter belongs to the first optimiser whose prefix fits its name.
+        training: of the preset.
+        learning_rate: of the first optimiser; the others keep their ratio to it.
+    """
+    left = {name: one for name, one in detector.named_parameters() if one.requires_grad}
+    optimizers = []
+    for settings in training.optimizers:
+        own = {name: one for name, one in left.items() if name.startswith(settings.parameters)}
+        left = {name: one for name, one in left.items() if name not in own}
+        ratio = settings.learning_rate / training.optimizers[0].learning_rate
+        optimizers.append(_make_optimizer(list(own.values()), settings, learning_rate * ratio))
+    return optimizers
 
 
-def make_optimizer(
-    parameters: Iterable[nn.Parameter],
-    learning_rate: float,
-    settings: OptimizerSettings = PUBLISHED,
-) -> torch.optim.Adam:
-    """Adam without weight decay, fused where the device allows it (four times faster on a CPU)."""
-    wanted = [parameter for parameter in parameters if parameter.requires_grad]
-    fused = all(parameter.device.type in FUSED_DEVICES for parameter in wanted)
-    return torch.optim.Adam(wanted, lr=learning_rate, betas=settings.betas, fused=fused)
+def _make_optimizer(
+    parameters: list[nn.Parameter], settings: OptimizerSettings, learning_rate: float
+) -> torch.optim.Optimizer:
+    group = {"params": parameters, "base_rate": learning_rate}
+    decay = settings.weight_decay
+    if settings.kind == "stable_adamw":
+        return StableAdamW([group], learning_rate, settings.betas, decay)
+    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[settings.kind]
+    fused = all(parameter.device.type in FUSED_DEVICES for parameter in parameters)
+    return kind([group], learning_rate, settings.betas, weight_decay=decay, fused=fused)
 
 
-def learning_rate_at(
-    step: int, num_steps: int, learning_rate: float, settings: OptimizerSettings = PUBLISHED
-) -> float:
-    """Learning rate of `step`, counted from 0: constant, then dropped once."""
-    dropped = step >= settings.lr_drop_at * num_steps
-    return learning_rate * (settings.lr_drop_factor if dropped else 1.0)
+def rate_factor(progress: float, training: TrainingSettings) -> float:
+    """What the learning rates are multiplied by when `progress` (0..1) of the steps is done."""
+    if progress < training.warmup:
+        return progress / training.warmup
+    if training.schedule == "constant":
+        return 1.0
+    if training.schedule == "drop":
+        return training.final_factor if progress >= training.drop_at else 1.0
+    turn = math.pi * (progress - training.warmup) / (1.0 - training.warmup)
+    return training.final_factor + (1.0 - training.final_factor) * 0.5 * (1.0 + math.cos(turn))
 
 
 def optimize_step(
-    detector: HasLoss,
-    optimizer: torch.optim.Optimizer,
+    detector: Detector,
+    optimizers: Sequence[torch.optim.Optimizer],
     features: Sequence[torch.Tensor],
-    learning_rate: float,
+    training: TrainingSettings,
+    progress: float = 0.0,
     *,
     penalty: torch.Tensor | None = None,
-    settings: OptimizerSettings = PUBLISHED,
 ) -> torch.Tensor:
     """Take one clipped gradient step.
 
@@ -58,24 +75,27 @@ def optimize_step(
 
     Args:
         detector: in train mode.
-        optimizer: over the detector's parameters, as `make_optimizer` gives.
+        optimizers: over the detector's parameters, as `make_optimizers` gives.
         features: pyramid of one batch, levels `[B, C, H, W]`.
-        learning_rate: of this step, as `learning_rate_at` gives.
+        training: of the preset, for the schedule and the gradient clip.
+        progress: share of all steps that is done, 0..1.
         penalty: scalar added to the loss, such as that of EWC; None for none.
-        settings: for the gradient clip.
 
     Returns:
         The loss without the penalty, a detached scalar; NaN if no step was taken.
     """
-    for group in optimizer.param_groups:
-        group["lr"] = learning_rate
-    optimizer.zero_grad(set_to_none=True)
-    loss = detector.loss(features)
+    groups = [group for optimizer in optimizers for group in optimizer.param_groups]
+    for group in groups:
+        group["lr"] = group["base_rate"] * rate_factor(progress, training)
+    for optimizer in optimizers:
+        optimizer.zero_grad(set_to_none=True)
+    loss = detector.loss(features, progress)
     total = loss if penalty is None else loss + penalty
     total.backward()
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    norm = nn.utils.clip_grad_norm_(parameters, settings.grad_clip or math.inf)
+    parameters = [parameter for group in groups for parameter in group["params"]]
+    norm = nn.utils.clip_grad_norm_(parameters, training.grad_clip or math.inf)
     if not torch.isfinite(total.detach() + norm):
         return torch.full_like(loss.detach(), torch.nan)
-    optimizer.step()
+    for optimizer in optimizers:
+        optimizer.step()
     return loss.detach()

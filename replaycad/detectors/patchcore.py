@@ -1,18 +1,19 @@
 """PatchCore: keeps a few patches of every class and measures the distance to the nearest."""
 
 from collections.abc import Iterable, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from torch import nn
 from torch.nn import functional as F
 
-from replaycad.anomaly import apply_both_axes, map_matrix
-from replaycad.detectors.presets import PatchCorePreset
+from replaycad.anomaly import apply_both_axes, bilinear_matrix
+from replaycad.detectors.interface import Detector
+from replaycad.detectors.pyramid import check_pyramid, smoothing_matrix
+from replaycad.detectors.structures import PatchCorePreset
 from replaycad.errors import ConfigError
 
-SMOOTHING_SIGMA_PX = 4.0  # at 256 px, as published
 NUM_START_POINTS = 10
+NUM_CANDIDATES = 4096  # of one round of greedy picks: 2 MB, which a processor keeps at hand
 QUERY_CHUNK = 4096  # patches compared with a bank at once
 
 
@@ -32,13 +33,27 @@ def embed(middle: torch.Tensor, coarse: torch.Tensor) -> torch.Tensor:
         `[B, 2C, H, W]`.
     """
     channels, size = middle.shape[1], middle.shape[-2:]
-    near = 0.9 * F.avg_pool2d(middle, 3, stride=1, padding=1) + 0.1 * middle
-    places = coarse.flatten(2).transpose(1, 2)  # [B, HW/4, C']
-    pairs = F.adaptive_avg_pool1d(places, channels).transpose(1, 2)
-    pairs = pairs.reshape(coarse.shape[0], channels, *coarse.shape[-2:])
-    far = F.avg_pool2d(pairs, 3, stride=1, padding=1)
-    far = F.interpolate(far, size, mode="bilinear", align_corners=False)
-    return torch.cat([near, far], dim=1)
+    near = _filter(middle, edge=0.1, centre=0.2)
+    if coarse.shape[1] == 2 * channels:
+        pairs = coarse[:, ::2].add(coarse[:, 1::2]).mul_(0.5)
+    else:
+        places = coarse.flatten(2).transpose(1, 2)  # [B, HW/4, C']
+        pairs = F.adaptive_avg_pool1d(places, channels).transpose(1, 2)
+        pairs = pairs.reshape(coarse.shape[0], channels, *coarse.shape[-2:])
+    far = _filter(pairs, edge=1 / 9, centre=1 / 9)
+    # two small products per map: five times as fast on a CPU as torch's own resizing
+    rows, columns = (
+        bilinear_matrix(new, old, align_corners=False).to(far)
+        for new, old in zip(size, far.shape[-2:], strict=True)
+    )
+    return torch.cat([near, rows @ far @ columns.T], dim=1)
+
+
+def _filter(level: torch.Tensor, edge: float, centre: float) -> torch.Tensor:
+    """One 3x3 kernel over every channel of `[B, C, H, W]`, zeros beyond the border."""
+    kernel = level.new_full((level.shape[1], 1, 3, 3), edge)
+    kernel[:, :, 1, 1] = centre
+    return F.conv2d(level, kernel, padding=1, groups=level.shape[1])
 
 
 def greedy_coreset(
@@ -64,20 +79,48 @@ def greedy_coreset(
     if width > projection_width:
         projection = torch.randn(width, projection_width, generator=generator)
         vectors = vectors @ (projection / projection_width**0.5).to(vectors)
-    squares = vectors.square().sum(dim=1)
-
-    def distances_to(index: torch.Tensor) -> torch.Tensor:
-        others = vectors.index_select(0, index)
-        products = vectors @ others.T
-        return (squares[:, None] + squares[index] - 2 * products).clamp_min_(0).sqrt_()
-
     start = torch.randperm(num_vectors, generator=generator)[:NUM_START_POINTS]
-    nearest = distances_to(start.to(vectors.device)).mean(dim=1)
-    picks = torch.empty(num_picks, dtype=torch.int64, device=vectors.device)
-    for position in range(num_picks):
-        picks[position] = nearest.argmax()
-        nearest = torch.minimum(nearest, distances_to(picks[position : position + 1])[:, 0])
+    nearest = torch.cdist(vectors, vectors[start.to(vectors.device)]).mean(dim=1)
+    picks = torch.empty(0, dtype=torch.int64, device=vectors.device)
+    while len(picks) < num_picks:
+        found = _pick_among_far(vectors, nearest, num_picks - len(picks))
+        distances = nearest_squared_distances(vectors, vectors[found]).sqrt_()
+        nearest = torch.minimum(nearest, distances)
+        picks = torch.cat([picks, found])
     return picks
+
+
+def _pick_among_far(
+    vectors: torch.Tensor, nearest: torch.Tensor, num_picks: int
+) -> torch.Tensor:
+    """The next greedy picks, as long as none but the farthest vectors can be among them.
+
+    Distances only shrink: until the farthest candidate is nearer than every other vector was at
+    the start, the others need not be looked at. All of them are then brought up to date by one
+    matrix product, which is what makes this an order faster than one pass per pick.
+
+    Args:
+        vectors: `[N, D]` float.
+        nearest: `[N]`, distance to what has been picked.
+        num_picks: at most.
+
+    Returns:
+        At least one index, int64.
+    """
+    farthest = nearest.topk(min(NUM_CANDIDATES + 1, len(nearest)))
+    limit = float(farthest.values[-1]) if len(nearest) > NUM_CANDIDATES else -1.0
+    candidates = farthest.indices[:NUM_CANDIDATES].sort().values
+    near, own = nearest[candidates], vectors[candidates]
+    squares = own.square().sum(dim=1)
+    chosen: list[int] = []
+    while len(chosen) < num_picks:
+        value, place = near.max(dim=0)
+        if chosen and float(value) <= limit:
+            break
+        chosen.append(int(place))
+        distances = torch.addmv(squares + squares[place], own, own[place], alpha=-2)
+        near = torch.minimum(near, distances.clamp_min_(0).sqrt_())
+    return candidates[chosen]
 
 
 def nearest_squared_distances(queries: torch.Tensor, bank: torch.Tensor) -> torch.Tensor:
@@ -92,20 +135,20 @@ def nearest_squared_distances(queries: torch.Tensor, bank: torch.Tensor) -> torc
     return torch.cat(chunks).clamp_min_(0)
 
 
-class PatchCore(nn.Module):
+class PatchCore(Detector):
     """Memory banks of patches, one per class; nothing is trained by gradients (detectors.md 2.1).
 
     Args:
-        channels: of the encoder's levels, from fine to coarse; the second and the third are used.
+        channels: of the encoder's levels, from fine to coarse; the last two are used.
         strides: of the encoder's levels.
-        image_size: side of the input images in pixels, a multiple of the third stride.
+        image_size: side of the input images in pixels, a multiple of the last stride.
         preset: size of the banks.
 
     Raises:
         ConfigError: if encoder and image size do not fit.
     """
 
-    trained_by: Literal["fit"] = "fit"
+    trained_by = "fit"
     bank: torch.Tensor
     bank_class_index: torch.Tensor
     _to_image: torch.Tensor
@@ -119,18 +162,17 @@ class PatchCore(nn.Module):
     ) -> None:
         """Start with empty banks."""
         super().__init__()
-        if len(channels) < 3 or channels[2] < channels[1] or image_size % strides[2]:
+        check_pyramid("PatchCore", strides, image_size)
+        if len(channels) < 2 or channels[-1] < channels[-2]:
             raise ConfigError(
-                f"PatchCore does not fit an encoder with channels {tuple(channels)} at strides "
-                f"{tuple(strides)} and {image_size} px images",
-                "use three levels of growing width and an image size divisible by the last stride",
+                f"PatchCore does not fit an encoder with channels {tuple(channels)}",
+                "use two levels of growing width, such as those of resnet34.bt_in1k",
             )
         self.image_size = image_size
         self.preset = preset
-        sigma = SMOOTHING_SIGMA_PX * image_size / 256
-        to_image = map_matrix(image_size, image_size // strides[1], sigma, align_corners=False)
+        to_image = smoothing_matrix(image_size, image_size // strides[-2], align_corners=False)
         self.register_buffer("_to_image", to_image, persistent=False)
-        self.register_buffer("bank", torch.zeros(0, 2 * channels[1]))
+        self.register_buffer("bank", torch.zeros(0, 2 * channels[-2]))
         self.register_buffer("bank_class_index", torch.zeros(0, dtype=torch.int64))
 
     def fit(
@@ -181,12 +223,12 @@ class PatchCore(nn.Module):
         if not len(self.bank):
             raise ValueError("PatchCore has no memory bank yet: call fit first")
         distances = nearest_squared_distances(self._patches(features), self.bank)
-        height, width = features[1].shape[-2:]
+        height, width = features[-2].shape[-2:]
         return apply_both_axes(distances.reshape(-1, height, width), self._to_image)
 
     def _patches(self, features: Sequence[torch.Tensor]) -> torch.Tensor:
         """Embedded patches `[B * H * W, D]` float32."""
-        embedding = embed(features[1].float(), features[2].float())
+        embedding = embed(features[-2].float(), features[-1].float())
         return embedding.permute(0, 2, 3, 1).flatten(0, 2)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:

@@ -1,111 +1,177 @@
-"""Which detectors and encoders exist and where files lie, told without importing torch."""
+"""Which detectors there are and how each is built and trained, told without importing torch."""
 
-import json
-import os
 from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import replace
 from types import MappingProxyType
 
-from replaycad.errors import ConfigError, WeightsError
+from replaycad.detectors.structures import (
+    DinomalyPreset,
+    InvADPreset,
+    MambaADPreset,
+    OptimizerSettings,
+    PatchCorePreset,
+    Preset,
+    RLRPreset,
+    SimpleNetPreset,
+    TrainingSettings,
+    UniADPreset,
+)
+from replaycad.errors import ConfigError
+from replaycad.recipes import TrainConfig
 
-MINI_ENCODER = Path(__file__).parent.parent / "mini" / "weights" / "encoder"
-OUT_INDICES = (1, 2, 3)  # the levels at stride 4, 8 and 16 of the usual convolutional encoders
+# ReplayCAD's settings for InvAD (detectors.md 1.2)
+_INVAD_ADAM = OptimizerSettings(learning_rate=4e-3, betas=(0.0, 0.99))
+_INVAD_TRAINING = TrainingSettings(optimizers=(_INVAD_ADAM,), batch_size=32, epochs=200)
 
-
-@dataclass(frozen=True, kw_only=True)
-class InvADPreset:
-    """Structure of InvAD on some encoder.
-
-    Attributes:
-        encoder: name of the frozen encoder that `load_encoder` understands.
-        image_size: side of the input images in pixels.
-        fuser_width: channels of the fused code and of the style pyramid.
-        style_width: channels of the style map that modulates a level.
-        num_blocks: residual blocks per level of the generator.
-        generator_widths: channels of the generator per level, from fine to coarse; None for those
-            of the encoder, as published.
-        level_weight: weight of every level in the loss.
-    """
-
-    encoder: str
-    image_size: int
-    fuser_width: int = 64
-    style_width: int = 16
-    num_blocks: int = 2
-    generator_widths: tuple[int, ...] | None = None
-    level_weight: float = 1.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class PatchCorePreset:
-    """Structure of PatchCore on some encoder.
-
-    Attributes:
-        encoder: name of the frozen encoder that `load_encoder` understands.
-        image_size: side of the input images in pixels.
-        bank_fraction: share of a class's patches that its bank keeps.
-        bank_limit: largest number of patches in the bank of one class.
-        projection_width: width of the random projection in which the coreset is chosen.
-    """
-
-    encoder: str
-    image_size: int
-    bank_fraction: float = 0.1
-    bank_limit: int = 10_000
-    projection_width: int = 128
-
-
-Preset = InvADPreset | PatchCorePreset
-
-# detector -> preset name -> preset; what a detector is trained with (epochs, batch) is in recipes
-DETECTORS: Mapping[str, Mapping[str, Preset]] = MappingProxyType(
-    {
-        "invad": MappingProxyType(
-            {
-                "full": InvADPreset(encoder="wide_resnet50_2.racm_in1k", image_size=256),
-                "lite": InvADPreset(
-                    encoder="resnet34.bt_in1k", image_size=256, num_blocks=4, level_weight=5.0
-                ),
-                "mini": InvADPreset(
-                    encoder="mini",
-                    image_size=128,
-                    fuser_width=32,
-                    num_blocks=1,
-                    generator_widths=(32, 64, 96),
-                ),
-            }
+_SIMPLENET_TRAINING = TrainingSettings(
+    optimizers=(
+        OptimizerSettings(
+            kind="adamw", learning_rate=1e-4, weight_decay=1e-2, parameters="adaptor."
         ),
-        "patchcore": MappingProxyType(
-            {
-                "full": PatchCorePreset(encoder="wide_resnet50_2.tv_in1k", image_size=256),
-                "lite": PatchCorePreset(encoder="resnet34.bt_in1k", image_size=256),
-                "mini": PatchCorePreset(
-                    encoder="mini", image_size=128, bank_limit=1000, projection_width=64
-                ),
-            }
-        ),
-    }
+        OptimizerSettings(learning_rate=2e-4, weight_decay=1e-5, parameters="discriminator."),
+    ),
+    batch_size=32,
+    epochs=100,
 )
 
+_DINOMALY_TRAINING = TrainingSettings(
+    optimizers=(
+        OptimizerSettings(kind="stable_adamw", learning_rate=2e-3, weight_decay=1e-4),
+    ),
+    batch_size=16,
+    num_steps=10_000,
+    grad_clip=0.1,
+    schedule="cosine",
+    warmup=0.01,
+)
+_DINOMALY_BASE = DinomalyPreset(
+    encoder="vit_base_patch14_reg4_dinov2.lvd142m",
+    levels=tuple(range(2, 10)),
+    image_size=392,
+    training=_DINOMALY_TRAINING,
+)
 
-@dataclass(frozen=True, kw_only=True)
-class OptimizerSettings:
-    """How a detector with a loss is optimised: ReplayCAD's settings for InvAD (detectors.md 1.2).
+_UNIAD_TRAINING = TrainingSettings(
+    optimizers=(OptimizerSettings(kind="adamw", learning_rate=1e-4, weight_decay=1e-4),),
+    batch_size=8,
+    epochs=100,
+)
 
-    Attributes:
-        learning_rate_per_image: learning rate divided by the batch size.
-        betas: of Adam; both must be floats.
-        grad_clip: largest gradient norm over all parameters together; 0 for no clipping.
-        lr_drop_at: fraction of all steps after which the learning rate drops.
-        lr_drop_factor: what it is multiplied by then.
-    """
+_MAMBAAD_TRAINING = TrainingSettings(
+    optimizers=(OptimizerSettings(kind="adamw", learning_rate=5e-3, weight_decay=1e-4),),
+    batch_size=16,
+    epochs=100,
+)
 
-    learning_rate_per_image: float = 1e-3 / 8
-    betas: tuple[float, float] = (0.0, 0.99)
-    grad_clip: float = 5.0
-    lr_drop_at: float = 0.8
-    lr_drop_factor: float = 0.1
+_RLR_TRAINING = TrainingSettings(
+    optimizers=(OptimizerSettings(learning_rate=1e-4),),
+    batch_size=4,
+    epochs=200,
+    grad_clip=0.0,
+    schedule="constant",
+)
+
+# detector -> preset name -> preset
+DETECTORS: Mapping[str, Mapping[str, Preset]] = MappingProxyType(
+    {
+        "invad": {
+            "full": InvADPreset(
+                encoder="wide_resnet50_2.racm_in1k", image_size=256, training=_INVAD_TRAINING
+            ),
+            "lite": InvADPreset(
+                encoder="resnet34.bt_in1k",
+                image_size=256,
+                num_blocks=4,
+                level_weight=5.0,
+                training=replace(_INVAD_TRAINING, epochs=300),
+            ),
+            "mini": InvADPreset(
+                fuser_width=32,
+                num_blocks=1,
+                generator_widths=(32, 64, 96),
+                training=TrainingSettings(
+                    optimizers=(replace(_INVAD_ADAM, learning_rate=1e-2),), num_steps=600
+                ),
+            ),
+        },
+        "patchcore": {
+            "full": PatchCorePreset(encoder="wide_resnet50_2.tv_in1k", image_size=256),
+            "lite": PatchCorePreset(encoder="resnet34.bt_in1k", image_size=256),
+            "mini": PatchCorePreset(bank_limit=1000, projection_width=64),
+        },
+        "simplenet": {
+            "full": SimpleNetPreset(
+                encoder="wide_resnet50_2.tv_in1k", image_size=256, training=_SIMPLENET_TRAINING
+            ),
+            "mini": SimpleNetPreset(
+                width=384,
+                hidden_width=256,
+                training=replace(_SIMPLENET_TRAINING, batch_size=8, epochs=0, num_steps=600),
+            ),
+        },
+        "dinomaly": {
+            "full": _DINOMALY_BASE,
+            "lite": replace(_DINOMALY_BASE, encoder="vit_small_patch14_reg4_dinov2.lvd142m"),
+            "mini": DinomalyPreset(
+                width=128,
+                num_blocks=2,
+                training=replace(_DINOMALY_TRAINING, batch_size=8, num_steps=600),
+            ),
+        },
+        "uniad": {
+            "full": UniADPreset(
+                encoder="tf_efficientnet_b4.aa_in1k",
+                levels=(0, 1, 2, 3),
+                image_size=256,
+                training=_UNIAD_TRAINING,
+            ),
+            "mini": UniADPreset(
+                grid_level=1,
+                width=128,
+                num_heads=4,
+                hidden_width=256,
+                num_layers=2,
+                reach=2,
+                dropout=0.0,
+                training=replace(
+                    _UNIAD_TRAINING,
+                    optimizers=(replace(_UNIAD_TRAINING.optimizers[0], learning_rate=1e-3),),
+                    epochs=0,
+                    num_steps=600,
+                ),
+            ),
+        },
+        "rlr": {
+            "full": RLRPreset(
+                encoder="tf_efficientnet_b6.aa_in1k", image_size=256, training=_RLR_TRAINING
+            ),
+            "mini": RLRPreset(
+                widths=(128, 128),
+                reaches=(2, 1),
+                num_heads=4,
+                num_layers=2,
+                training=replace(
+                    _RLR_TRAINING,
+                    optimizers=(OptimizerSettings(learning_rate=1e-3),),
+                    batch_size=8,
+                    epochs=0,
+                    num_steps=400,
+                ),
+            ),
+        },
+        "mambaad": {
+            "full": MambaADPreset(
+                encoder="resnet34.bt_in1k", image_size=256, training=_MAMBAAD_TRAINING
+            ),
+            "mini": MambaADPreset(
+                depths=(1, 1, 1, 1),
+                widths=(64, 48, 24, 16),
+                state_width=8,
+                training=replace(_MAMBAAD_TRAINING, batch_size=8, epochs=0, num_steps=400),
+            ),
+        },
+    }
+)
 
 
 def preset_for(detector: str, preset: str) -> Preset:
@@ -124,99 +190,22 @@ def preset_for(detector: str, preset: str) -> Preset:
     return presets[preset]
 
 
-@dataclass(frozen=True, kw_only=True)
-class EncoderLocation:
-    """Where the frozen encoder called `name` is described and stored.
-
-    Attributes:
-        name: as the user wrote it.
-        timm_name: architecture in timm.
-        out_indices: which of its levels are used.
-        files: every file that determines the features; weights last.
-        mean: of the input, or None for what timm knows about the architecture.
-        std: likewise.
-    """
-
-    name: str
-    timm_name: str
-    out_indices: tuple[int, ...]
-    files: tuple[Path, ...]
-    mean: tuple[float, float, float] | None = None
-    std: tuple[float, float, float] | None = None
-
-
-def locate_encoder(name: str) -> EncoderLocation:
-    """Find an encoder's files without reading the weights.
-
-    Args:
-        name: `mini` (bundled), `TIMM_NAME:FILE.safetensors` (a local file), or a timm name with its
-            tag, such as `resnet34.bt_in1k`, whose weights lie in the Hugging Face cache.
+def settle(config: TrainConfig) -> TrainConfig:
+    """The config with every 0 and "" replaced by what the detector's preset says.
 
     Raises:
-        WeightsError: if a file is missing or the bundled description is unreadable; the hint says
-            which file to put where.
+        ConfigError: if the detector or its preset is unknown.
     """
-    if name == "mini":
-        return _bundled(name, MINI_ENCODER)
-    timm_name, colon, file = name.partition(":")
-    if colon:
-        path = Path(file).expanduser()
-        if not path.is_file():
-            raise WeightsError(f"encoder '{timm_name}': no file {path}", "check the path after ':'")
-        return EncoderLocation(
-            name=name, timm_name=timm_name, out_indices=OUT_INDICES, files=(path,)
-        )
-    cached = _hub_cache_file(f"timm/{name}", "model.safetensors")
-    if cached is None:
-        raise WeightsError(
-            f"encoder '{name}' is not in the Hugging Face cache ({_hub_cache()})",
-            f"run `hf download timm/{name} model.safetensors`, or give the file as "
-            f"'{name}:FILE.safetensors'",
-        )
-    return EncoderLocation(name=name, timm_name=name, out_indices=OUT_INDICES, files=(cached,))
-
-
-def encoder_files(name: str) -> list[Path]:
-    """Files whose digests identify the encoder called `name`; errors as `locate_encoder`."""
-    return list(locate_encoder(name).files)
-
-
-def _bundled(name: str, folder: Path) -> EncoderLocation:
-    config_file, weights = folder / "config.json", folder / "model.safetensors"
-    for file in (config_file, weights):
-        if not file.is_file():
-            raise WeightsError(
-                f"the bundled encoder lacks {file}", "install replaycad again with its weights"
-            )
-    try:
-        config = json.loads(config_file.read_text())
-        return EncoderLocation(
-            name=name,
-            timm_name=config["timm_name"],
-            out_indices=tuple(config["out_indices"]),
-            files=(config_file, weights),
-            mean=tuple(config["mean"]),
-            std=tuple(config["std"]),
-        )
-    except (ValueError, KeyError, TypeError) as error:
-        raise WeightsError(
-            f"{config_file} does not describe an encoder: {error!r}",
-            "expected timm_name, out_indices, mean, std; install replaycad again",
-        ) from None
-
-
-def _hub_cache() -> Path:
-    """The hub's cache folder by huggingface_hub's own rules; importing it would be slow."""
-    if "HF_HUB_CACHE" in os.environ:
-        return Path(os.environ["HF_HUB_CACHE"]).expanduser()
-    cache = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")) / "huggingface"
-    return Path(os.environ.get("HF_HOME", cache)).expanduser() / "hub"
-
-
-def _hub_cache_file(repository: str, file: str) -> Path | None:
-    folder = _hub_cache() / f"models--{repository.replace('/', '--')}"
-    reference = folder / "refs" / "main"
-    if not reference.is_file():
-        return None
-    path = folder / "snapshots" / reference.read_text().strip() / file
-    return path if path.is_file() else None
+    preset = preset_for(config.detector, config.preset)
+    training = preset.training
+    is_counted = config.num_steps or config.epochs
+    rates = [one.learning_rate for one in training.optimizers]
+    return replace(
+        config,
+        encoder=config.encoder or preset.encoder,
+        image_size=config.image_size or preset.image_size,
+        num_steps=config.num_steps if is_counted else training.num_steps,
+        epochs=config.epochs if is_counted else training.epochs,
+        batch_size=config.batch_size or training.batch_size,
+        learning_rate=config.learning_rate or (rates[0] if rates else 0.0),
+    )

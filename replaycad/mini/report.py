@@ -22,7 +22,7 @@ from replaycad.data.images import load_images
 from replaycad.data.samples import find_classes, test_samples, train_samples
 from replaycad.detectors.encoders import IMAGENET_MEAN, IMAGENET_STD, Encoder, load_encoder
 from replaycad.detectors.patchcore import PatchCore
-from replaycad.detectors.presets import PatchCorePreset
+from replaycad.detectors.structures import PatchCorePreset
 from replaycad.diffusion.backbones import load_backbone
 from replaycad.metrics import image_auroc
 from replaycad.mini.pretrain.encoder import OUT_INDICES, TIMM_NAME
@@ -132,7 +132,7 @@ def nearest_neighbour_auroc(data: Path, encoder: Encoder) -> Figures:
     """Image AUROC (0..1) of a PatchCore bank of each class's real images, and the mean."""
     found = {}
     for name in find_classes(data):
-        preset = PatchCorePreset(encoder="", image_size=IMAGE_SIZE, bank_limit=BANK_LIMIT)
+        preset = PatchCorePreset(image_size=IMAGE_SIZE, bank_limit=BANK_LIMIT)
         detector = PatchCore(encoder.channels, encoder.strides, IMAGE_SIZE, preset)
         normal, tested = train_samples(data, name), test_samples(data, name)
         detector.fit(

@@ -6,13 +6,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from replaycad.anomaly import image_scores
 from replaycad.artifacts.detector import DetectorArtifact
 from replaycad.artifacts.scores import ScoresArtifact
 from replaycad.data.images import load_anomaly_mask, load_images
 from replaycad.data.samples import Sample
-from replaycad.detectors.build import Detector, build_detector
+from replaycad.detectors.build import build_detector
 from replaycad.detectors.encoders import Encoder
+from replaycad.detectors.interface import Detector
 from replaycad.errors import ArtifactError
 from replaycad.metrics import class_metrics, mean_over_classes
 from replaycad.progress import Report, silent
@@ -53,7 +53,7 @@ def evaluate(
     for index, (class_name, images) in enumerate(samples.items()):
         maps, masks = _class_maps(class_name, images, detector, encoder, trained, config, report)
         image_labels = np.array([sample.is_anomalous for sample in images], np.uint8)
-        class_scores = image_scores(torch.from_numpy(maps)).numpy()
+        class_scores = detector.image_scores(torch.from_numpy(maps)).numpy()
         figures[class_name] = class_metrics(class_scores, image_labels, maps, masks)
         scores.append(class_scores)
         labels.append(image_labels)

@@ -8,23 +8,20 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from replaycad.anomaly import image_scores
 from replaycad.artifacts.detector import DetectorArtifact
 from replaycad.data.mixture import Mixture, batches
-from replaycad.detectors.build import Detector, build_detector
+from replaycad.detectors.build import build_detector
 from replaycad.detectors.encoders import Encoder
-from replaycad.detectors.invad import InvAD
-from replaycad.detectors.optimization import learning_rate_at, make_optimizer, optimize_step
-from replaycad.detectors.patchcore import PatchCore
-from replaycad.detectors.presets import OptimizerSettings
+from replaycad.detectors.interface import Detector
+from replaycad.detectors.optimization import make_optimizers, optimize_step
+from replaycad.detectors.presets import preset_for, settle
 from replaycad.errors import ArtifactError, TrainingError
 from replaycad.progress import Report, silent
 from replaycad.recipes import TrainConfig
-from replaycad.runtime import generator, stream_seed
+from replaycad.runtime import generator, global_stream, stream_seed
 
 FALSE_ALARM_RATE = 0.01  # of the thresholds, on normal training images
 THRESHOLD_IMAGES = 256  # at most, evenly over the training set
-_MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 
 
 class TrainCheckpoint(Protocol):
@@ -64,12 +61,14 @@ def train_detector(
         save_every_seconds: time between two savings.
 
     Returns:
-        the trained parameters, with thresholds at 1 % false alarms on training images.
+        the trained parameters, with thresholds at 1 % false alarms on training images, and what
+        `anomaly.normalized_scores` needs beside them.
 
     Raises:
         TrainingError: if the loss stops being finite; the last checkpoint stays.
         ArtifactError: if `init` is another kind of detector.
     """
+    config = settle(config)
     device = next(encoder.buffers()).device
     detector = build_detector(
         config.detector, config.preset, encoder.channels, encoder.strides, config.image_size,
@@ -78,10 +77,10 @@ def train_detector(
     if init is not None:
         _check_same_kind(init, config, header)
         # To fine-tune a memory bank is to replace it: adding to it would keep the old classes.
-        if not isinstance(detector, PatchCore):
+        if detector.trained_by == "loss":
             detector.load_state_dict({k: torch.from_numpy(v) for k, v in init.state.items()})
     detector.to(device)
-    if isinstance(detector, PatchCore):
+    if detector.trained_by == "fit":
         _fit(detector, mixture, class_order, encoder, config, seed, report)
     else:
         loop = _Loop(detector, encoder, mixture, config, seed, report)
@@ -115,7 +114,7 @@ def _check_same_kind(init: DetectorArtifact, config: TrainConfig, header: dict[s
 
 
 def _fit(
-    detector: PatchCore,
+    detector: Detector,
     mixture: Mixture,
     class_order: Sequence[str],
     encoder: Encoder,
@@ -137,7 +136,7 @@ class _Loop:
 
     def __init__(
         self,
-        detector: InvAD,
+        detector: Detector,
         encoder: Encoder,
         mixture: Mixture,
         config: TrainConfig,
@@ -150,12 +149,8 @@ class _Loop:
         self._batch_size = min(config.batch_size, len(mixture))
         self._per_epoch = len(mixture) // self._batch_size
         self._total = config.num_steps or config.epochs * self._per_epoch
-        self._settings = OptimizerSettings(
-            grad_clip=config.grad_clip or math.inf, lr_drop_at=config.lr_drop_at
-        )
-        self._optimizer = make_optimizer(
-            detector.parameters(), config.learning_rate, self._settings
-        )
+        self._training = preset_for(config.detector, config.preset).training
+        self._optimizers = make_optimizers(detector, self._training, config.learning_rate)
 
     def run(self, checkpoint: TrainCheckpoint | None, save_every_seconds: float) -> None:
         """Take all steps that are not done yet."""
@@ -189,11 +184,12 @@ class _Loop:
 
     def _step(self, done: int, rows: np.ndarray) -> None:
         images = torch.from_numpy(self._mixture.images(rows))
-        rate = learning_rate_at(done, self._total, self._config.learning_rate, self._settings)
-        loss = optimize_step(
-            self._detector, self._optimizer, self._encoder.encode_images(images), rate,
-            settings=self._settings,
-        )  # fmt: skip
+        features = self._encoder.encode_images(images)
+        # noise and dropout of a step are drawn from its own stream
+        with global_stream(features[0].device, self._seed, "noise", done):
+            loss = optimize_step(
+                self._detector, self._optimizers, features, self._training, done / self._total
+            )
         value = float(loss)
         if not math.isfinite(value):
             raise TrainingError(
@@ -206,8 +202,9 @@ class _Loop:
     def _state(self) -> dict[str, np.ndarray]:
         state = {f"model.{k}": v.cpu().numpy() for k, v in self._detector.state_dict().items()}
         for name, parameter in self._detector.named_parameters():
-            for moment, value in self._optimizer.state.get(parameter, {}).items():
-                state[f"adam.{moment}.{name}"] = value.cpu().numpy()
+            for optimizer in self._optimizers:
+                for moment, value in optimizer.state.get(parameter, {}).items():
+                    state[f"moment.{name}/{moment}"] = value.cpu().numpy()
         return state
 
     def _restore(self, checkpoint: TrainCheckpoint | None) -> int:
@@ -221,31 +218,45 @@ class _Loop:
             if name.startswith("model.")
         }
         self._detector.load_state_dict(model)
-        for name, parameter in self._detector.named_parameters():
-            self._optimizer.state[parameter] = {
-                moment: torch.from_numpy(tensors[f"adam.{moment}.{name}"]).to(parameter.device)
-                for moment in _MOMENTS
-                if f"adam.{moment}.{name}" in tensors
-            }
+        for optimizer in self._optimizers:
+            self._restore_moments(optimizer, tensors)
         self._report.note(f"going on from the checkpoint at step {done} of {self._total}")
         return done
+
+
+    def _restore_moments(
+        self, optimizer: torch.optim.Optimizer, tensors: dict[str, np.ndarray]
+    ) -> None:
+        own = {id(one) for group in optimizer.param_groups for one in group["params"]}
+        for name, parameter in self._detector.named_parameters():
+            start = f"moment.{name}/"
+            found = [key for key in tensors if key.startswith(start)]
+            if id(parameter) in own and found:
+                optimizer.state[parameter] = {
+                    key.removeprefix(start): torch.from_numpy(tensors[key]).to(parameter.device)
+                    for key in found
+                }
 
 
 @torch.no_grad()
 def _thresholds(
     detector: Detector, encoder: Encoder, mixture: Mixture, batch_size: int
 ) -> dict[str, float]:
-    """Image score and map value that 1 % of the normal training images and pixels exceed."""
+    """Image score and map value that 1 % of the normal training images and pixels exceed.
+
+    `typical_image` and `typical_pixel` are their medians. All images count alike, of whatever
+    class: at test time nobody says which class an image is of.
+    """
     count = min(len(mixture), THRESHOLD_IMAGES)
     rows = np.unique(np.linspace(0, len(mixture) - 1, count).round().astype(int))
     scores, pixels = [], []
     for chunk in np.array_split(rows, math.ceil(len(rows) / batch_size)):
         features = encoder.encode_images(torch.from_numpy(mixture.images(chunk)))
         maps = detector.anomaly_maps(features)
-        scores.append(image_scores(maps).cpu().numpy())
+        scores.append(detector.image_scores(maps).cpu().numpy())
         pixels.append(maps[:, ::2, ::2].cpu().numpy().ravel())
-    rate = 1 - FALSE_ALARM_RATE
-    return {
-        "image": float(np.quantile(np.concatenate(scores), rate)),
-        "pixel": float(np.quantile(np.concatenate(pixels), rate)),
-    }
+    found = {"false_alarm_rate": FALSE_ALARM_RATE}
+    for name, values in (("image", np.concatenate(scores)), ("pixel", np.concatenate(pixels))):
+        found[name] = float(np.quantile(values, 1 - FALSE_ALARM_RATE))
+        found[f"typical_{name}"] = float(np.median(values))
+    return found

@@ -7,7 +7,17 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from tests.bench import backbone, memory
+from tests.bench import backbone, detectors, memory
+
+UNITS = {"_mb": " MB", "_s": " s"}
+
+
+def cell(row: dict, name: str) -> str:
+    """The value of a row called `name` with or without a unit; empty if it has none."""
+    for ending, unit in UNITS.items():
+        if name + ending in row:
+            return f"{row[name + ending]}{unit}"
+    return str(row.get(name, ""))
 
 
 def main() -> None:
@@ -19,18 +29,16 @@ def main() -> None:
     )  # fmt: skip
     parser.add_argument("--device", default="auto")
     typed = parser.parse_args()
-    rows = [memory.measure()]
-    table = Table("row", "reference", "ours", "difference", "bar", "met")
+    rows = [memory.measure(), *detectors.measure()]
+    table = Table("row", "reference", "ours", "difference", "ratio", "bar", "met")
     for row in rows:
-        table.add_row(
-            row["row"], f"{row['reference_mb']} MB", f"{row['ours_mb']} MB",
-            f"{row['difference_mb']} MB", row["bar"], "yes" if row["met"] else "NO",
-        )  # fmt: skip
+        cells = [cell(row, name) for name in ("reference", "ours", "difference", "ratio")]
+        table.add_row(row["row"], *cells, row["bar"], "yes" if row["met"] else "NO")
     speeds = [backbone.measure(name, typed.device) for name in typed.backbones]
     second = Table(*(key.replace("_", " ") for key in speeds[0]) if speeds else ())
     for row in speeds:
         second.add_row(*map(str, row.values()))
-    console = Console(width=120)
+    console = Console(width=140)
     console.print(table)
     console.print(second)
     target = Path("build/bench.json")

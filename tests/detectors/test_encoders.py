@@ -9,9 +9,10 @@ import timm
 import torch
 from safetensors.torch import save_file
 
-from replaycad.detectors import presets
+from replaycad.detectors import encoder_files as files
+from replaycad.detectors.encoder_files import encoder_files, locate_encoder
 from replaycad.detectors.encoders import load_encoder
-from replaycad.detectors.presets import encoder_files, locate_encoder, preset_for
+from replaycad.detectors.presets import DETECTORS, preset_for
 from replaycad.errors import ConfigError, WeightsError
 
 NAME = "resnet10t"
@@ -52,6 +53,35 @@ def test_a_whole_classifier_in_the_hub_cache_loads(tmp_path, monkeypatch):
     assert encoder_files(NAME) == [snapshot / "model.safetensors"]
 
 
+def test_the_levels_that_are_asked_for_are_read(weights):
+    encoder = load_encoder(f"{NAME}:{weights}", levels=(0, 2))
+
+    assert encoder.channels == (64, 128)
+    assert encoder.strides == (2, 8)
+
+
+def test_a_transformer_gives_its_patch_tokens_as_maps(tmp_path):
+    model = timm.create_model("test_vit", pretrained=False)
+    path = tmp_path / "vit.safetensors"
+    save_file(model.state_dict(), path)
+
+    encoder = load_encoder(f"test_vit:{path}", levels=(1, 3))
+    features = encoder.encode_images(torch.zeros(2, 3, 48, 48, dtype=torch.uint8))
+
+    assert encoder.channels == (64, 64)
+    assert encoder.strides == (16, 16)
+    assert [level.shape for level in features] == [(2, 64, 3, 3)] * 2
+    assert torch.equal(encoder.model.model.blocks[3].mlp.fc1.weight, model.blocks[3].mlp.fc1.weight)
+    with pytest.raises(ConfigError, match="patches of 16 px"):
+        encoder.encode_images(torch.zeros(1, 3, 40, 40, dtype=torch.uint8))
+
+
+def test_levels_that_a_network_lacks_are_refused_in_one_line(weights):
+    with pytest.raises(WeightsError, match=r"with levels \(2, 9\)") as caught:
+        load_encoder(f"{NAME}:{weights}", levels=(2, 9))
+    assert "\n" not in str(caught.value)
+
+
 def test_hub_cache_follows_the_environment(tmp_path, monkeypatch):
     monkeypatch.delenv("HF_HUB_CACHE", raising=False)
     monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
@@ -72,7 +102,7 @@ def bundled(folder, weights, **changes):
 
 def test_the_bundled_folder_gives_its_own_normalisation(tmp_path, weights, monkeypatch):
     bundled(tmp_path / "mini", weights)
-    monkeypatch.setattr(presets, "MINI_ENCODER", tmp_path / "mini")
+    monkeypatch.setattr(files, "MINI_ENCODER", tmp_path / "mini")
 
     encoder = load_encoder("mini")
 
@@ -92,7 +122,7 @@ def test_half_precision_weights_are_computed_in_float32(tmp_path):
 
 
 def test_missing_or_broken_bundled_files_are_named(tmp_path, weights, monkeypatch):
-    monkeypatch.setattr(presets, "MINI_ENCODER", tmp_path / "mini")
+    monkeypatch.setattr(files, "MINI_ENCODER", tmp_path / "mini")
     with pytest.raises(WeightsError, match=r"config\.json"):
         locate_encoder("mini")
 
@@ -132,13 +162,16 @@ def test_normalisation_is_that_of_the_images_in_zero_to_one(tiny_encoder):
 def test_unknown_detectors_and_presets_list_the_known_ones():
     with pytest.raises(ConfigError, match="unknown detector 'invadd'") as caught:
         preset_for("invadd", "full")
-    assert "invad, patchcore" in caught.value.hint
+    assert caught.value.hint == f"use one of {', '.join(DETECTORS)}"
     with pytest.raises(ConfigError, match="no preset 'huge'") as caught:
         preset_for("invad", "huge")
     assert "full, lite, mini" in caught.value.hint
 
 
-def test_presets_are_told_without_torch():
-    code = "import sys, replaycad.detectors.presets; sys.exit('torch' in sys.modules)"
+def test_presets_and_files_are_told_without_torch():
+    code = (
+        "import sys, replaycad.detectors.presets, replaycad.detectors.encoder_files; "
+        "sys.exit('torch' in sys.modules)"
+    )
 
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

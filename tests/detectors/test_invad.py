@@ -6,11 +6,13 @@ import torch
 from replaycad.anomaly import image_scores
 from replaycad.detectors.build import build_detector
 from replaycad.detectors.invad import InvAD
-from replaycad.detectors.optimization import make_optimizer, optimize_step
-from replaycad.detectors.presets import InvADPreset, preset_for
+from replaycad.detectors.optimization import make_optimizers, optimize_step
+from replaycad.detectors.presets import preset_for
+from replaycad.detectors.structures import InvADPreset
 from replaycad.errors import ConfigError
+from tests.detectors.grouped import per_sample
 
-SMALL = InvADPreset(encoder="none", image_size=32, fuser_width=16, style_width=8, num_blocks=1)
+SMALL = InvADPreset(image_size=32, fuser_width=16, style_width=8, num_blocks=1)
 
 
 def num_parameters(module):
@@ -50,7 +52,7 @@ def test_published_presets_have_the_published_number_of_parameters(
 @pytest.mark.parametrize("widths", [None, (4, 4, 8)])
 def test_reconstruction_has_the_shapes_of_the_pyramid(widths):
     preset = InvADPreset(
-        encoder="none", image_size=32, fuser_width=8, num_blocks=2, generator_widths=widths
+        image_size=32, fuser_width=8, num_blocks=2, generator_widths=widths
     )
     features = random_pyramid(0)
 
@@ -62,7 +64,6 @@ def test_reconstruction_has_the_shapes_of_the_pyramid(widths):
 def test_loss_is_the_weighted_sum_of_the_level_errors():
     features = random_pyramid(1)
     weighted = InvADPreset(
-        encoder="none",
         image_size=32,
         fuser_width=16,
         style_width=8,
@@ -161,7 +162,6 @@ def test_misfits_are_refused_with_a_way_out():
 def test_an_over_fitted_detector_scores_a_scratch_higher_and_points_at_it(tiny_encoder, stripes):
     normal, scratched, scratch = stripes
     preset = InvADPreset(
-        encoder="none",
         image_size=64,
         fuser_width=16,
         style_width=8,
@@ -170,11 +170,12 @@ def test_an_over_fitted_detector_scores_a_scratch_higher_and_points_at_it(tiny_e
     )
     torch.manual_seed(1)
     detector = InvAD(tiny_encoder.channels[:2], tiny_encoder.strides[:2], 64, preset)
-    optimizer = make_optimizer(detector.parameters(), 0.01)
+    training = preset_for("invad", "mini").training
+    optimizers = make_optimizers(detector, training, 0.01)
     features = tiny_encoder.encode_images(normal)[:2]
 
     for _ in range(120):
-        optimize_step(detector, optimizer, features, 0.01)
+        optimize_step(detector, optimizers, features, training)
     pair = torch.cat([normal[:1], scratched])
     maps = detector.anomaly_maps(tiny_encoder.encode_images(pair)[:2])
 
@@ -182,3 +183,17 @@ def test_an_over_fitted_detector_scores_a_scratch_higher_and_points_at_it(tiny_e
     row, column = divmod(maps[1].argmax().item(), 64)
     assert scores[1] > 1.5 * scores[0]
     assert scratch[max(0, row - 4) : row + 5, max(0, column - 4) : column + 5].any()
+
+
+def test_outputs_and_gradients_are_those_of_per_sample_grouped_convolutions():
+    preset = InvADPreset(fuser_width=16, style_width=8, num_blocks=2)
+    plain, grouped = small_invad(preset=preset), per_sample(small_invad(preset=preset))
+    features = random_pyramid(7, batch=3)
+
+    for ours, theirs in zip(plain(features), grouped(features), strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+    for detector in (plain, grouped):
+        detector.zero_grad()
+        detector.loss(features).backward()
+    for ours, theirs in zip(plain.parameters(), grouped.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad, atol=1e-5, rtol=1e-3)

@@ -5,6 +5,7 @@ import torch
 from torch.nn import functional as F
 
 from replaycad.anomaly import image_scores
+from replaycad.detectors import patchcore
 from replaycad.detectors.build import build_detector
 from replaycad.detectors.patchcore import (
     PatchCore,
@@ -12,10 +13,10 @@ from replaycad.detectors.patchcore import (
     greedy_coreset,
     nearest_squared_distances,
 )
-from replaycad.detectors.presets import PatchCorePreset
+from replaycad.detectors.structures import PatchCorePreset
 from replaycad.errors import ConfigError
 
-SMALL = PatchCorePreset(encoder="none", image_size=32, bank_fraction=0.5, projection_width=8)
+SMALL = PatchCorePreset(image_size=32, bank_fraction=0.5, projection_width=8)
 
 
 def stream(seed=0):
@@ -67,6 +68,26 @@ def test_coreset_is_drawn_by_its_stream_and_never_twice_the_same_vector():
     assert len(first.unique()) == 20
 
 
+@pytest.mark.parametrize("num_candidates", [1, 7, 100, 4096])
+@pytest.mark.parametrize("spread", [0.05, 5.0])
+def test_picks_are_those_of_one_pass_over_all_vectors_per_pick(
+    num_candidates, spread, monkeypatch
+):
+    monkeypatch.setattr(patchcore, "NUM_CANDIDATES", num_candidates)
+    centres = 10 * torch.randn(30, 6, generator=stream(1)).double()
+    vectors = centres.repeat(20, 1) + spread * torch.randn(600, 6, generator=stream(2)).double()
+
+    picks = greedy_coreset(vectors, 200, stream(3), projection_width=6)
+
+    start = torch.randperm(600, generator=stream(3))[:10]
+    nearest = torch.cdist(vectors, vectors[start]).mean(dim=1)
+    expected = []
+    for _ in range(200):
+        expected.append(nearest.argmax().item())
+        nearest = torch.minimum(nearest, (vectors - vectors[expected[-1]]).norm(dim=1))
+    assert picks.tolist() == expected
+
+
 def test_coreset_of_everything_is_everything():
     assert greedy_coreset(torch.zeros(3, 2), 9, stream(), 8).tolist() == [0, 1, 2]
 
@@ -113,7 +134,7 @@ def test_fitting_a_class_again_replaces_its_bank():
 
 
 def test_bank_limit_holds():
-    preset = PatchCorePreset(encoder="none", image_size=32, bank_fraction=1.0, bank_limit=5)
+    preset = PatchCorePreset(image_size=32, bank_fraction=1.0, bank_limit=5)
     detector = PatchCore((4, 6, 8), (4, 8, 16), 32, preset)
 
     detector.fit([random_pyramid(0)], 0, stream())
@@ -139,9 +160,11 @@ def test_misuse_is_refused():
     with pytest.raises(ValueError, match="no images"):
         small_patchcore().fit([], 0, stream())
     with pytest.raises(ConfigError, match="does not fit"):
-        PatchCore((4, 6), (4, 8), 32, SMALL)
-    with pytest.raises(ConfigError, match="does not fit"):
+        PatchCore((6, 4), (4, 8), 32, SMALL)
+    with pytest.raises(ConfigError, match="no multiple of 16"):
         PatchCore((4, 6, 8), (4, 8, 16), 40, SMALL)
+    with pytest.raises(ConfigError, match="halve in size"):
+        PatchCore((4, 4), (16, 16), 32, SMALL)
 
 
 def test_a_scratch_scores_higher_than_the_texture_and_the_map_points_at_it(tiny_encoder, stripes):

@@ -1,0 +1,106 @@
+"""Which frozen encoders exist and where their files lie, told without importing torch."""
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from replaycad.errors import WeightsError
+
+MINI_ENCODER = Path(__file__).parent.parent / "mini" / "weights" / "encoder"
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderLocation:
+    """Where the frozen encoder called `name` is described and stored.
+
+    Attributes:
+        name: as the user wrote it.
+        timm_name: architecture in timm.
+        out_indices: which of its levels were made to be used; None for whatever is asked for.
+        files: every file that determines the features; weights last.
+        mean: of the input, or None for what timm knows about the architecture.
+        std: likewise.
+    """
+
+    name: str
+    timm_name: str
+    files: tuple[Path, ...]
+    out_indices: tuple[int, ...] | None = None
+    mean: tuple[float, float, float] | None = None
+    std: tuple[float, float, float] | None = None
+
+
+def locate_encoder(name: str) -> EncoderLocation:
+    """Find an encoder's files without reading the weights.
+
+    Args:
+        name: `mini` (bundled), `TIMM_NAME:FILE.safetensors` (a local file), or a timm name with its
+            tag, such as `resnet34.bt_in1k`, whose weights lie in the Hugging Face cache.
+
+    Raises:
+        WeightsError: if a file is missing or the bundled description is unreadable; the hint says
+            which file to put where.
+    """
+    if name == "mini":
+        return _bundled(name, MINI_ENCODER)
+    timm_name, colon, file = name.partition(":")
+    if colon:
+        path = Path(file).expanduser()
+        if not path.is_file():
+            raise WeightsError(f"encoder '{timm_name}': no file {path}", "check the path after ':'")
+        return EncoderLocation(name=name, timm_name=timm_name, files=(path,))
+    cached = _hub_cache_file(f"timm/{name}", "model.safetensors")
+    if cached is None:
+        raise WeightsError(
+            f"encoder '{name}' is not in the Hugging Face cache ({_hub_cache()})",
+            f"run `hf download timm/{name} model.safetensors`, or give the file as "
+            f"'{name}:FILE.safetensors'",
+        )
+    return EncoderLocation(name=name, timm_name=name, files=(cached,))
+
+
+def encoder_files(name: str) -> list[Path]:
+    """Files whose digests identify the encoder called `name`; errors as `locate_encoder`."""
+    return list(locate_encoder(name).files)
+
+
+def _bundled(name: str, folder: Path) -> EncoderLocation:
+    config_file, weights = folder / "config.json", folder / "model.safetensors"
+    for file in (config_file, weights):
+        if not file.is_file():
+            raise WeightsError(
+                f"the bundled encoder lacks {file}", "install replaycad again with its weights"
+            )
+    try:
+        config = json.loads(config_file.read_text())
+        return EncoderLocation(
+            name=name,
+            timm_name=config["timm_name"],
+            out_indices=tuple(config["out_indices"]),
+            files=(config_file, weights),
+            mean=tuple(config["mean"]),
+            std=tuple(config["std"]),
+        )
+    except (ValueError, KeyError, TypeError) as error:
+        raise WeightsError(
+            f"{config_file} does not describe an encoder: {error!r}",
+            "expected timm_name, out_indices, mean, std; install replaycad again",
+        ) from None
+
+
+def _hub_cache() -> Path:
+    """The hub's cache folder by huggingface_hub's own rules; importing it would be slow."""
+    if "HF_HUB_CACHE" in os.environ:
+        return Path(os.environ["HF_HUB_CACHE"]).expanduser()
+    cache = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")) / "huggingface"
+    return Path(os.environ.get("HF_HOME", cache)).expanduser() / "hub"
+
+
+def _hub_cache_file(repository: str, file: str) -> Path | None:
+    folder = _hub_cache() / f"models--{repository.replace('/', '--')}"
+    reference = folder / "refs" / "main"
+    if not reference.is_file():
+        return None
+    path = folder / "snapshots" / reference.read_text().strip() / file
+    return path if path.is_file() else None

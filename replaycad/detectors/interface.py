@@ -1,0 +1,74 @@
+"""What every detector is to the rest of the program: features in; a loss or a fit, and maps out."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Literal
+
+import torch
+from torch import nn
+
+from replaycad import anomaly
+
+
+class Detector(nn.Module):
+    """The trainable part of a detector; the frozen encoder stays outside and is not in the state.
+
+    `features` is always the encoder's pyramid: a list from fine to coarse of `[B, C, H, W]` float,
+    as the levels named by the detector's preset. A subclass is built from `(channels, strides,
+    image_size, preset)` and raises `ConfigError` if these do not fit together.
+
+    Random numbers come from torch's global stream, which the caller seeds for each step.
+
+    Attributes:
+        trained_by: `loss` for gradient steps on `loss`, `fit` for one call of `fit` per class.
+    """
+
+    trained_by: Literal["loss", "fit"] = "loss"
+
+    def forward(self, features: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """What the detector makes of the features, levels `[B, C, H, W]`: differentiable."""
+        raise NotImplementedError
+
+    def loss(self, features: Sequence[torch.Tensor], progress: float = 0.0) -> torch.Tensor:
+        """Scalar to be minimised for levels `[B, C, H, W]`, in train mode.
+
+        Args:
+            features: of one batch of normal images.
+            progress: share of the training that is done, 0..1.
+        """
+        raise NotImplementedError
+
+    def fit(
+        self,
+        features: Iterable[Sequence[torch.Tensor]],
+        class_index: int,
+        generator: torch.Generator,
+    ) -> None:
+        """Learn one class from its pyramids, batch by batch, levels `[B, C, H, W]`.
+
+        Args:
+            features: of the class's normal images.
+            class_index: which class this is; what was learnt of it before is replaced.
+            generator: CPU random stream.
+        """
+        raise NotImplementedError
+
+    def anomaly_maps(self, features: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Maps `[B, image_size, image_size]` float32 without gradient, computed in eval mode."""
+        raise NotImplementedError
+
+    def image_scores(self, anomaly_maps: torch.Tensor) -> torch.Tensor:
+        """Scores `[B]` of images with maps `[B, H, W]`; the maximum unless the paper says else."""
+        return anomaly.image_scores(anomaly_maps)
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Keep a module in eval mode and without gradients while the block runs."""
+    was_training = module.training
+    module.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        module.train(was_training)

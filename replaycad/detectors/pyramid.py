@@ -1,0 +1,51 @@
+"""What a detector asks of an encoder's levels, and how their maps come back to image size."""
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+
+from replaycad.anomaly import map_matrix
+from replaycad.errors import ConfigError
+
+SMOOTHING_SIGMA_PX = 4.0  # at 256 px, as published
+
+
+def check_pyramid(
+    detector: str, strides: Sequence[int], image_size: int, num_levels: int | None = None
+) -> None:
+    """Refuse levels that do not halve in size, or images that do not divide into them.
+
+    Args:
+        detector: name for the message.
+        strides: of the encoder's levels.
+        image_size: side of the images in pixels.
+        num_levels: how many levels there must be; None for any number.
+
+    Raises:
+        ConfigError: if they do not fit.
+    """
+    if any(coarse != 2 * fine for fine, coarse in pairwise(strides)):
+        raise ConfigError(
+            f"{detector} needs encoder levels that halve in size, found strides {tuple(strides)}",
+            "use a convolutional encoder, such as resnet34.bt_in1k",
+        )
+    if num_levels is not None and len(strides) != num_levels:
+        raise ConfigError(
+            f"{detector} needs {num_levels} encoder levels, found strides {tuple(strides)}",
+            "use another preset or another encoder",
+        )
+    if image_size <= 0 or image_size % strides[-1]:
+        raise ConfigError(
+            f"image size {image_size} is no multiple of {strides[-1]}, the encoder's last stride",
+            f"use {max(1, round(image_size / strides[-1])) * strides[-1]}",
+        )
+
+
+def smoothing_matrix(image_size: int, in_size: int, *, align_corners: bool = True) -> torch.Tensor:
+    """Matrix `[image_size, in_size]` that brings a map to image size and smooths it as published.
+
+    The published sigma of 4 px belongs to 256 px images; other sizes keep that share of the image.
+    """
+    sigma = SMOOTHING_SIGMA_PX * image_size / 256
+    return map_matrix(image_size, in_size, sigma, align_corners=align_corners)

@@ -1,0 +1,167 @@
+"""What holds of every detector: published size, a narrow interface, and that it finds a scratch."""
+
+import pytest
+import torch
+
+from replaycad.detectors.build import build_detector
+from replaycad.detectors.encoders import load_encoder
+from replaycad.detectors.optimization import make_optimizers, optimize_step
+from replaycad.detectors.presets import DETECTORS, preset_for
+from replaycad.errors import ConfigError
+
+SIZE = 64
+NEAR = 10  # pixels; the features that see a scratch are 8 and 16 px apart
+CONVOLUTIONAL = {
+    "wide_resnet50_2": ((64, 256, 512, 1024), (2, 4, 8, 16)),
+    "resnet34": ((64, 64, 128, 256), (2, 4, 8, 16)),
+    "tf_efficientnet_b4": ((24, 32, 56, 160), (2, 4, 8, 16)),
+    "tf_efficientnet_b6": ((32, 40, 72, 200), (2, 4, 8, 16)),
+}
+TRANSFORMERS = {"vit_base_patch14": (768, 14), "vit_small_patch14": (384, 14)}
+PUBLISHED = {  # trained parameters, detectors.md
+    ("invad", "full"): 70_768_560,
+    ("invad", "lite"): 8_976_240,
+    ("patchcore", "full"): 0,
+    ("patchcore", "lite"): 0,
+    ("simplenet", "full"): 3_937_792,
+    ("dinomaly", "full"): 61_425_408,
+    ("dinomaly", "lite"): 15_377_280,
+    ("uniad", "full"): 7_778_832,
+    ("rlr", "full"): 21_514_512,
+    ("mambaad", "full"): 17_456_960,
+}
+STEPS = {"invad": 60, "simplenet": 60, "dinomaly": 60, "uniad": 60, "mambaad": 20, "rlr": 60}
+BY_LOSS = [name for name in DETECTORS if name != "patchcore"]
+
+
+def pyramid_of(preset):
+    """Channels and strides of the levels that a published preset reads."""
+    name = preset.encoder.partition(".")[0]
+    for start, (width, patch) in TRANSFORMERS.items():
+        if name.startswith(start):
+            return (width,) * len(preset.levels), (patch,) * len(preset.levels)
+    channels, strides = CONVOLUTIONAL[name]
+    return tuple(channels[i] for i in preset.levels), tuple(strides[i] for i in preset.levels)
+
+
+@pytest.fixture(scope="session")
+def bundled():
+    """Detector -> the bundled encoder with the levels that its mini preset reads."""
+    levels = {name: preset_for(name, "mini").levels for name in DETECTORS}
+    return {name: load_encoder("mini", "cpu", wanted) for name, wanted in levels.items()}
+
+
+def mini(name, encoder, seed=0):
+    return build_detector(name, "mini", encoder.channels, encoder.strides, SIZE, seed)
+
+
+def learn(detector, name, features, num_steps):
+    """Train on one batch as the preset says; returns the losses."""
+    if detector.trained_by == "fit":
+        detector.fit([features], 0, torch.Generator().manual_seed(0))
+        return []
+    training = preset_for(name, "mini").training
+    optimizers = make_optimizers(detector, training, training.optimizers[0].learning_rate)
+    detector.train()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return [
+            optimize_step(detector, optimizers, features, training, step / num_steps).item()
+            for step in range(num_steps)
+        ]
+
+
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [(name, size) for name in DETECTORS for size in DETECTORS[name] if size != "mini"],
+)
+def test_presets_of_the_papers_have_the_published_number_of_parameters(name, size):
+    preset = preset_for(name, size)
+    channels, strides = pyramid_of(preset)
+
+    with torch.device("meta"):
+        detector = build_detector(name, size, channels, strides, preset.image_size)
+
+    trained = [parameter for parameter in detector.parameters() if parameter.requires_grad]
+    assert sum(parameter.numel() for parameter in trained) == PUBLISHED[name, size]
+
+
+@pytest.mark.parametrize("name", DETECTORS)
+def test_it_over_fits_a_class_and_points_at_a_scratch(name, bundled, stripes):
+    normal, scratched, scratch = stripes
+    encoder = bundled[name]
+    detector = mini(name, encoder)
+
+    losses = learn(detector, name, encoder.encode_images(normal[1:]), STEPS.get(name, 1))
+    maps = detector.anomaly_maps(encoder.encode_images(torch.cat([normal, scratched])))
+
+    scores = detector.image_scores(maps)
+    off, on = scores[:4], scores[4]
+    row, column = divmod(maps[4].argmax().item(), SIZE)
+    if losses:
+        assert losses[-1] < 0.9 * losses[0]
+    assert on > off.max() + 2 * (off.max() - off.min())
+    near = scratch[max(0, row - NEAR) : row + NEAR + 1, max(0, column - NEAR) : column + NEAR + 1]
+    assert near.any()
+    assert maps[4][scratch].mean() > maps[4][~scratch].mean() + maps[:4].std()
+
+
+@pytest.mark.parametrize("name", DETECTORS)
+def test_maps_are_of_image_size_alone_in_a_batch_and_leave_the_detector_alone(
+    name, bundled, stripes
+):
+    encoder = bundled[name]
+    detector = mini(name, encoder)
+    features = encoder.encode_images(stripes[0])
+    learn(detector, name, features, 1)
+    before = {key: value.clone() for key, value in detector.state_dict().items()}
+
+    maps = detector.anomaly_maps(features)
+    alone = detector.anomaly_maps([level[2:3].half() for level in features])
+
+    assert maps.shape == (4, SIZE, SIZE)
+    assert alone.dtype == maps.dtype == torch.float32
+    assert not maps.requires_grad
+    assert detector.training
+    assert detector.image_scores(maps).shape == (4,)
+    torch.testing.assert_close(alone[0], maps[2], atol=0.02, rtol=0.02)
+    assert all(torch.equal(before[key], value) for key, value in detector.state_dict().items())
+
+
+@pytest.mark.parametrize("name", BY_LOSS)
+def test_its_state_is_all_that_going_on_needs(name, bundled, stripes):
+    encoder = bundled[name]
+    first, second = mini(name, encoder, seed=0), mini(name, encoder, seed=1)
+    features = encoder.encode_images(stripes[0])
+    learn(first, name, features, 2)
+
+    second.load_state_dict(first.state_dict())
+    losses = [learn(detector, name, features, 2) for detector in (first, second)]
+
+    assert losses[0] == losses[1]
+    assert torch.equal(first.anomaly_maps(features), second.anomaly_maps(features))
+
+
+@pytest.mark.parametrize("name", BY_LOSS)
+def test_what_it_makes_of_the_features_moves_nearly_every_parameter(name, bundled, stripes):
+    encoder = bundled[name]
+    detector = mini(name, encoder)
+
+    outputs = detector(encoder.encode_images(stripes[0]))
+    sum(level.square().mean() for level in outputs).backward()
+
+    moved = sum(p.numel() for p in detector.parameters() if p.grad is not None and p.grad.any())
+    assert moved > 0.9 * sum(p.numel() for p in detector.parameters())
+
+
+@pytest.mark.parametrize("name", DETECTORS)
+def test_features_of_another_kind_of_encoder_are_refused_in_one_line(name):
+    preset = preset_for(name, "full")
+    is_transformer = preset.encoder.startswith("vit")
+    channels, strides = ((64, 128, 256), (4, 8, 16)) if is_transformer else ((384,) * 3, (14,) * 3)
+
+    with pytest.raises(ConfigError) as caught:
+        build_detector(name, "full", channels, strides, 224)
+
+    assert caught.value.hint
+    assert "\n" not in str(caught.value)
