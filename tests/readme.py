@@ -69,14 +69,18 @@ def _options(options: list) -> str:
 
 
 def settings() -> str:
-    """Every field that `--set` takes, with its value in each recipe."""
+    """Every field that `--set` takes, with its value in each recipe; equal ones in one line."""
     rows = [f"| setting | {' | '.join(RECIPES)} |", "| --- |" + " --- |" * len(RECIPES)]
+    equal = []
     for stage in STAGE_NAMES:
         configs = [as_dict(recipe[stage]) for recipe in RECIPES.values()]
         for name in configs[0]:
-            values = " | ".join(str(config[name]) or "-" for config in configs)
-            rows.append(f"| `{stage}.{name}` | {values} |")
-    return "\n".join(rows)
+            values = [str(config[name]) or "-" for config in configs]
+            if len(set(values)) > 1:
+                rows.append(f"| `{stage}.{name}` | {' | '.join(values)} |")
+            else:
+                equal.append(f"`{stage}.{name}` {values[0]}")
+    return "\n".join([*rows, "", f"The same in all: {', '.join(equal)}."])
 
 
 def deviations() -> str:
@@ -107,13 +111,15 @@ def _remark(lines: list[str], number: int) -> str:
 
 
 def tree() -> str:
-    """Files of the package with the first line of their docstrings."""
+    """Files of the package with the first line of their docstrings; `mini` as two folders."""
     rows = []
     for path in sorted(PACKAGE.rglob("*.py"), key=lambda p: (p.parent != PACKAGE, p.as_posix())):
-        if path.name.startswith("__"):
+        is_mini = PACKAGE / "mini" in path.parents
+        if path.name.startswith("__") != is_mini or path.name == "__main__.py":
             continue
         line = (ast.get_docstring(ast.parse(path.read_text())) or "").splitlines()[0]
         line = re.sub(r"\s+", " ", line)
-        rows.append((path.relative_to(PACKAGE).as_posix(), line))
+        shown = path.parent if is_mini else path
+        rows.append((shown.relative_to(PACKAGE).as_posix() + "/" * is_mini, line))
     width = max(len(name) for name, _ in rows)
     return "```\n" + "\n".join(f"{name:<{width}}  {line}" for name, line in rows) + "\n```"
