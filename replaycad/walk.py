@@ -10,6 +10,7 @@ from replaycad.artifacts.atomic import write_text
 from replaycad.artifacts.conditions import ConditionsArtifact
 from replaycad.artifacts.format import read_header
 from replaycad.data.samples import test_samples, train_samples
+from replaycad.detectors.presets import settle
 from replaycad.pipeline import Pipeline
 from replaycad.plans import Outcome, digest_of
 from replaycad.recipes import CompressConfig, MaskConfig, TrainConfig
@@ -84,7 +85,7 @@ def _check_weights(pipeline: Pipeline, planned: Sequence[Step]) -> None:
         elif step.stage == "compress":
             pipeline.frozen.backbone(pipeline.config(CompressConfig, step.class_names[0]).backbone)
         elif step.stage == "train":
-            pipeline.frozen.encoder(pipeline.config(TrainConfig).encoder)
+            pipeline.frozen.encoder(settle(pipeline.config(TrainConfig)).encoder)
 
 
 def _digest_path(pipeline: Pipeline, run_name: str) -> Path:

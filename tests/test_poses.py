@@ -3,7 +3,6 @@
 import numpy as np
 
 from replaycad.artifacts.conditions import ConditionsArtifact
-from replaycad.progress import silent
 from replaycad.stages.compress import _into_frame
 from replaycad.stages.replay import move, pick_poses, pose_mask
 
@@ -56,7 +55,7 @@ def test_into_the_frame_go_images_and_masks_alike() -> None:
         left = 8 + index % 4
         masks[index, 10:20, left : left + 12] = True
     images[masks[:, None].repeat(3, 1)] = 220
-    framed, framed_masks, poses = _into_frame(images, masks, {"mask_rule": "area"}, 0, silent)
-    assert poses.shape == (8, 3)
+    found, framed, framed_masks = _into_frame(images, masks, "area", 0)
+    assert found.poses.shape == (8, 3)
     assert framed.std(0).mean() < 0.4 * images.std(0).mean()
     assert (framed_masks == (framed[:, 0] > 120)).mean() > 0.97

@@ -10,7 +10,7 @@ from replaycad.artifacts.conditions import ConditionsArtifact
 from replaycad.artifacts.masks import MasksArtifact
 from replaycad.data.images import load_images
 from replaycad.data.samples import Sample
-from replaycad.diffusion.alignment import align, all_to_frame, beyond_border, to_frame
+from replaycad.diffusion.alignment import Alignment, align, all_to_frame, beyond_border, to_frame
 from replaycad.diffusion.backbones import Diffusion, mask_images
 from replaycad.diffusion.conditioning import Conditions
 from replaycad.diffusion.posterior import encode_posterior
@@ -69,7 +69,13 @@ def compress_class(
     if config.alignment == "auto":
         # The poses say how the class moves, better than the policy's guess.
         augmentation = "none"
-        images, resized, poses = _into_frame(images, resized, policy, seed, report)
+        found, images, resized = _into_frame(images, resized, policy["mask_rule"], seed)
+        poses = found.poses[_spread(len(samples), MAX_POSES)].numpy()
+        how = "turn freely" if found.is_free else "lie alike"
+        report.note(
+            f"{masks.class_name}: images {how}; moved onto each other they keep {found.left:.0%} "
+            "of their variance"
+        )
     operations = augmentations(augmentation)
     dtype = _latent_dtype(diffusion, len(operations) * len(samples))
     encoded = encode_posterior(diffusion, _augmented_images(images, operations, report), dtype)
@@ -78,7 +84,7 @@ def compress_class(
         pictures = _augmented_masks(resized, operations, diffusion)
         encoded_masks = encode_posterior(diffusion, pictures, dtype)
     start = start_conditions(diffusion, encoded, config, seed, policy["init_word"])
-    found = search(
+    conditions = search(
         diffusion, start, encoded, encoded_masks, config, seed, report, checkpoint,
         save_every_seconds,
     )  # fmt: skip
@@ -89,27 +95,19 @@ def compress_class(
             f"({config.num_masks} wanted)"
         )
     kept = resize_masks(resized[chosen], min(diffusion.image_size, MAX_MASK_SIZE))
-    return _artifact(masks.class_name, found, kept, poses, policy, config, header)
+    return _artifact(masks.class_name, conditions, kept, poses, policy, config, header)
 
 
 def _into_frame(
-    images: np.ndarray,
-    object_masks: np.ndarray,
-    policy: dict[str, Any],
-    seed: int,
-    report: Report,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Images `[N, 3, S, S]` and masks `[N, S, S]` moved into the class's frame; kept poses."""
+    images: np.ndarray, object_masks: np.ndarray, mask_rule: str, seed: int
+) -> tuple[Alignment, np.ndarray, np.ndarray]:
+    """Find the poses; images `[N, 3, S, S]` and masks `[N, S, S]` moved into the class's frame."""
     found = align(torch.from_numpy(images), generator(seed, "alignment"))
-    fill = beyond_border(policy["mask_rule"])
+    fill = beyond_border(mask_rule)
     moved = all_to_frame(torch.from_numpy(images), found.poses, fill).numpy()
     masks = torch.from_numpy(object_masks)[:, None].float()
     moved_masks = to_frame(masks, found.poses, fill)[:, 0].numpy() > 0.5
-    report.step("align", 1, 1)
-    kept = found.poses[_spread(len(images), MAX_POSES)]
-    how = "turn freely" if found.is_free else "lie alike"
-    report.note(f"images {how}; moved onto each other, {found.left:.0%} of their variance is left")
-    return moved, moved_masks, kept.numpy()
+    return found, moved, moved_masks
 
 
 def _artifact(
