@@ -125,6 +125,8 @@ def align(images: torch.Tensor, seed: torch.Generator) -> Alignment:
     left_free = _variance(_moved(fine, free))
     is_free = bool(left_free < FREE_GAIN * left_still)
     poses, left = (free, left_free) if is_free else (still, left_still)
+    if not is_free:  # no angle is the frame's own; that of the pictures is the natural one
+        poses = _centred(poses - torch.stack([poses[:, 0].mean(), *torch.zeros(2)]))
     return Alignment(poses, is_free, float(left / before.clamp_min(1e-9)))
 
 
@@ -188,7 +190,22 @@ def _descend(pictures: torch.Tensor, poses: torch.Tensor) -> torch.Tensor:
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
+        with torch.no_grad():
+            raw.copy_(_centred(raw * unit) / unit)
+            raw[:, 1:].clamp_(-REACH, REACH)
     return raw.detach() * unit
+
+
+def _centred(poses: torch.Tensor) -> torch.Tensor:
+    """The same poses about a frame whose middle is, in the mean, the middle of the pictures.
+
+    Without this the descent pushes what varies out of the disc, all pictures alike.
+    """
+    cos, sin = _cos_sin(poses)
+    right, down = poses[:, 1], poses[:, 2]
+    drift = torch.stack([cos * right + sin * down, cos * down - sin * right], 1).mean(0)
+    step = torch.cat([torch.zeros(1), -drift]).expand(len(poses), 3)
+    return _compose(poses, step)
 
 
 def _compose(poses: torch.Tensor, step: torch.Tensor) -> torch.Tensor:

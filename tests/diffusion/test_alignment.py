@@ -85,3 +85,15 @@ def test_corners_that_no_picture_shows_are_filled_from_beyond_the_border() -> No
     images = _turned(poses)
     framed = all_to_frame(images, poses, "border").float()
     assert torch.equal(framed, to_frame(images.float(), poses, "border").round().clamp(0, 255))
+
+
+def test_the_frame_stays_in_the_middle_of_the_pictures() -> None:
+    rng = generator(4, "poses")
+    axis = torch.linspace(-1, 1, 64)
+    disc = (axis[:, None] ** 2 + axis**2 < 0.5).float()
+    shade = torch.rand(12, 3, 1, 1, generator=rng)  # what varies cannot be aligned away
+    images = (disc * shade * 255).to(torch.uint8)
+    found = align(images, generator(0, "align"))
+    assert not found.is_free
+    assert found.poses[:, 1:].mean(0).abs().max() < 0.01
+    assert found.poses[:, 0].mean().abs() < 0.1
