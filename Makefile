@@ -20,8 +20,7 @@ NEWEST    := $(lastword $(CLASSES))
 PAST      := $(filter-out $(NEWEST),$(CLASSES))
 
 # The authors' order; the last class is the one that is real in the paper's single training.
-MVTEC := carpet,grid,leather,tile,wood,bottle,cable,capsule,hazelnut,metal_nut,pill,screw,toothbrush,transistor,zipper
-VISA  := pcb1,pcb2,pcb3,pcb4,macaroni1,macaroni2,capsules,candle,cashew,chewinggum,fryum,pipe_fryum
+in_order = $(shell $(BIN)/python -c "from replaycad.class_recipes import $(1) as names; print(*names, sep=',')")
 
 export REPLAYCAD_DATA := $(DATA)
 export REPLAYCAD_STORE := $(STORE)
@@ -96,7 +95,7 @@ continual: $(INSTALLED) ## the whole sequence over CLASSES
 	$(RUN) run --class $(NAMES) --strategy finetune,replay,joint $(OPTIONS)
 
 mvtec: $(INSTALLED) ## the paper on MVTec AD in DATA; RECIPE=release, STRATEGY=replay,joint for step by step
-	$(RUN) run --recipe $(RECIPE) --store $(STORE)/$(RECIPE) --class $(MVTEC) --strategy $(STRATEGY) --name mvtec $(OPTIONS)
+	$(RUN) run --recipe $(RECIPE) --store $(STORE)/$(RECIPE) --class $(call in_order,MVTEC) --strategy $(STRATEGY) --name mvtec $(OPTIONS)
 
 visa: $(INSTALLED) ## the paper on VisA in DATA; likewise
-	$(RUN) run --recipe $(RECIPE) --store $(STORE)/$(RECIPE) --class $(VISA) --strategy $(STRATEGY) --name visa $(OPTIONS)
+	$(RUN) run --recipe $(RECIPE) --store $(STORE)/$(RECIPE) --class $(call in_order,VISA) --strategy $(STRATEGY) --name visa $(OPTIONS)

@@ -64,8 +64,8 @@ def _options(options: list) -> str:
         spelled = ", ".join(f"`{spelling}`" for spelling in reversed(option.opts))
         value = option.default if option.default not in (None, "", [], False) else ""
         default = f" Default: `{value if not isinstance(value, list) else ','.join(value)}`."
-        rows.append(f"| {spelled} | {getattr(option, 'help', '')}{default if value else ''} |")
-    return "\n".join(["| option | meaning |", "| --- | --- |", *rows]) if rows else ""
+        rows.append(f"* {spelled}: {getattr(option, 'help', '')}{default if value else ''}")
+    return "\n".join(rows)
 
 
 def settings() -> str:

@@ -19,6 +19,7 @@ from replaycad.anomaly import apply_both_axes, bilinear_matrix
 from replaycad.detectors.interface import Detector, evaluating
 from replaycad.detectors.pyramid import check_pyramid
 from replaycad.detectors.structures import DinomalyPreset
+from replaycad.detectors.tokens import to_maps, to_tokens
 from replaycad.errors import ConfigError
 
 NORM_EPS = 1e-8
@@ -127,7 +128,7 @@ class Dinomaly(Detector):
 
     def forward(self, features: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """Reconstruct every group of levels: maps `[B, C, H, W]` like those of `targets`."""
-        levels = [self._on_grid(level).flatten(2).transpose(1, 2) for level in features]
+        levels = [to_tokens(self._on_grid(level)) for level in features]
         if self.preset.width:
             x = self.narrow(torch.cat(levels, dim=2))
         else:
@@ -141,7 +142,7 @@ class Dinomaly(Detector):
             groups = list(self.widen(x).split(self.channels, dim=2))
         else:  # the deepest output answers the shallowest level
             groups = _group_means(outputs[::-1], self.preset.num_groups)
-        return [group.transpose(1, 2).unflatten(2, (self.grid, self.grid)) for group in groups]
+        return [to_maps(group, self.grid) for group in groups]
 
     def targets(self, features: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """What the reconstruction is compared with: a map `[B, C, H, W]` per group of levels."""

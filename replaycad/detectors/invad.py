@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from replaycad.anomaly import apply_both_axes, cosine_distance_map
 from replaycad.detectors.blocks import EqualizedConv, EqualizedUp, ResidualBlock
 from replaycad.detectors.interface import Detector, evaluating
-from replaycad.detectors.pyramid import check_pyramid, smoothing_matrix
+from replaycad.detectors.pyramid import check_pyramid, pyramid_error, smoothing_matrix
 from replaycad.detectors.structures import InvADPreset
 from replaycad.errors import ConfigError
 
@@ -162,12 +162,7 @@ class InvAD(Detector):
 
     def loss(self, features: Sequence[torch.Tensor], progress: float = 0.0) -> torch.Tensor:
         """Weighted sum over the levels of the mean squared error of levels `[B, C, H, W]`."""
-        reconstructed = self(features)
-        errors = [
-            F.mse_loss(fake, level.float())
-            for fake, level in zip(reconstructed, features, strict=True)
-        ]
-        return self.level_weight * torch.stack(errors).sum()
+        return self.level_weight * pyramid_error(self(features), features)
 
     def anomaly_maps(self, features: Sequence[torch.Tensor]) -> torch.Tensor:
         """Smoothed cosine distance of the pyramid and its reconstruction, in eval mode.

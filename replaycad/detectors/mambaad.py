@@ -12,9 +12,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from replaycad.anomaly import apply_both_axes
 from replaycad.detectors.interface import Detector, evaluating
-from replaycad.detectors.pyramid import check_pyramid, smoothing_matrix
+from replaycad.detectors.pyramid import MeanMap, check_pyramid, pyramid_error
 from replaycad.detectors.selective_scan import selective_scan
 from replaycad.detectors.structures import MambaADPreset
 from replaycad.errors import ConfigError
@@ -259,9 +258,7 @@ class MambaAD(Detector):
             nn.Conv2d(width, c, 1) if preset.widths else nn.Identity()
             for width, c in zip(widths[1:], reversed(channels), strict=True)
         )
-        for level, stride in enumerate(strides):
-            to_image = smoothing_matrix(image_size, image_size // stride)
-            self.register_buffer(f"_to_image{level}", to_image, persistent=False)
+        self.mean_map = MeanMap(image_size, [image_size // stride for stride in strides])
 
     def forward(self, features: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """Reconstruct the pyramid: levels `[B, C, H, W]` of the same shapes, fine to coarse."""
@@ -276,19 +273,11 @@ class MambaAD(Detector):
 
     def loss(self, features: Sequence[torch.Tensor], progress: float = 0.0) -> torch.Tensor:
         """Weighted sum over the levels of the mean squared error of levels `[B, C, H, W]`."""
-        pairs = zip(self(features), features, strict=True)
-        errors = [F.mse_loss(fake, real.float()) for fake, real in pairs]
-        return self.level_weight * torch.stack(errors).sum()
+        return self.level_weight * pyramid_error(self(features), features)
 
     def anomaly_maps(self, features: Sequence[torch.Tensor]) -> torch.Tensor:
         """Smoothed mean of 1 - cosine: `[B, image_size, image_size]` float32 in 0..2."""
         with evaluating(self):
-            pairs = enumerate(zip(self(features), features, strict=True))
-            maps = [
-                apply_both_axes(
-                    1.0 - F.cosine_similarity(fake, real.float(), dim=1),
-                    self.get_buffer(f"_to_image{level}"),
-                )
-                for level, (fake, real) in pairs
-            ]
-        return torch.stack(maps).mean(dim=0)
+            pairs = zip(self(features), features, strict=True)
+            maps = [1.0 - F.cosine_similarity(fake, real.float(), dim=1) for fake, real in pairs]
+        return self.mean_map(maps)

@@ -1,11 +1,13 @@
-"""What a detector asks of an encoder's levels, and how their maps come back to image size."""
+"""A detector and its encoder's levels: what it asks of them, errors over them, maps from them."""
 
 from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
+from torch import nn
+from torch.nn import functional as F
 
-from replaycad.anomaly import map_matrix
+from replaycad.anomaly import apply_both_axes, map_matrix
 from replaycad.errors import ConfigError
 
 SMOOTHING_SIGMA_PX = 4.0  # at 256 px, as published
@@ -49,3 +51,33 @@ def smoothing_matrix(image_size: int, in_size: int, *, align_corners: bool = Tru
     """
     sigma = SMOOTHING_SIGMA_PX * image_size / 256
     return map_matrix(image_size, in_size, sigma, align_corners=align_corners)
+
+
+def pyramid_error(rebuilt: Sequence[torch.Tensor], levels: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Sum over levels `[B, C, H, W]` of the mean squared error, a scalar."""
+    pairs = zip(rebuilt, levels, strict=True)
+    return torch.stack([F.mse_loss(fake, real.float()) for fake, real in pairs]).sum()
+
+
+class MeanMap(nn.Module):
+    """One smoothed map from one per level: each brought to image size by itself, then the mean.
+
+    Args:
+        image_size: side of the images in pixels.
+        sizes: sides of the levels' maps.
+    """
+
+    def __init__(self, image_size: int, sizes: Sequence[int]) -> None:
+        """Compute a matrix per level; none is part of the state."""
+        super().__init__()
+        for level, size in enumerate(sizes):
+            matrix = smoothing_matrix(image_size, size)
+            self.register_buffer(f"_to_image{level}", matrix, persistent=False)
+
+    def forward(self, maps: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Maps `[B, H, W]`, one per level, to `[B, image_size, image_size]`."""
+        enlarged = [
+            apply_both_axes(level_map, self.get_buffer(f"_to_image{level}"))
+            for level, level_map in enumerate(maps)
+        ]
+        return torch.stack(enlarged).mean(dim=0)

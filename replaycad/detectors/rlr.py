@@ -9,9 +9,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from replaycad.anomaly import apply_both_axes
 from replaycad.detectors.interface import Detector, evaluating
-from replaycad.detectors.pyramid import check_pyramid, smoothing_matrix
+from replaycad.detectors.pyramid import MeanMap, check_pyramid
 from replaycad.detectors.structures import RLRPreset
 from replaycad.detectors.tokens import jitter, neighbours, to_maps, to_tokens
 from replaycad.errors import ConfigError
@@ -134,9 +133,7 @@ class RLR(Detector):
             LevelModel(*one, preset)
             for one in zip(channels, sizes, preset.widths, preset.reaches, strict=True)
         )
-        for level, size in enumerate(sizes):
-            to_image = smoothing_matrix(image_size, size)
-            self.register_buffer(f"_to_image{level}", to_image, persistent=False)
+        self.mean_map = MeanMap(image_size, sizes)
 
     def forward(self, features: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """Reconstruct the pooled pyramid: levels `[B, C, H, W]` like those of `pooled`."""
@@ -164,8 +161,7 @@ class RLR(Detector):
         maps = []
         with evaluating(self):
             pairs = zip(self(features), self.pooled(features), strict=True)
-            for level, (rebuilt, real) in enumerate(pairs):
+            for rebuilt, real in pairs:
                 error = (rebuilt - real).square().mean(dim=1)
-                distance = error + 1.0 - F.cosine_similarity(rebuilt, real, dim=1)
-                maps.append(apply_both_axes(distance, self.get_buffer(f"_to_image{level}")))
-        return torch.stack(maps).mean(dim=0)
+                maps.append(error + 1.0 - F.cosine_similarity(rebuilt, real, dim=1))
+        return self.mean_map(maps)

@@ -8,6 +8,7 @@ Deviation: the paper leaves poses to the masks alone. A small frozen model does 
 tokens show by itself.
 """
 
+from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -38,20 +39,23 @@ class Alignment(NamedTuple):
     left: float
 
 
-def to_frame(pictures: torch.Tensor, poses: torch.Tensor, fill: str = "reflection") -> torch.Tensor:
+def to_frame(
+    pictures: torch.Tensor, poses: torch.Tensor, fill: str = "reflection", mode: str = "bicubic"
+) -> torch.Tensor:
     """Move pictures from their poses into the common frame.
 
     Args:
         pictures: `[N, C, H, W]` float.
         poses: `[N, 3]` as in `Alignment`.
         fill: what is seen beyond the border: `reflection`, `border` or `zeros`.
+        mode: `bicubic`, where values may overshoot a little, or `bilinear`, several times as fast.
 
     Returns:
-        `[N, C, H, W]` float, bicubic, so that values may overshoot a little.
+        `[N, C, H, W]` float.
     """
     cos, sin = _cos_sin(poses)
     right, down = 2 * poses[:, 1], 2 * poses[:, 2]
-    return _resample(pictures, (cos, -sin, right), (sin, cos, down), fill, "bicubic")
+    return _resample(pictures, (cos, -sin, right), (sin, cos, down), fill, mode)
 
 
 def to_pose(pictures: torch.Tensor, poses: torch.Tensor, fill: str = "reflection") -> torch.Tensor:
@@ -121,62 +125,62 @@ def align(images: torch.Tensor, seed: torch.Generator) -> Alignment:
     before = _variance(fine)
     still = _descend(fine, torch.zeros(len(images), 3))
     free = _descend(fine, _search(coarse, fine, seed))
-    left_still = _variance(_moved(fine, still))
-    left_free = _variance(_moved(fine, free))
+    left_still = _variance(to_frame(fine, still, mode="bilinear"))
+    left_free = _variance(to_frame(fine, free, mode="bilinear"))
     is_free = bool(left_free < FREE_GAIN * left_still)
     poses, left = (free, left_free) if is_free else (still, left_still)
     if not is_free:  # no angle is the frame's own; that of the pictures is the natural one
-        poses = _centred(poses - torch.stack([poses[:, 0].mean(), *torch.zeros(2)]))
+        poses[:, 0] -= poses[:, 0].mean()
+        poses = _centred(poses)
     return Alignment(poses, is_free, float(left / before.clamp_min(1e-9)))
 
 
 def _search(coarse: torch.Tensor, fine: torch.Tensor, seed: torch.Generator) -> torch.Tensor:
     """Poses `[N, 3]` by trying all of a grid, in the frame of the picture that the others fit."""
-    angles = torch.arange(0.0, 360.0, 10.0)
-    poses, least = torch.zeros(len(coarse), 3), torch.inf
-    for row in torch.randperm(len(coarse), generator=seed)[:STARTS].tolist():
-        found, error = _best_poses(coarse, coarse[row], angles, int(REACH * COARSE))
-        if error < least:
-            poses, least = found, error
+    angles, reach = torch.arange(0.0, 360.0, 10.0), int(REACH * COARSE)
+    tried = coarse[torch.randperm(len(coarse), generator=seed)[:STARTS]]
+    poses = _best_poses(coarse, tried, angles, reach)
     for _ in range(ROUNDS):
-        frame = _moved(coarse, poses).mean(0)
-        poses, _ = _best_poses(coarse, frame, angles, int(REACH * COARSE))
+        frame = to_frame(coarse, poses, mode="bilinear").mean(0, keepdim=True)
+        poses = _best_poses(coarse, frame, angles, reach)
     for _ in range(2):
-        moved = _moved(fine, poses)
-        step, _ = _best_poses(moved, moved.mean(0), torch.arange(-10.0, 10.1, 2.5), 4)
-        poses = _compose(poses, step)
+        moved = to_frame(fine, poses, mode="bilinear")
+        frame = moved.mean(0, keepdim=True)
+        poses = _compose(poses, _best_poses(moved, frame, torch.arange(-10.0, 10.1, 2.5), 4))
     return poses
 
 
 def _best_poses(
-    pictures: torch.Tensor, frame: torch.Tensor, angles: torch.Tensor, reach: int
-) -> tuple[torch.Tensor, float]:
-    """For every picture the pose of least squared error against `frame` `[3, n, n]`.
+    pictures: torch.Tensor, frames: torch.Tensor, angles: torch.Tensor, reach: int
+) -> torch.Tensor:
+    """The poses `[N, 3]` of least squared error against whichever of `[F, 3, n, n]` fits best.
 
-    All shifts of one angle are compared at once, as three correlations.
-
-    Returns:
-        Poses `[N, 3]` and the mean error.
+    All shifts of one angle are compared at once, as correlations.
     """
     size, count = pictures.shape[-1], len(pictures)
     disc = _disc(size)
     disc_spectrum = torch.fft.rfft2(disc).conj()
-    frame_spectrum = torch.fft.rfft2(disc * frame).conj()
+    frame_spectra = torch.fft.rfft2(disc * frames).conj()
     offset = torch.fft.fftfreq(size, 1 / size)
     too_far = (offset.abs()[:, None] > reach) | (offset.abs()[None] > reach)
-    poses, least = torch.zeros(count, 3), torch.full((count,), torch.inf)
+    poses = torch.zeros(len(frames), count, 3)
+    least = torch.full((len(frames), count), torch.inf)
     for angle in angles.tolist():
         turn = torch.tensor([[angle, 0.0, 0.0]]).expand(count, 3)
-        turned = _moved(pictures, turn)
+        turned = to_frame(pictures, turn, mode="bilinear")
         power = torch.fft.rfft2(turned.square().sum(1)) * disc_spectrum
-        product = (torch.fft.rfft2(turned) * frame_spectrum).sum(1)
-        error = torch.fft.irfft2(power - 2 * product, s=(size, size))
-        error, index = error.masked_fill(too_far, torch.inf).flatten(1).min(1)
-        shift = torch.stack([offset[index % size], offset[index // size]], 1) / size
-        found = _compose(turn, torch.cat([torch.zeros(count, 1), shift], 1))
-        poses = torch.where((error < least)[:, None], found, poses)
-        least = torch.minimum(error, least)
-    return poses, float(least.mean() + (disc * frame.square()).sum())
+        spectra = torch.fft.rfft2(turned)
+        for number, spectrum in enumerate(frame_spectra):
+            product = (spectra * spectrum).sum(1)
+            error = torch.fft.irfft2(power - 2 * product, s=(size, size))
+            error, index = error.masked_fill(too_far, torch.inf).flatten(1).min(1)
+            shift = torch.stack([offset[index % size], offset[index // size]], 1) / size
+            found = _compose(turn, torch.cat([torch.zeros(count, 1), shift], 1))
+            better = error < least[number]
+            poses[number] = torch.where(better[:, None], found, poses[number])
+            least[number] = torch.minimum(error, least[number])
+    total = least.mean(1) + (disc * frames.square()).sum((1, 2, 3))
+    return poses[total.argmin()]
 
 
 def _descend(pictures: torch.Tensor, poses: torch.Tensor) -> torch.Tensor:
@@ -186,7 +190,7 @@ def _descend(pictures: torch.Tensor, poses: torch.Tensor) -> torch.Tensor:
     optimizer = torch.optim.Adam([raw], betas=(0.7, 0.9))
     for step in range(STEPS):
         optimizer.param_groups[0]["lr"] = 0.02 * (1 - step / STEPS)
-        loss = _variance(_moved(pictures, raw * unit)) * len(pictures)
+        loss = _variance(to_frame(pictures, raw * unit, mode="bilinear")) * len(pictures)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -221,17 +225,11 @@ def _variance(pictures: torch.Tensor) -> torch.Tensor:
     return (_disc(pictures.shape[-1]) * (pictures - pictures.mean(0)).square()).mean()
 
 
+@cache
 def _disc(size: int) -> torch.Tensor:
     """`[n, n]`: 1 around the centre, 0 beyond 0.95 of the half width."""
     axis = (torch.arange(size) + 0.5) / size * 2 - 1
     return ((0.95 - torch.hypot(axis[:, None], axis[None])) / 0.15).clamp(0, 1)
-
-
-def _moved(pictures: torch.Tensor, poses: torch.Tensor) -> torch.Tensor:
-    """`to_frame`, bilinear: several times as fast, and smoother to descend on."""
-    cos, sin = _cos_sin(poses)
-    rows = (cos, -sin, 2 * poses[:, 1]), (sin, cos, 2 * poses[:, 2])
-    return _resample(pictures, *rows, "reflection", "bilinear")
 
 
 def _cos_sin(poses: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -103,15 +103,15 @@ def replay_class(
     done = writer.rows_done
     first = done - done % config.batch_size
     seeds = image_seeds(conditions.class_name, seed, config.num_images)[first:]
-    poses = _Poses(conditions, seeds)
+    masks = _PosedMasks(conditions, seeds)
     shifted = _Offset(report, first, config.num_images)
     start = 0
-    for images in sample(diffusion, built, poses, seeds.tolist(), config, shifted):
+    for images in sample(diffusion, built, masks, seeds.tolist(), config, shifted):
         stop = start + len(images)
         fresh = slice(min(max(start, done - first), stop), stop)
         if fresh.start < stop:
             drawn = images.numpy()[fresh.start - start :]
-            posed = np.stack([poses[index] for index in range(fresh.start, stop)])
+            posed = np.stack([masks[index] for index in range(fresh.start, stop)])
             drawn_masks = resize_masks(posed, diffusion.image_size)
             if conditions.poses is not None:
                 fill = beyond_border(conditions.policy["mask_rule"])
@@ -163,7 +163,7 @@ def move(
     return moved.to(torch.uint8).numpy(), moved_masks.numpy()
 
 
-class _Poses(Sequence[np.ndarray]):
+class _PosedMasks(Sequence[np.ndarray]):
     """Posed masks `[H, W]` bool by image number, made when asked for."""
 
     def __init__(self, conditions: ConditionsArtifact, seeds: np.ndarray) -> None:

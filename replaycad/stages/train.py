@@ -123,12 +123,13 @@ def _fit(
     report: Report,
 ) -> None:
     """Give a detector without a loss the images of each class once."""
-    for number, index in enumerate(np.unique(mixture.class_index), start=1):
+    present = np.unique(mixture.class_index)
+    for number, index in enumerate(present, start=1):
         rows = np.flatnonzero(mixture.class_index == index)
         chunks = np.array_split(rows, math.ceil(len(rows) / config.batch_size))
         features = (encoder.encode_images(torch.from_numpy(mixture.images(c))) for c in chunks)
         detector.fit(features, int(index), generator(seed, "fit", class_order[index]))
-        report.step("fit", number, len(np.unique(mixture.class_index)))
+        report.step("fit", number, len(present))
 
 
 class _Loop:
@@ -222,7 +223,6 @@ class _Loop:
             self._restore_moments(optimizer, tensors)
         self._report.note(f"going on from the checkpoint at step {done} of {self._total}")
         return done
-
 
     def _restore_moments(
         self, optimizer: torch.optim.Optimizer, tensors: dict[str, np.ndarray]
