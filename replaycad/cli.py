@@ -21,6 +21,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_show_locals=False,
+    rich_markup_mode=None,  # plain help: boxes would cost half of the time of `--help`
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
@@ -128,7 +129,9 @@ def compress(
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Turn a class into conditions of a frozen diffusion model; makes its masks first if needed.
+    """Turn a class into conditions of a frozen diffusion model.
+
+    Makes its masks first if needed.
 
     Example: replaycad compress --class bottle
     """
@@ -199,7 +202,7 @@ def train(
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Train a detector on real images of new classes and replays of past ones.
+    """Train on real images of new classes and replays of past ones.
 
     Example: replaycad train --class screw --past bottle,grid
     """
@@ -232,7 +235,7 @@ def evaluate(
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Measure a detector on test images: figures per class and their mean.
+    """Measure a detector on test images, per class and in the mean.
 
     Example: replaycad eval --class bottle,grid,screw
     """
@@ -276,7 +279,7 @@ def run(
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Walk the whole continual sequence, step by step, and print the step x class matrix.
+    """Walk the whole sequence and print the step x class matrix.
 
     Example: replaycad run --class bottle,grid,screw --strategy finetune,replay,joint
     """
@@ -304,7 +307,9 @@ def export_embedding(
     ] = "",
     store: StoreRoot = STORE,
 ) -> None:
-    """Write a class's tokens as a textual-inversion file that Stable Diffusion programs read.
+    """Write a class's tokens as a textual-inversion file.
+
+    Stable Diffusion programs read it.
 
     Example: replaycad export --class bottle --out bottle-token.safetensors
     """
@@ -326,7 +331,7 @@ def import_embedding(
     store: StoreRoot = STORE,
     force: Force = False,
 ) -> None:
-    """Make conditions of a textual-inversion file, to be replayed without masks.
+    """Make conditions of a textual-inversion file, without masks.
 
     Example: replaycad import bottle-token.safetensors --class bottle --backbone sd15
     """
