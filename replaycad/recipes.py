@@ -15,7 +15,7 @@ STAGES = ("mask", "compress", "replay", "train", "eval")
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 """Of unet and text encoder; `auto` is 16 bits on a GPU. What is trained is always fp32."""
 
-STAGE_VERSIONS = {"mask": 1, "compress": 2, "replay": 2, "train": 2, "eval": 2}
+STAGE_VERSIONS = {"mask": 1, "compress": 3, "replay": 3, "train": 2, "eval": 2}
 """Raised when the code of a stage changes what it writes: files made before become stale."""
 
 
@@ -72,9 +72,10 @@ class CompressConfig:
     embedding_learning_rate: float = _at_least(0.0, 5e-2)
     weight_decay: float = _at_least(0.0, 0.01)
     timestep_law: Literal["uniform", "cubic"] = "uniform"
+    num_variations: int = _at_least(0, 8)  # R, ways in which context tokens vary
     num_masks: int = _at_least(0, 10)  # M; 0 only without a spatial encoder
     alignment: Literal["auto", "none"] = "auto"  # find the poses of the images before the search
-    half: bool = False
+    half: bool = True  # stored in 16 bits
     stage = "compress"
 
     def __post_init__(self) -> None:
@@ -152,7 +153,7 @@ StageConfig = MaskConfig | CompressConfig | ReplayConfig | TrainConfig | EvalCon
 # differs between the paper's data sets, and between the release's classes, is in class_recipes.py.
 _PAPER_COMPRESS = CompressConfig(
     **LDM, num_tokens=20, semantic_placement="context", init="word", num_steps=20_000,
-    alignment="none",
+    alignment="none", num_variations=0, half=False,
 )  # fmt: skip
 _PAPER_REPLAY = ReplayConfig(
     num_images=800, sampler="ddim", num_inference_steps=50, guidance_scale=10.0, batch_size=8

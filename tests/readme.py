@@ -9,7 +9,7 @@ import typer
 from replaycad.artifacts.inspection import artifact_table
 from replaycad.cli import app
 from replaycad.diffusion.presets import BACKBONES
-from replaycad.recipes import RECIPES, as_dict
+from replaycad.recipes import RECIPES, CompressConfig, as_dict, stage_config
 from replaycad.recipes import STAGES as STAGE_NAMES
 from replaycad.stages.compress import MAX_MASK_SIZE
 
@@ -24,15 +24,21 @@ def artifacts() -> str:
 
 
 def sizes() -> str:
-    """What a class weighs in the paper's setting: learned numbers in 32 bits, and the masks."""
-    rows = ["| backbone | tokens | spatial layer | 10 masks | together |", "| --- |" + " --- |" * 4]
+    """What a class weighs in each backbone's own setting, and the masks."""
+    kinds = ["tokens", "variations", "spatial layer", "10 masks", "together"]
+    rows = [f"| backbone | {' | '.join(kinds)} |", "| --- |" + " --- |" * len(kinds)]
     for preset in BACKBONES.values():
-        tokens = 4 * preset.num_tokens * preset.cross_attention_dim
-        layer = 4 * (preset.in_features + 1) * preset.out_features
+        config = stage_config("mini" if preset.name == "mini" else "paper", "compress", {})
+        assert isinstance(config, CompressConfig)
+        width = 2 if config.half else 4
+        values = preset.num_tokens * preset.cross_attention_dim
+        tokens, variations = width * values, config.num_variations * (values + width)
+        layer = width * (preset.in_features + 1) * preset.out_features
         side = min(preset.image_size, MAX_MASK_SIZE)
         masks = 10 * side * -(-side // 8)
-        parts = (tokens, layer, masks, tokens + layer + masks)
-        rows.append(f"| {preset.name} | {' | '.join(f'{part:,}' for part in parts)} |")
+        parts = (tokens, variations, layer, masks)
+        cells = " | ".join(f"{part:,}" for part in (*parts, sum(parts)))
+        rows.append(f"| {preset.name} | {cells} |")
     return "\n".join(rows)
 
 

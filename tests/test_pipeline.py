@@ -429,7 +429,9 @@ def test_stored_masks_are_spread_over_the_images_and_counted(chain):
 
     assert conditions.object_masks.shape == (4, 32, 32)
     assert conditions.poses.shape == (6, 3)
-    assert conditions.num_bytes == conditions.num_bytes_without_masks + 4 * 32 * 4 + 6 * 3 * 4
+    assert conditions.coefficients.shape == (6, 5), "six images vary in five directions"
+    rows = 6 * (3 + 5) * 2
+    assert conditions.num_bytes == conditions.num_bytes_without_masks + 4 * 32 * 4 + rows
 
 
 def test_training_asks_for_no_backbone_while_its_replays_are_there(chain, data, models, tmp_path):

@@ -4,7 +4,7 @@ import numpy as np
 
 from replaycad.artifacts.conditions import ConditionsArtifact
 from replaycad.stages.compress import _into_frame
-from replaycad.stages.replay import move, pick_poses, pose_mask
+from replaycad.stages.replay import move, pick_rows, pose_mask
 
 
 def _conditions(poses: np.ndarray | None) -> ConditionsArtifact:
@@ -25,7 +25,7 @@ def test_a_mask_of_the_common_frame_is_drawn_as_it_is_and_moved_with_its_image()
     object_mask = pose_mask(conditions, 7)
     np.testing.assert_array_equal(object_mask, conditions.object_masks[0])
     image = np.where(object_mask, 200, 10).astype(np.uint8)[None, None].repeat(3, 1)
-    poses = pick_poses(conditions.poses, np.array([7]))
+    poses = pick_rows(conditions.poses, np.array([7]))
     images, masks = move(image, object_mask[None], poses, "border")
     np.testing.assert_array_equal(masks[0], object_mask[::-1, ::-1])
     assert images[0, :, 15, 24].tolist() == [200] * 3
@@ -35,10 +35,19 @@ def test_a_mask_of_the_common_frame_is_drawn_as_it_is_and_moved_with_its_image()
 def test_the_pose_depends_on_the_images_seed_alone() -> None:
     poses = np.random.default_rng(0).uniform(0, 1, (9, 3)).astype(np.float32)
     seeds = np.arange(40)
-    together = pick_poses(poses, seeds)
+    together = pick_rows(poses, seeds)
     for row in range(40):
-        np.testing.assert_array_equal(pick_poses(poses, seeds[row : row + 1])[0], together[row])
+        alone = pick_rows(poses, seeds[row : row + 1])
+        np.testing.assert_array_equal(alone[0], together[row])
     assert len(np.unique(together, axis=0)) == 9
+
+
+def test_pose_and_coefficients_of_a_replay_are_those_of_one_training_image() -> None:
+    numbers = np.arange(9, dtype=np.float32)[:, None]
+    poses, coefficients = numbers.repeat(3, 1), numbers.repeat(2, 1)
+    seeds = np.arange(40)
+    picked = pick_rows(poses, seeds)[:, :1], pick_rows(coefficients, seeds)[:, :1]
+    np.testing.assert_array_equal(*picked)
 
 
 def test_without_poses_the_policy_moves_the_mask() -> None:

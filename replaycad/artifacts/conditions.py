@@ -14,6 +14,7 @@ from replaycad.mask_ops import pack_bits, unpack_bits
 
 FLOATS = ("float32", "float16")
 WEIGHT, BIAS, POSES = "spatial_encoder.weight", "spatial_encoder.bias", "poses"
+VARIATIONS, STEPS, COEFFICIENTS = "semantic_variations", "variation_steps", "coefficients"
 
 CONDITIONS = Schema(
     format="conditions",
@@ -29,6 +30,16 @@ CONDITIONS = Schema(
             ("P", 3),
             "degrees and shift of training images; absent if not looked for",
             optional=True,
+        ),
+        VARIATIONS: TensorSpec(
+            "int8", ("R", "K", "D"), "directions in which the tokens vary; absent if none are kept",
+            optional=True,
+        ),
+        STEPS: TensorSpec(
+            FLOATS, ("R",), "what 1 of their integers is worth; absent with them", optional=True
+        ),
+        COEFFICIENTS: TensorSpec(
+            FLOATS, ("V", "R"), "of training images along them; absent with them", optional=True
         ),
         "object_masks": TensorSpec(
             "uint8", ("M", "H'", "ceil(W'/8)"), "masks to draw from, one bit per pixel"
@@ -56,6 +67,9 @@ class ConditionsArtifact:
         half: whether the floats are stored in 16 bits.
         poses: [P, 3] float32, how training images lie (`diffusion.alignment`); then tokens and
             masks are those of the common frame. None where the images were taken as they lie.
+        semantic_variations: [R, K, D] float32, what one step along each direction in which the
+            class varies adds to the embedding; None where every image has the same.
+        coefficients: [V, R] float32, how many steps training images lie along them; None likewise.
     """
 
     class_name: str
@@ -67,20 +81,26 @@ class ConditionsArtifact:
     header: dict[str, Any] = field(default_factory=dict)
     half: bool = False
     poses: FloatArray | None = None
+    semantic_variations: FloatArray | None = None
+    coefficients: FloatArray | None = None
 
     @property
     def num_bytes_without_masks(self) -> int:
         """Stored bytes of what the search learns."""
         parts = (self.semantic_embedding, self.spatial_weight, self.spatial_bias)
         num_floats: int = sum(part.size for part in parts if part is not None)
-        return num_floats * (2 if self.half else 4)
+        varied = self.semantic_variations
+        num_integers = 0 if varied is None else varied.size
+        num_floats += 0 if varied is None else len(varied)
+        return num_floats * (2 if self.half else 4) + num_integers
 
     @property
     def num_bytes(self) -> int:
         """Stored bytes of all tensors, packed masks included."""
         num_masks, height, width = self.object_masks.shape
-        poses = 0 if self.poses is None else self.poses.size * (2 if self.half else 4)
-        return self.num_bytes_without_masks + int(num_masks * height * -(-width // 8)) + poses
+        rows = [part.size for part in (self.poses, self.coefficients) if part is not None]
+        own = sum(rows) * (2 if self.half else 4)
+        return self.num_bytes_without_masks + int(num_masks * height * -(-width // 8)) + own
 
     def save(self, path: str | Path, half: bool | None = None) -> str:
         """Write the file and return its content id.
@@ -93,14 +113,17 @@ class ConditionsArtifact:
             ArtifactError: it cannot be written, or a number does not fit into 16 bits.
         """
         half = self.half if half is None else half
+        optional = {
+            WEIGHT: self.spatial_weight,
+            BIAS: self.spatial_bias,
+            POSES: self.poses,
+            COEFFICIENTS: self.coefficients,
+        }
         floats = {"semantic_embedding": self.semantic_embedding}
-        if self.spatial_weight is not None:
-            floats[WEIGHT] = self.spatial_weight
-        if self.spatial_bias is not None:
-            floats[BIAS] = self.spatial_bias
-        if self.poses is not None:
-            floats[POSES] = self.poses
+        floats |= {name: values for name, values in optional.items() if values is not None}
         tensors: dict[str, NDArray[Any]] = {}
+        if self.semantic_variations is not None:
+            tensors[VARIATIONS], floats[STEPS] = _to_integers(self.semantic_variations)
         for name, values in floats.items():
             largest = float(np.abs(values).max(initial=0.0))
             if half and np.isfinite(largest) and largest > float(np.finfo(np.float16).max):
@@ -124,11 +147,11 @@ class ConditionsArtifact:
         """
         tensors, header = read(path, CONDITIONS)
         check_width(Path(path), CONDITIONS, tensors["object_masks"], header["mask_width"])
-        if (WEIGHT in tensors) != (BIAS in tensors):
-            found = WEIGHT if WEIGHT in tensors else BIAS
-            damaged(
-                Path(path), CONDITIONS, f"expected `{WEIGHT}` with `{BIAS}`, found `{found}` alone"
-            )
+        for one, other in ((WEIGHT, BIAS), (VARIATIONS, STEPS), (VARIATIONS, COEFFICIENTS)):
+            if (one in tensors) != (other in tensors):
+                found = one if one in tensors else other
+                expected = f"expected `{one}` with `{other}`, found `{found}` alone"
+                damaged(Path(path), CONDITIONS, expected)
         dtypes = {values.dtype.name for values in tensors.values() if values.dtype.kind == "f"}
         if len(dtypes) > 1:
             found = " and ".join(sorted(dtypes))
@@ -136,8 +159,11 @@ class ConditionsArtifact:
         floats = {
             name: values.astype(np.float32)
             for name, values in tensors.items()
-            if name != "object_masks"
+            if values.dtype.kind == "f"
         }
+        variations = None
+        if VARIATIONS in tensors:
+            variations = tensors[VARIATIONS] * floats[STEPS][:, None, None]
         return cls(
             class_name=header["class_name"],
             semantic_embedding=floats["semantic_embedding"],
@@ -148,4 +174,17 @@ class ConditionsArtifact:
             header=header,
             half=dtypes == {"float16"},
             poses=floats.get(POSES),
+            semantic_variations=variations,
+            coefficients=floats.get(COEFFICIENTS),
         )
+
+
+def _to_integers(values: FloatArray) -> tuple[NDArray[np.int8], FloatArray]:
+    """Round each of `[R, K, D]` to -127..127 steps; the steps `[R]`, which fit into 16 bits.
+
+    So 127 steps are exact in 32 bits, and rounding what was read again changes nothing.
+    """
+    largest = np.abs(values).max((1, 2), initial=0.0)
+    steps = (largest / 127).astype(np.float16).astype(np.float32)
+    scaled = values / np.maximum(steps, 1e-30)[:, None, None]
+    return np.clip(np.rint(scaled), -127, 127).astype(np.int8), steps

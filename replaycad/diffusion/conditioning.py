@@ -99,14 +99,20 @@ class Conditions(nn.Module):
         semantic_embedding: `[K, D]` float start value, or None for spatial conditioning alone.
         spatial_encoder: or None for semantic conditioning alone.
         placement: `prompt` or `context`: where the K vectors belong, the same in search and replay.
+        semantic_variations: `[R, K, D]` float start value: an image with coefficients c is
+            described by `semantic_embedding + sum of c_r semantic_variations_r`. None for R = 0.
+
+    Deviation: the paper's embedding is the same for every image of a class (R = 0). A small frozen
+    model draws what varies as noise; told how far along a few directions it lies, it need not.
 
     Raises:
-        ConfigError: if both are None, or the placement is unknown.
+        ConfigError: if both are None, or the placement is unknown, or variations stand elsewhere
+            than beside the prompt.
     """
 
     def __init__(
         self, semantic_embedding: torch.Tensor | None, spatial_encoder: SpatialEncoder | None,
-        placement: str,
+        placement: str, semantic_variations: torch.Tensor | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
         if placement not in GENERATION_PROMPTS:
@@ -120,6 +126,15 @@ class Conditions(nn.Module):
         self.semantic_embedding = (
             None if semantic_embedding is None else nn.Parameter(semantic_embedding.clone())
         )
+        outside = placement == "prompt" or semantic_embedding is None
+        if semantic_variations is not None and outside:
+            raise ConfigError(
+                "variations need a semantic embedding in the context placement",
+                "use num_variations 0",
+            )
+        self.semantic_variations = (
+            None if semantic_variations is None else nn.Parameter(semantic_variations.clone())
+        )
         self.spatial_encoder = spatial_encoder
 
     @property
@@ -128,19 +143,24 @@ class Conditions(nn.Module):
         return 0 if self.semantic_embedding is None else len(self.semantic_embedding)
 
     def forward(
-        self, prompts: Prompts, indices: torch.Tensor, mask_latents: torch.Tensor | None
-    ) -> torch.Tensor:
+        self, prompts: Prompts, indices: torch.Tensor, mask_latents: torch.Tensor | None,
+        coefficients: torch.Tensor | None = None,
+    ) -> torch.Tensor:  # fmt: skip
         """Build the sequence that the UNet attends to: text first, spatial tokens last.
 
         Args:
             prompts: made for this K.
             indices: `[B]` int64 on the CPU, which prompt each image gets.
             mask_latents: `[B, C, h, w]` float, scaled; ignored without a spatial encoder.
+            coefficients: `[B, R]` float, of the variations; ignored without them.
 
         Returns:
             encoder_hidden_states `[B, T + S, D]`, or `[B, T + K + S, D]` with context placement.
         """
-        text = prompts.encode(indices, self.semantic_embedding)
+        semantic = self.semantic_embedding
+        if self.semantic_variations is not None and coefficients is not None:
+            semantic = semantic + torch.tensordot(coefficients, self.semantic_variations, 1)
+        text = prompts.encode(indices, semantic)
         if self.spatial_encoder is None:
             return text
         spatial_tokens = self.spatial_encoder(mask_latents)

@@ -167,7 +167,7 @@ class Prompts:
 
         Args:
             indices: `[B]` int64 on the CPU, into `texts`.
-            semantic_embedding: `[K, D]` float, or None when K is 0.
+            semantic_embedding: `[K, D]` float, with `context` `[B, K, D]` too; None when K is 0.
 
         Returns:
             `[B, T, D]` (placement `prompt`) or `[B, T + K, D]` (`context`), text encoder's dtype.

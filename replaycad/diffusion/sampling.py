@@ -65,6 +65,7 @@ def sample(
     seeds: Sequence[int],
     config: ReplayConfig,
     report: Report = silent,
+    coefficients: np.ndarray | None = None,
 ) -> Iterator[torch.Tensor]:
     """Draw a class's images again (paper section 3.3).
 
@@ -76,6 +77,7 @@ def sample(
         seeds: one per image, 63 bits; each alone fixes its image's noise and mask sample.
         config: sampler, num_inference_steps, guidance_scale, batch_size; `num_images` is not read.
         report: hears of the images done.
+        coefficients: `[N, R]` float32, one row per seed, for conditions that hold variations.
 
     Yields:
         `[B, 3, H, W]` uint8 RGB on the CPU, B up to `pass_size`, in the order of the seeds.
@@ -109,7 +111,11 @@ def sample(
             mask_latents = _sample_masks(diffusion, chosen, batch)
         with torch.no_grad():
             index = torch.zeros(size, dtype=torch.long)
-            hidden_states = conditions(prompts, index, mask_latents)
+            placed = None
+            if coefficients is not None:
+                rows = [min(start + i, len(seeds) - 1) for i in range(size)]
+                placed = torch.from_numpy(coefficients[rows]).to(diffusion.device)
+            hidden_states = conditions(prompts, index, mask_latents, placed)
             latents = _denoise(diffusion, hidden_states, empty_prompt, batch, config)
             images = diffusion.decode(latents)[:count]
         yield images

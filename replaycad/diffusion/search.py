@@ -7,7 +7,7 @@ saved, a resumed search gives the same bits as an undisturbed one, and so does t
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -29,6 +29,7 @@ from replaycad.runtime import free_memory_bytes, generator
 CHECK_EVERY = 25
 """Steps between two looks at the loss; looking makes a GPU wait."""
 _FLOAT16_SCALE = 2.0**14
+_VARIATION_RATE = 0.2  # of the embedding's: each image tells less of a direction than of the mean
 _MOMENTS = ("exp_avg", "exp_avg_sq", "step")  # AdamW's state of one parameter
 
 
@@ -65,6 +66,7 @@ def search(
     report: Report = silent,
     checkpoint: SearchCheckpoint | None = None,
     save_every_seconds: float = 60.0,
+    coefficients: torch.Tensor | None = None,
 ) -> Conditions:
     """Fit a class's conditions to its images (paper section 3.2): noise loss, AdamW, two rates.
 
@@ -78,6 +80,7 @@ def search(
         report: hears of each step, and of the mean loss every `CHECK_EVERY` steps.
         checkpoint: state is kept there now and then and when the user interrupts.
         save_every_seconds: time between two saves.
+        coefficients: `[A, N, R]` float, where each image lies along the conditions' variations.
 
     Returns:
         the same `conditions`.
@@ -100,7 +103,7 @@ def search(
     try:
         with _checkpointing(diffusion, passes.checkpointing):
             while done < config.num_steps:
-                draws = _draw(images, masks, config, len(alphas_cumprod),
+                draws = _draw(images, masks, coefficients, config, len(alphas_cumprod),
                               generator(seed, "search", done))  # fmt: skip
                 optimizer.zero_grad(set_to_none=True)
                 loss = _backward(
@@ -146,6 +149,9 @@ def _optimizer(conditions: Conditions, config: CompressConfig) -> torch.optim.Ad
     if conditions.semantic_embedding is not None:
         parameters = [conditions.semantic_embedding]
         groups.append({"params": parameters, "lr": config.embedding_learning_rate})
+    if conditions.semantic_variations is not None:
+        rate = config.embedding_learning_rate * _VARIATION_RATE
+        groups.append({"params": [conditions.semantic_variations], "lr": rate})
     return torch.optim.AdamW(groups, weight_decay=config.weight_decay)
 
 
@@ -158,16 +164,17 @@ class _Draws:
     noise: torch.Tensor
     timesteps: torch.Tensor
     template: torch.Tensor
+    coefficients: torch.Tensor | None
 
     def rows(self, start: int, stop: int) -> "_Draws":
-        masks = None if self.mask_latents is None else self.mask_latents[start:stop]
-        parts = (self.noise, self.timesteps, self.template)
-        return _Draws(self.latents[start:stop], masks, *(part[start:stop] for part in parts))
+        present = {name: part for name, part in vars(self).items() if part is not None}
+        return replace(self, **{name: part[start:stop] for name, part in present.items()})
 
 
 def _draw(
     images: Posterior,
     masks: Posterior | None,
+    coefficients: torch.Tensor | None,
     config: CompressConfig,
     num_timesteps: int,
     rng: torch.Generator,
@@ -182,7 +189,8 @@ def _draw(
     draws = torch.randn(3, size, *shape, generator=rng)  # image latents, mask latents, noise
     latents = images.sample(augmentation, index, draws[0])
     mask_latents = None if masks is None else masks.sample(augmentation, index, draws[1])
-    return _Draws(latents, mask_latents, draws[2], timesteps, template)
+    placed = None if coefficients is None else coefficients[augmentation, index]
+    return _Draws(latents, mask_latents, draws[2], timesteps, template, placed)
 
 
 def _backward(
@@ -268,7 +276,8 @@ def _loss(
 
     signal = alphas_cumprod[timesteps].view(-1, 1, 1, 1)
     noisy_latents = signal.sqrt() * latents + (1 - signal).sqrt() * noise
-    encoder_hidden_states = conditions(prompts, draws.template, mask_latents)
+    placed = None if draws.coefficients is None else draws.coefficients.to(device)
+    encoder_hidden_states = conditions(prompts, draws.template, mask_latents, placed)
     inputs = (noisy_latents.to(diffusion.dtype), timesteps, encoder_hidden_states)
     guess = None
     if isinstance(diffusion.unet, CellUNet):

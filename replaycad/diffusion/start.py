@@ -9,6 +9,7 @@ from replaycad.diffusion.conditioning import Conditions, SpatialEncoder, num_spa
 from replaycad.diffusion.posterior import Posterior
 from replaycad.diffusion.presets import BACKBONES, BackbonePreset
 from replaycad.diffusion.prompts import DEFAULT_INIT_WORD, word_embedding
+from replaycad.diffusion.variation import Variation
 from replaycad.errors import ConfigError
 from replaycad.recipes import CompressConfig
 from replaycad.runtime import generator
@@ -22,6 +23,7 @@ def start_conditions(
     config: CompressConfig,
     seed: int,
     init_word: str = "",
+    variation: Variation | None = None,
 ) -> Conditions:
     """Where the search starts: from a word, or from what the set encoder sees in the images.
 
@@ -33,6 +35,7 @@ def start_conditions(
         config: `init`, `init_word`, `conditioning`, `semantic_placement`, sizes.
         seed: of the subsets and of the linear layer's random start.
         init_word: the class policy's word, used where the config names none.
+        variation: of the images; with a set encoder the embedding then describes them without it.
 
     Returns:
         untrained conditions on the diffusion model's device, float32.
@@ -40,7 +43,7 @@ def start_conditions(
     Raises:
         ConfigError: sizes that do not fit, an unknown word, or a backbone without a set encoder.
     """
-    embedding = None
+    embedding = variations = None
     placed = diffusion.num_placed_tokens if config.semantic_placement == "context" else 0
     if placed and config.num_tokens not in (0, placed):
         raise ConfigError(
@@ -49,7 +52,7 @@ def start_conditions(
         )
     if config.conditioning != "spatial":
         if config.init == "set_encoder":
-            embedding = _set_encoder_start(diffusion, images, config, seed)
+            embedding, variations = _set_encoder_start(diffusion, images, config, seed, variation)
         else:
             embedding = word_embedding(
                 diffusion.tokenizer,
@@ -58,18 +61,27 @@ def start_conditions(
                 config.num_tokens or placed or BACKBONES["ldm256"].num_tokens,
                 config.semantic_placement,
             )
+            if variation is not None:
+                variations = embedding.new_zeros(len(variation.directions), *embedding.shape)
     spatial_encoder = None
     if config.conditioning != "semantic":
         spatial_encoder = _spatial_start(diffusion, config, seed)
-    conditions = Conditions(embedding, spatial_encoder, config.semantic_placement)
+    conditions = Conditions(embedding, spatial_encoder, config.semantic_placement, variations)
     return conditions.to(diffusion.device, torch.float32)
 
 
 @torch.no_grad()
 def _set_encoder_start(
-    diffusion: Diffusion, images: Posterior, config: CompressConfig, seed: int
-) -> torch.Tensor:
-    """Mean of the set encoder's answers to a few random subsets of the class: `[K, D]`."""
+    diffusion: Diffusion,
+    images: Posterior,
+    config: CompressConfig,
+    seed: int,
+    variation: Variation | None,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Mean of the set encoder's answers to a few random subsets of the class: `[K, D]`.
+
+    And what its answer to the mean latent changes by, a step along each direction: `[R, K, D]`.
+    """
     if diffusion.set_encoder is None:
         raise ConfigError("this backbone has no set encoder to start from", "use init word")
     if config.semantic_placement != "context":
@@ -80,14 +92,21 @@ def _set_encoder_start(
     rng, num_images = generator(seed, "search-start"), images.mean.shape[1]
     size = min(_SUBSET_SIZE, num_images)
     picks = [torch.randperm(num_images, generator=rng)[:size] for _ in range(_NUM_SUBSETS)]
-    latents = images.mean[0][torch.stack(picks)].float().to(diffusion.device)  # [8, R, C, h, w]
-    embedding = diffusion.set_encoder(latents).mean(0)
+    latents, device = images.mean[0].float(), diffusion.device
+    if variation is not None:
+        latents = variation.taken_out(latents)
+    embedding = diffusion.set_encoder(latents[torch.stack(picks)].to(device)).mean(0)
     if config.num_tokens not in (0, len(embedding)):
         raise ConfigError(
             f"num_tokens is {config.num_tokens}, but the set encoder gives {len(embedding)}",
             f"use num_tokens {len(embedding)}, or init word",
         )
-    return embedding
+    if variation is None:
+        return embedding, None
+    mean = latents.mean(0)
+    stepped = torch.stack([mean, *(mean + variation.directions)])[:, None]  # sets of one
+    answers = diffusion.set_encoder(stepped.to(device))
+    return embedding, answers[1:] - answers[0]
 
 
 def _spatial_start(diffusion: Diffusion, config: CompressConfig, seed: int) -> SpatialEncoder:

@@ -16,6 +16,7 @@ from replaycad.diffusion.conditioning import Conditions
 from replaycad.diffusion.posterior import encode_posterior
 from replaycad.diffusion.search import SearchCheckpoint, search
 from replaycad.diffusion.start import start_conditions
+from replaycad.diffusion.variation import principal_variation
 from replaycad.mask_ops import apply_to_images, apply_to_masks, augmentations, resize_masks
 from replaycad.progress import Report, silent
 from replaycad.recipes import CompressConfig
@@ -25,7 +26,7 @@ MAX_MASK_SIZE = 256
 """Side in pixels above which stored masks are halved: ten of 512 px would weigh more than all that
 the search learns, and the VAE sees an eighth of the side anyway."""
 
-MAX_POSES = 256  # kept of a class
+MAX_POSES = 256  # kept of a class, and coefficients likewise
 MAX_LATENT_BYTES = 2 * 10**9  # above this many the latents of all augmentations are kept in 16 bits
 
 
@@ -83,11 +84,18 @@ def compress_class(
     if spatial:
         pictures = _augmented_masks(resized, operations, diffusion)
         encoded_masks = encode_posterior(diffusion, pictures, dtype)
-    start = start_conditions(diffusion, encoded, config, seed, policy["init_word"])
+    variation = None
+    if config.conditioning != "spatial" and config.semantic_placement == "context":
+        variation = principal_variation(encoded.mean, config.num_variations)
+    start = start_conditions(diffusion, encoded, config, seed, policy["init_word"], variation)
+    coefficients = None if variation is None else variation.coefficients
     conditions = search(
         diffusion, start, encoded, encoded_masks, config, seed, report, checkpoint,
-        save_every_seconds,
+        save_every_seconds, coefficients,
     )  # fmt: skip
+    if coefficients is not None:
+        rows = coefficients.flatten(0, 1)
+        coefficients = rows[_spread(len(rows), MAX_POSES)]
     chosen = _spread(len(resized), config.num_masks)
     if len(chosen) < config.num_masks:
         report.note(
@@ -95,7 +103,9 @@ def compress_class(
             f"({config.num_masks} wanted)"
         )
     kept = resize_masks(resized[chosen], min(diffusion.image_size, MAX_MASK_SIZE))
-    return _artifact(masks.class_name, conditions, kept, poses, policy, config, header)
+    return _artifact(
+        masks.class_name, conditions, kept, poses, coefficients, policy, config, header
+    )
 
 
 def _into_frame(
@@ -115,11 +125,13 @@ def _artifact(
     found: Conditions,
     object_masks: np.ndarray,
     poses: np.ndarray | None,
+    coefficients: torch.Tensor | None,
     policy: dict[str, Any],
     config: CompressConfig,
     header: dict[str, Any],
 ) -> ConditionsArtifact:
     semantic, spatial = found.semantic_embedding, found.spatial_encoder
+    variations = found.semantic_variations
     width = 0 if spatial is None else spatial.cross_attention_dim
     return ConditionsArtifact(
         class_name=class_name,
@@ -133,6 +145,8 @@ def _artifact(
         header={**header, "placement": found.placement},
         half=config.half,
         poses=poses,
+        semantic_variations=None if variations is None else _array(variations),
+        coefficients=None if coefficients is None else _array(coefficients),
     )
 
 

@@ -72,7 +72,11 @@ def rebuild_conditions(artifact: ConditionsArtifact, diffusion: Diffusion) -> Co
             spatial.weight.copy_(torch.from_numpy(artifact.spatial_weight))
             spatial.bias.copy_(torch.from_numpy(artifact.spatial_bias))
     semantic = torch.from_numpy(embedding) if len(embedding) else None
-    built = Conditions(semantic, spatial, artifact.header["placement"])
+    variations = artifact.semantic_variations
+    built = Conditions(
+        semantic, spatial, artifact.header["placement"],
+        None if variations is None else torch.from_numpy(variations),
+    )  # fmt: skip
     return built.to(diffusion.device, torch.float32).requires_grad_(False)
 
 
@@ -105,8 +109,11 @@ def replay_class(
     seeds = image_seeds(conditions.class_name, seed, config.num_images)[first:]
     masks = _PosedMasks(conditions, seeds)
     shifted = _Offset(report, first, config.num_images)
+    placed = None
+    if conditions.coefficients is not None:
+        placed = pick_rows(conditions.coefficients, seeds)
     start = 0
-    for images in sample(diffusion, built, masks, seeds.tolist(), config, shifted):
+    for images in sample(diffusion, built, masks, seeds.tolist(), config, shifted, placed):
         stop = start + len(images)
         fresh = slice(min(max(start, done - first), stop), stop)
         if fresh.start < stop:
@@ -115,8 +122,8 @@ def replay_class(
             drawn_masks = resize_masks(posed, diffusion.image_size)
             if conditions.poses is not None:
                 fill = beyond_border(conditions.policy["mask_rule"])
-                placed = pick_poses(conditions.poses, seeds[fresh])
-                drawn, drawn_masks = move(drawn, drawn_masks, placed, fill)
+                poses = pick_rows(conditions.poses, seeds[fresh])
+                drawn, drawn_masks = move(drawn, drawn_masks, poses, fill)
             if config.jpeg_quality:
                 drawn = through_jpeg(drawn, config.jpeg_quality)
             writer.append(drawn, drawn_masks, seeds[fresh])
@@ -138,10 +145,14 @@ def through_jpeg(images: np.ndarray, quality: int) -> np.ndarray:
     return np.stack(drawn)
 
 
-def pick_poses(poses: np.ndarray, seeds: np.ndarray) -> np.ndarray:
-    """One of the stored poses `[P, 3]` for each image seed `[N]` int64: `[N, 3]`."""
+def pick_rows(stored: np.ndarray, seeds: np.ndarray) -> np.ndarray:
+    """One of the stored poses or coefficients `[P, n]` for each image seed `[N]` int64: `[N, n]`.
+
+    A seed picks the same row of both, so the pose and the coefficients of one training image: where
+    the light stands still, what a part that turns looks like depends on how it lies.
+    """
     streams = [np.random.default_rng(stream_seed(int(seed), "placement")) for seed in seeds]
-    return poses[[rng.integers(len(poses)) for rng in streams]]
+    return stored[[rng.integers(len(stored)) for rng in streams]]
 
 
 def move(

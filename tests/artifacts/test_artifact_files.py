@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from artifact_examples import conditions, detector, masks, scores
 
-from replaycad.artifacts.conditions import ConditionsArtifact
+from replaycad.artifacts.conditions import CONDITIONS, ConditionsArtifact
 from replaycad.artifacts.detector import DetectorArtifact
-from replaycad.artifacts.format import read_header
+from replaycad.artifacts.format import read_header, write
 from replaycad.artifacts.masks import MasksArtifact
 from replaycad.artifacts.scores import ScoresArtifact
 from replaycad.errors import ArtifactError
@@ -160,3 +160,46 @@ def test_poses_are_kept_in_the_file_and_counted(tmp_path, half):
     loaded = ConditionsArtifact.load(tmp_path / "a.safetensors")
     np.testing.assert_array_equal(loaded.poses, poses)
     assert loaded.num_bytes - conditions(half=half).num_bytes == poses.size * (2 if half else 4)
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_variations_are_kept_in_8_bits_and_counted(tmp_path, half):
+    plain = conditions(half=half)
+    num_tokens, width = plain.semantic_embedding.shape
+    rng = np.random.default_rng(0)
+    variations = rng.normal(size=(3, num_tokens, width)).astype(np.float32)
+    variations[1] *= 1e-3  # each direction has a step of its own
+    variations[2] = 0
+    coefficients = np.array([[1.0, -2.0, 0.5], [0.25, 0.0, 1.0]], np.float32)
+    conditions(semantic_variations=variations, coefficients=coefficients).save(
+        tmp_path / "a.safetensors", half=half
+    )
+    loaded = ConditionsArtifact.load(tmp_path / "a.safetensors")
+
+    np.testing.assert_array_equal(loaded.coefficients, coefficients)
+    error = np.abs(loaded.semantic_variations - variations).max((1, 2))
+    assert (error <= 0.51 * np.abs(variations).max((1, 2)) / 127 + 1e-9).all()
+    width_of_floats = 2 if half else 4
+    more = variations.size + 3 * width_of_floats
+    assert loaded.num_bytes_without_masks - plain.num_bytes_without_masks == more
+    assert loaded.num_bytes - plain.num_bytes == more + coefficients.size * width_of_floats
+
+    loaded.save(tmp_path / "b.safetensors")
+    assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("missing", ["variation_steps", "coefficients"])
+def test_variations_without_what_they_need_are_damage(tmp_path, missing):
+    path = tmp_path / "a.safetensors"
+    num_tokens, width = conditions().semantic_embedding.shape
+    tensors = {
+        "semantic_embedding": np.zeros((num_tokens, width), np.float32),
+        "semantic_variations": np.zeros((1, num_tokens, width), np.int8),
+        "variation_steps": np.ones(1, np.float32),
+        "coefficients": np.zeros((2, 1), np.float32),
+        "object_masks": np.zeros((0, 8, 1), np.uint8),
+    }
+    del tensors[missing]
+    write(path, CONDITIONS, tensors, {"class_name": "bolt", "policy": {}, "mask_width": 8})
+    with pytest.raises(ArtifactError, match=f"expected `semantic_variations` with `{missing}`"):
+        ConditionsArtifact.load(path)

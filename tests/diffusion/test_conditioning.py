@@ -204,6 +204,28 @@ def test_context_order_is_text_then_semantic_then_spatial(diffusion):
     assert torch.equal(states[:, -NUM_SPATIAL:], conditions.spatial_encoder(mask_latents))
 
 
+def test_variations_move_the_tokens_of_each_image_by_its_coefficients(diffusion):
+    variations = torch.randn(2, 5, WIDTH)
+    conditions = Conditions(torch.randn(5, WIDTH), None, "context", variations)
+    coefficients = torch.tensor([[0.0, 0.0], [1.0, -2.0]])
+
+    states = conditions(
+        prompts(diffusion, ["a photo of a *"], "context", 5), torch.tensor([0, 0]), None,
+        coefficients,
+    )  # fmt: skip
+
+    moved = conditions.semantic_embedding + variations[0] - 2 * variations[1]
+    assert torch.equal(states[0, TEXT_LENGTH:], conditions.semantic_embedding)
+    torch.testing.assert_close(states[1, TEXT_LENGTH:], moved)
+
+
+def test_variations_without_a_place_are_refused():
+    spatial = SpatialEncoder(IN_FEATURES, OUT_FEATURES, WIDTH)
+    for embedding, placement in ((torch.zeros(2, WIDTH), "prompt"), (None, "context")):
+        with pytest.raises(ConfigError, match="variations need a semantic embedding"):
+            Conditions(embedding, spatial, placement, torch.zeros(1, 2, WIDTH))
+
+
 def test_context_prompts_are_encoded_once(diffusion):
     calls = []
     handle = diffusion.text_encoder.register_forward_hook(lambda *_: calls.append(1))

@@ -34,6 +34,7 @@ NUM_TOKENS = (LATENT_SIZE // 2) ** 2  # K
 ROW = LATENT_SIZE * LATENT_SIZE  # I: one whole latent channel, so that a token knows its place
 ROW_TOKENS = WIDTH // 2  # O: one spatial token for two latent channels
 NUM_REFERENCES = 4
+SET_SHARE = 0.8  # of the pictures are told by the set's tokens; 0: by captions alone
 NUM_CLASSES, TARGETS = 8, 2  # classes in a batch, pictures of each to denoise
 GUESS_WEIGHT = 0.2  # of what the tokens must say by themselves: mean picture, spread, mask
 SCHEDULE = {
@@ -160,12 +161,13 @@ def train_unet(
         mask_latents = encode(codec, masks[:, NUM_REFERENCES:]).flatten(0, 1)
         batch = len(target)
         mode = torch.rand(batch, generator=rng)
-        keep_semantic = (mode < 0.8).float().to(device)  # else caption alone, or nothing at all
+        # Else the caption alone, or nothing at all; few are told by both.
+        keep_semantic = (mode < SET_SHARE).float().to(device)
         keep_spatial = (torch.rand(batch, generator=rng) < 0.85).float().to(device)
         unconditional = (mode > 0.9).to(device)
         keep_spatial = keep_spatial * ~unconditional
         which = torch.randint(len(model.templates), (batch,), generator=rng).to(device)
-        with_caption = ((mode > 0.75) & (mode <= 0.9)).to(device)
+        with_caption = ((mode > SET_SHARE - 0.05) & (mode <= 0.9)).to(device)
         captions = model.captions[torch.from_numpy(np.repeat(classes, TARGETS)).to(device)]
         input_ids = torch.where(with_caption[:, None], captions, model.templates[which])
         input_ids = torch.where(unconditional[:, None], model.empty, input_ids)
@@ -186,7 +188,8 @@ def train_unet(
         total = loss.mean() + GUESS_WEIGHT * guess_loss
         if step % config.log_every != config.log_every - 1:
             return total, {}
-        return total, {"set": loss[keep_semantic.bool()].mean().item(), "guess": guess_loss.item()}
+        told = loss[keep_semantic.bool()].mean().item() if SET_SHARE else 0.0
+        return total, {"set": told, "guess": guess_loss.item()}
 
     def sample_sheet(step: int) -> None:
         held_out = open_pool(work, 16, first_class=HELD_OUT_SEED)
