@@ -6,6 +6,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional as F
 
 from replaycad.diffusion.conditioning import Conditions, SpatialEncoder
 from replaycad.diffusion.posterior import Posterior, encode_posterior
@@ -13,6 +14,7 @@ from replaycad.diffusion.prompts import word_embedding
 from replaycad.diffusion.search import CHECK_EVERY, draw_timesteps, search
 from replaycad.diffusion.set_encoder import SetEncoder
 from replaycad.diffusion.start import start_conditions
+from replaycad.diffusion.variation import principal_variation
 from replaycad.errors import ConfigError, TrainingError
 from replaycad.progress import SilentReport
 from replaycad.recipes import CompressConfig
@@ -139,6 +141,31 @@ def test_a_resumed_search_gives_the_bits_of_an_undisturbed_one(diffusion):
 
     assert list(checkpoint.history) == [1, 2, 3, 4, 5, 6]
     assert same(run(diffusion, checkpoint=kept), undisturbed)
+
+
+def test_variations_are_trained_with_each_images_coefficients_and_resumed(diffusion):
+    images = posterior(1)
+    variation = principal_variation(images.mean, 2)
+
+    def varied(checkpoint, **changes):
+        config = dataclasses.replace(CONFIG, **changes)
+        conditions = start_conditions(diffusion, images, config, 0, variation=variation)
+        assert not conditions.semantic_variations.any(), "a word says nothing of them"
+        search(
+            diffusion, conditions, images, posterior(2), config, 0, checkpoint=checkpoint,
+            save_every_seconds=0, coefficients=variation.coefficients,
+        )  # fmt: skip
+        return {name: p.detach().clone() for name, p in conditions.named_parameters()}
+
+    checkpoint = MemoryCheckpoint()
+    undisturbed = varied(checkpoint)
+    apart = varied(MemoryCheckpoint(), pass_size=1)
+
+    assert undisturbed["semantic_variations"].shape == (2, 3, WIDTH)
+    assert undisturbed["semantic_variations"].abs().amax((1, 2)).gt(0).all()
+    assert same(varied(MemoryCheckpoint((3, checkpoint.history[3]))), undisturbed)
+    for name, values in undisturbed.items():
+        torch.testing.assert_close(apart[name], values, atol=1e-3, rtol=0)
 
 
 def test_an_interrupt_keeps_the_state_and_is_raised_again(diffusion):
@@ -309,6 +336,21 @@ def test_the_set_encoder_start_reads_the_images(diffusion):
     assert one.semantic_embedding.shape == (64, WIDTH)
     assert torch.equal(one.semantic_embedding, again.semantic_embedding)
     assert not torch.equal(one.semantic_embedding, other.semantic_embedding)
+
+
+def test_the_set_encoder_says_what_a_step_along_each_direction_changes(diffusion):
+    diffusion, images = with_starts(diffusion), posterior(1)
+    variation = principal_variation(images.mean[:1], 2)
+
+    found = start_conditions(diffusion, images, SET_CONFIG, 0, variation=variation)
+
+    # An untrained set encoder tells the statistics of its set alone: four latents of each channel.
+    cells = F.unfold(variation.directions, 2, stride=2).transpose(1, 2)
+    told = cells @ diffusion.set_encoder.statistics.weight[:, : cells.shape[2]].T
+    torch.testing.assert_close(found.semantic_variations.detach(), told, atol=1e-5, rtol=0)
+    plain = start_conditions(diffusion, images, SET_CONFIG, 0)
+    assert plain.semantic_variations is None
+    assert not torch.equal(plain.semantic_embedding, found.semantic_embedding)
 
 
 def test_the_pretrained_spatial_layer_is_copied_not_trained_in_place(diffusion):
