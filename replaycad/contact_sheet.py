@@ -10,7 +10,7 @@ from replaycad.artifacts.atomic import replacing
 from replaycad.artifacts.masks import MasksArtifact
 from replaycad.artifacts.replays import ReplaysReader
 from replaycad.artifacts.store import Store
-from replaycad.data.images import load_image
+from replaycad.data.images import evenly, load_image
 from replaycad.data.samples import train_samples
 
 CELL, GAP, HEAD, PER_KIND = 128, 4, 18, 3
@@ -52,7 +52,7 @@ def draw_sheet(data: Path, store: Store, classes: Sequence[str], target: Path) -
 def _pictures(data: Path, store: Store, class_name: str) -> dict[str, list[np.ndarray]]:
     """Pictures `[H, W, 3]` uint8 per kind; real ones and their masks belong together."""
     samples = train_samples(data, class_name)
-    rows = _evenly(len(samples))
+    rows = evenly(len(samples), PER_KIND)
     found: dict[str, list[np.ndarray]] = {
         "real": [load_image(samples[row].path, CELL) for row in rows]
     }
@@ -64,10 +64,6 @@ def _pictures(data: Path, store: Store, class_name: str) -> dict[str, list[np.nd
     found["replay"] = []
     if replays_path.exists():
         replays = ReplaysReader(replays_path)
-        images = replays.images(_evenly(len(replays)))
+        images = replays.images(evenly(len(replays), PER_KIND))
         found["replay"] = [np.ascontiguousarray(image.transpose(1, 2, 0)) for image in images]
     return found
-
-
-def _evenly(total: int) -> list[int]:
-    return [int(i) for i in np.unique(np.linspace(0, total - 1, PER_KIND).round().astype(int))]

@@ -430,8 +430,20 @@ def test_stored_masks_are_spread_over_the_images_and_counted(chain):
     assert conditions.object_masks.shape == (4, 32, 32)
     assert conditions.poses.shape == (6, 3)
     assert conditions.coefficients.shape == (6, 5), "six images vary in five directions"
-    rows = 6 * (3 + 5) * 2
-    assert conditions.num_bytes == conditions.num_bytes_without_masks + 4 * 32 * 4 + rows
+    assert conditions.num_bytes == conditions.num_bytes_without_masks + 4 * 32 * 4
+
+
+def test_tokens_inside_the_prompt_are_the_same_for_every_image(run, tmp_path):
+    typed = ("--class", "disc", "--set", "semantic_placement=prompt", "--set", "init=word",
+             "--set", "init_word=screw", "--set", "num_tokens=3")  # fmt: skip
+    result = run("compress", *typed)
+    assert result.exit_code == 0, result.stderr
+
+    conditions = ConditionsArtifact.load(tmp_path / "store" / "conditions" / "disc.safetensors")
+    assert conditions.header["config"]["num_variations"] == 8
+    assert conditions.semantic_variations is None
+    assert conditions.coefficients is None
+    assert conditions.poses.shape == (6, 3)
 
 
 def test_training_asks_for_no_backbone_while_its_replays_are_there(chain, data, models, tmp_path):

@@ -85,22 +85,32 @@ class ConditionsArtifact:
     coefficients: FloatArray | None = None
 
     @property
+    def _floats(self) -> dict[str, FloatArray]:
+        """By tensor name, all that is stored as floats except the variations' steps."""
+        optional = {
+            WEIGHT: self.spatial_weight,
+            BIAS: self.spatial_bias,
+            POSES: self.poses,
+            COEFFICIENTS: self.coefficients,
+        }
+        present = {name: values for name, values in optional.items() if values is not None}
+        return {"semantic_embedding": self.semantic_embedding, **present}
+
+    @property
     def num_bytes_without_masks(self) -> int:
-        """Stored bytes of what the search learns."""
-        parts = (self.semantic_embedding, self.spatial_weight, self.spatial_bias)
-        num_floats: int = sum(part.size for part in parts if part is not None)
-        varied = self.semantic_variations
-        num_integers = 0 if varied is None else varied.size
-        num_floats += 0 if varied is None else len(varied)
+        """Stored bytes of all tensors but the masks."""
+        num_floats: int = sum(values.size for values in self._floats.values())
+        num_integers = 0
+        if self.semantic_variations is not None:
+            num_floats += len(self.semantic_variations)
+            num_integers = self.semantic_variations.size
         return num_floats * (2 if self.half else 4) + num_integers
 
     @property
     def num_bytes(self) -> int:
         """Stored bytes of all tensors, packed masks included."""
         num_masks, height, width = self.object_masks.shape
-        rows = [part.size for part in (self.poses, self.coefficients) if part is not None]
-        own = sum(rows) * (2 if self.half else 4)
-        return self.num_bytes_without_masks + int(num_masks * height * -(-width // 8)) + own
+        return self.num_bytes_without_masks + int(num_masks * height * -(-width // 8))
 
     def save(self, path: str | Path, half: bool | None = None) -> str:
         """Write the file and return its content id.
@@ -113,14 +123,7 @@ class ConditionsArtifact:
             ArtifactError: it cannot be written, or a number does not fit into 16 bits.
         """
         half = self.half if half is None else half
-        optional = {
-            WEIGHT: self.spatial_weight,
-            BIAS: self.spatial_bias,
-            POSES: self.poses,
-            COEFFICIENTS: self.coefficients,
-        }
-        floats = {"semantic_embedding": self.semantic_embedding}
-        floats |= {name: values for name, values in optional.items() if values is not None}
+        floats = self._floats
         tensors: dict[str, NDArray[Any]] = {}
         if self.semantic_variations is not None:
             tensors[VARIATIONS], floats[STEPS] = _to_integers(self.semantic_variations)

@@ -52,7 +52,7 @@ def embed(middle: torch.Tensor, coarse: torch.Tensor) -> torch.Tensor:
 
 def _mean_matrix(size: int) -> torch.Tensor:
     """Matrix `[size, size]`: mean of a place and its neighbours, zeros beyond the ends."""
-    return torch.ones(size, size).tril(1).triu(-1) / 3
+    return torch.ones(size, size, device="cpu").tril(1).triu(-1) / 3
 
 
 def greedy_coreset(

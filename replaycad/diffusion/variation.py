@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import torch
 
-MAX_SEEN = 512  # latents that the directions are found from, evenly over the class
+MAX_SEEN = 512  # latents at most that the directions are found from: every n-th of the class
 
 
 class Variation(NamedTuple):
@@ -28,14 +28,13 @@ def principal_variation(latents: torch.Tensor, count: int) -> Variation | None:
 
     Args:
         latents: `[A, N, C, h, w]` float, the class under every augmentation.
-        count: R, fewer where the latents span fewer.
+        count: R, at least 1; fewer come out where the latents span fewer.
 
     Returns:
-        None for R = 0: one latent alone does not vary.
+        None where none come out: one latent alone does not vary.
     """
     rows = latents.flatten(0, 1)
-    seen = rows[torch.linspace(0, len(rows) - 1, min(len(rows), MAX_SEEN)).round().long()]
-    seen = seen.flatten(1).float()
+    seen = rows[:: -(-len(rows) // MAX_SEEN)].flatten(1).float()
     mean = seen.mean(0)
     seen = seen - mean
     # The small matrix of products between latents has the same spectrum as their covariance.

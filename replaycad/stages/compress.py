@@ -8,7 +8,7 @@ import torch
 
 from replaycad.artifacts.conditions import ConditionsArtifact
 from replaycad.artifacts.masks import MasksArtifact
-from replaycad.data.images import load_images
+from replaycad.data.images import evenly, load_images
 from replaycad.data.samples import Sample
 from replaycad.diffusion.alignment import Alignment, align, all_to_frame, beyond_border, to_frame
 from replaycad.diffusion.backbones import Diffusion, mask_images
@@ -71,7 +71,7 @@ def compress_class(
         # The poses say how the class moves, better than the policy's guess.
         augmentation = "none"
         found, images, resized = _into_frame(images, resized, policy["mask_rule"], seed)
-        poses = found.poses[_spread(len(samples), MAX_POSES)].numpy()
+        poses = found.poses[evenly(len(samples), MAX_POSES)].numpy()
         how = "turn freely" if found.is_free else "lie alike"
         report.note(
             f"{masks.class_name}: images {how}; moved onto each other they keep {found.left:.0%} "
@@ -85,7 +85,8 @@ def compress_class(
         pictures = _augmented_masks(resized, operations, diffusion)
         encoded_masks = encode_posterior(diffusion, pictures, dtype)
     variation = None
-    if config.conditioning != "spatial" and config.semantic_placement == "context":
+    has_places = config.conditioning != "spatial" and config.semantic_placement == "context"
+    if has_places and config.num_variations:
         variation = principal_variation(encoded.mean, config.num_variations)
     start = start_conditions(diffusion, encoded, config, seed, policy["init_word"], variation)
     coefficients = None if variation is None else variation.coefficients
@@ -95,8 +96,8 @@ def compress_class(
     )  # fmt: skip
     if coefficients is not None:
         rows = coefficients.flatten(0, 1)
-        coefficients = rows[_spread(len(rows), MAX_POSES)]
-    chosen = _spread(len(resized), config.num_masks)
+        coefficients = rows[evenly(len(rows), MAX_POSES)]
+    chosen = evenly(len(resized), config.num_masks)
     if len(chosen) < config.num_masks:
         report.note(
             f"{masks.class_name}: {len(chosen)} masks stored, for there are no more "
@@ -152,12 +153,6 @@ def _artifact(
 
 def _array(parameter: torch.Tensor) -> np.ndarray:
     return parameter.detach().float().cpu().numpy()
-
-
-def _spread(available: int, wanted: int) -> np.ndarray:
-    """Indices of at most `wanted` items, evenly over `available`."""
-    count = min(available, wanted)
-    return np.unique(np.linspace(0, available - 1, count).round().astype(int))
 
 
 def _latent_dtype(diffusion: Diffusion, num_latents: int) -> torch.dtype:

@@ -8,7 +8,7 @@ import numpy as np
 
 from replaycad.artifacts.masks import MasksArtifact
 from replaycad.data.classes import ClassPolicy, auto_policy, infer_policy, policy_for
-from replaycad.data.images import load_image, load_images
+from replaycad.data.images import evenly, load_image, load_images
 from replaycad.data.samples import Sample
 from replaycad.progress import Report, silent
 from replaycad.recipes import MaskConfig
@@ -52,7 +52,7 @@ def make_masks(
         wanted = known or auto_policy(class_name)
         if config.rule != "policy":
             wanted = replace(wanted, mask_rule=config.rule)
-        few = np.unique(np.linspace(0, len(samples) - 1, SETTLE_IMAGES).round().astype(int))
+        few = evenly(len(samples), SETTLE_IMAGES)
         settled = segmenter.settle([load_image(samples[i].path, size) for i in few], wanted)
         rule, reason = settled.mask_rule, settled.reason
         for index, sample in enumerate(samples):
@@ -79,6 +79,6 @@ def _guess(
     class_name: str, samples: Sequence[Sample], object_masks: np.ndarray, rule: str
 ) -> ClassPolicy:
     """How a class moves, from its masks and from a few small images that show their borders."""
-    few = np.unique(np.linspace(0, len(samples) - 1, SETTLE_IMAGES).round().astype(int))
+    few = evenly(len(samples), SETTLE_IMAGES)
     images = load_images([samples[index] for index in few], BORDER_SIZE)
     return infer_policy(class_name, object_masks, images, rule)

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from replaycad.artifacts.detector import DetectorArtifact
+from replaycad.data.images import evenly
 from replaycad.data.mixture import Mixture, batches
 from replaycad.detectors.build import build_detector
 from replaycad.detectors.encoders import Encoder
@@ -247,8 +248,7 @@ def _thresholds(
     `typical_image` and `typical_pixel` are their medians. All images count alike, of whatever
     class: at test time nobody says which class an image is of.
     """
-    count = min(len(mixture), THRESHOLD_IMAGES)
-    rows = np.unique(np.linspace(0, len(mixture) - 1, count).round().astype(int))
+    rows = evenly(len(mixture), THRESHOLD_IMAGES)
     scores, pixels = [], []
     for chunk in np.array_split(rows, math.ceil(len(rows) / batch_size)):
         features = encoder.encode_images(torch.from_numpy(mixture.images(chunk)))

@@ -8,7 +8,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from replaycad.data.images import load_anomaly_mask, load_image, load_images, resize_image
+from replaycad.data.images import (
+    evenly,
+    load_anomaly_mask,
+    load_image,
+    load_images,
+    resize_image,
+)
 from replaycad.errors import DatasetError
 
 
@@ -278,3 +284,10 @@ def test_arrays_are_resized_like_files(tmp_path):
     resized = resize_image(np.asarray(picture).transpose(2, 0, 1), 8)
 
     assert np.array_equal(resized.transpose(1, 2, 0), load_image(path, 8))
+
+
+def test_images_that_stand_for_all_are_spread_evenly():
+    assert evenly(9, 3).tolist() == [0, 4, 8]
+    assert evenly(3, 9).tolist() == [0, 1, 2]
+    assert evenly(5, 1).tolist() == [0]
+    assert evenly(0, 4).tolist() == []

@@ -52,4 +52,3 @@ def test_many_latents_are_described_by_directions_of_some():
 def test_one_latent_or_equal_ones_do_not_vary():
     assert principal_variation(latents(count=1), 4) is None
     assert principal_variation(torch.ones(1, 5, *SHAPE), 4) is None
-    assert principal_variation(latents(), 0) is None
