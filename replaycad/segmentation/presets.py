@@ -15,6 +15,7 @@ from replaycad.errors import WeightsError
 SAM_DEFAULTS: Mapping[str, Any] = MappingProxyType(
     {
         "encoder_mlp_ratio": 4.0,
+        "stem": "",
         "use_rel_pos": True,
         "window_size": 14,
         "prompt_embed_dim": 256,

@@ -34,6 +34,7 @@ from replaycad.segmentation.selection import (
     tidy,
     union_by_area,
 )
+from replaycad.segmentation.stem import STRIDE, PyramidStem
 
 BoolArray = NDArray[np.bool_]
 ByteArray = NDArray[np.uint8]
@@ -222,7 +223,8 @@ def build_sam_from_config(config: Mapping[str, Any]) -> Sam:
     Args:
         config: `image_size`, `patch_size`, `encoder_embed_dim`, `encoder_depth`,
             `encoder_num_heads`, `global_attn_indexes`, and any key of `SAM_DEFAULTS` (window size,
-            widths and depths of prompt encoder and mask decoder, pixel mean and std in 0..255).
+            widths and depths of prompt encoder and mask decoder, pixel mean and std in 0..255, and
+            `stem`: a timm network to embed patches of 8 px with, in place of one convolution).
 
     Returns:
         Sam in evaluation mode, on the CPU. Input side `image_size` px; mask logits come at
@@ -242,6 +244,11 @@ def build_sam_from_config(config: Mapping[str, Any]) -> Sam:
             f"valid keys: {', '.join((*required, *SAM_DEFAULTS))}",
         )
     full = {**SAM_DEFAULTS, **config}
+    if full["stem"] and full["patch_size"] != STRIDE:
+        raise WeightsError(
+            f"a stem embeds patches of {STRIDE} px, not of {full['patch_size']}",
+            f"set patch_size to {STRIDE} or leave out stem",
+        )
     width = full["prompt_embed_dim"]
     grid = full["image_size"] // full["patch_size"]
     sam = Sam(
@@ -280,4 +287,6 @@ def build_sam_from_config(config: Mapping[str, Any]) -> Sam:
         pixel_mean=list(full["pixel_mean"]),
         pixel_std=list(full["pixel_std"]),
     )
+    if full["stem"]:
+        sam.image_encoder.patch_embed = PyramidStem(full["stem"], full["encoder_embed_dim"])
     return sam.eval()

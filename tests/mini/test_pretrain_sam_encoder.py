@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 
 from replaycad.mini.pretrain import encoder as encoder_training
@@ -178,6 +178,18 @@ def test_sam_learns_and_its_export_loads_as_a_segmenter(pool, tmp_path):
     assert len((tmp_path / "sam.jsonl").read_text().splitlines()) == 2
     mask = load_segmenter(str(tmp_path / "out" / "sam")).corner_mask(pool.images[1, 0])
     assert mask.shape == (128, 128)
+
+
+def test_the_stem_of_sam_starts_from_the_encoder(pool, tmp_path):
+    state = encoder_training.build_encoder().state_dict()
+    (tmp_path / "encoder").mkdir()
+    save_file(state, tmp_path / "encoder" / "model.safetensors")
+    config = LoopConfig(minutes=60.0, num_steps=0)
+
+    sam = sam_training.train_sam(pool, tmp_path, tmp_path, config, CPU, pool, SMALL_SAM)
+
+    found = sam.image_encoder.patch_embed.levels.state_dict()
+    assert all(torch.equal(found[name], value) for name, value in state.items())
 
 
 def test_windows_of_full_size_only_turn_and_mirror():

@@ -50,6 +50,22 @@ def test_a_config_with_missing_or_unknown_keys_is_refused():
         )
 
 
+def test_a_stem_embeds_patches_with_a_convolutional_network():
+    sam = build_sam_from_config(CONFIG | {"stem": "resnet10t"})
+
+    with torch.no_grad():
+        tokens = sam.image_encoder.patch_embed(torch.rand(2, 3, 64, 64))
+        embedding = sam.image_encoder(torch.rand(2, 3, 64, 64))
+
+    assert tokens.shape == (2, 8, 8, 32)
+    assert embedding.shape == (2, 32, 8, 8)
+
+
+def test_a_stem_for_other_patches_is_refused():
+    with pytest.raises(WeightsError, match="embeds patches of 8 px, not of 16"):
+        build_sam_from_config(CONFIG | {"stem": "resnet10t", "patch_size": 16})
+
+
 @pytest.mark.parametrize("policy", [CORNERS, AREA, SettledRule(mask_rule="frame")])
 def test_masks_have_the_size_of_the_image_and_are_the_same_every_time(policy):
     segmenter = Segmenter(tiny_sam(), "tiny")

@@ -1,4 +1,4 @@
-"""The command `python -m replaycad.mini.pretrain {vae,unet,sam,encoder,all}`."""
+"""The command `python -m replaycad.mini.pretrain {vae,unet,encoder,sam,all}`."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 WEIGHTS = Path(__file__).resolve().parents[1] / "weights"
-PARTS = ("vae", "unet", "sam", "encoder")
+PARTS = ("vae", "unet", "encoder", "sam")  # the last two in this order: sam starts from encoder
 
 
 def main(
