@@ -12,42 +12,54 @@ from replaycad.detectors.pyramid import check_pyramid, smoothing_matrix
 from replaycad.detectors.structures import PatchCorePreset
 from replaycad.errors import ConfigError
 
+PUBLISHED_WIDTH = 1024  # of the embedding of one place
 NUM_START_POINTS = 10
 NUM_CANDIDATES = 4096  # of one round of greedy picks: 2 MB, which a processor keeps at hand
 QUERY_CHUNK = 4096  # patches compared with a bank at once
 
 
-def embed(middle: torch.Tensor, coarse: torch.Tensor) -> torch.Tensor:
+def embed(middle: torch.Tensor, coarse: torch.Tensor, width: int = PUBLISHED_WIDTH) -> torch.Tensor:
     """Neighbourhood embedding of two levels in closed form.
 
     The published chain (3x3 unfolding, adaptive pooling per level, up-sampling, pooling of both) is
-    a fixed linear filter when `coarse` has twice the channels of `middle`: a 3x3 kernel of 0.1 with
-    centre 0.2 on `middle`, and a 3x3 mean of adjacent channel pairs on `coarse`. Other channel
-    ratios pool the channels of `coarse` adaptively.
+    a fixed linear filter for the network it was written for, whose levels have `width / 2` and
+    `width` channels: a 3x3 kernel of 0.1 with centre 0.2 on `middle`, and a 3x3 mean of adjacent
+    channel pairs on `coarse`. Deviation: narrower levels keep their channels, where the chain would
+    mix them to fill `width`, and both levels count alike in a distance, as they do there; wider
+    ones are pooled to `width / 2`.
 
     Args:
         middle: `[B, C, H, W]` float.
-        coarse: `[B, C', H / 2, W / 2]` float, C' at least C.
+        coarse: `[B, C', H / 2, W / 2]` float.
+        width: at most so many values per place, half of them from each level.
 
     Returns:
-        `[B, 2C, H, W]`.
+        `[B, min(C, width / 2) + min(C', width / 2), H, W]`.
     """
+    middle, coarse = (pool_channels(level, width // 2) for level in (middle, coarse))
     channels, size = middle.shape[1], middle.shape[-2:]
     kernel = middle.new_full((channels, 1, 3, 3), 0.1)
     kernel[:, :, 1, 1] = 0.2
     near = F.conv2d(middle, kernel, padding=1, groups=channels)
-    if coarse.shape[1] == 2 * channels:
-        pairs = coarse[:, ::2].add(coarse[:, 1::2]).mul_(0.5)
-    else:
-        places = coarse.flatten(2).transpose(1, 2)  # [B, HW/4, C']
-        pairs = F.adaptive_avg_pool1d(places, channels).transpose(1, 2)
-        pairs = pairs.reshape(coarse.shape[0], channels, *coarse.shape[-2:])
+    share = (channels / coarse.shape[1]) ** 0.5  # 1 for the published widths
     # two small products per map: several times as fast on a CPU as a filter and torch's resizing
     rows, columns = (
-        (bilinear_matrix(new, old, align_corners=False) @ _mean_matrix(old)).to(pairs)
-        for new, old in zip(size, pairs.shape[-2:], strict=True)
+        (bilinear_matrix(new, old, align_corners=False) @ _mean_matrix(old)).to(coarse)
+        for new, old in zip(size, coarse.shape[-2:], strict=True)
     )
-    return torch.cat([near, rows @ pairs @ columns.T], dim=1)
+    return torch.cat([near, (share * rows) @ coarse @ columns.T], dim=1)
+
+
+def pool_channels(level: torch.Tensor, limit: int) -> torch.Tensor:
+    """Pool a level `[B, C, H, W]` adaptively to at most `limit` channels."""
+    channels = level.shape[1]
+    if channels <= limit:
+        return level
+    if channels == 2 * limit:
+        return level[:, ::2].add(level[:, 1::2]).mul_(0.5)
+    places = level.flatten(2).transpose(1, 2)  # [B, HW, C]
+    pooled = F.adaptive_avg_pool1d(places, limit).transpose(1, 2)
+    return pooled.reshape(len(level), limit, *level.shape[-2:])
 
 
 def _mean_matrix(size: int) -> torch.Tensor:
@@ -162,16 +174,17 @@ class PatchCore(Detector):
         """Start with empty banks."""
         super().__init__()
         check_pyramid("PatchCore", strides, image_size)
-        if len(channels) < 2 or channels[-1] < channels[-2]:
+        if len(channels) < 2:
             raise ConfigError(
                 f"PatchCore does not fit an encoder with channels {tuple(channels)}",
-                "use two levels of growing width, such as those of resnet34.bt_in1k",
+                "use one with two levels, such as those of resnet34.bt_in1k",
             )
         self.image_size = image_size
         self.preset = preset
         to_image = smoothing_matrix(image_size, image_size // strides[-2], align_corners=False)
         self.register_buffer("_to_image", to_image, persistent=False)
-        self.register_buffer("bank", torch.zeros(0, 2 * channels[-2]))
+        width = sum(min(c, PUBLISHED_WIDTH // 2) for c in channels[-2:])
+        self.register_buffer("bank", torch.zeros(0, width))
         self.register_buffer("bank_class_index", torch.zeros(0, dtype=torch.int64))
 
     def fit(

@@ -97,7 +97,7 @@ DETECTORS: Mapping[str, Mapping[str, Preset]] = MappingProxyType(
         "patchcore": {
             "full": PatchCorePreset(encoder="wide_resnet50_2.tv_in1k", image_size=256),
             "lite": PatchCorePreset(encoder="resnet34.bt_in1k", image_size=256),
-            "mini": PatchCorePreset(bank_limit=1000, projection_width=64),
+            "mini": PatchCorePreset(bank_fraction=0.25, bank_limit=4000, projection_width=64),
         },
         "simplenet": {
             "full": SimpleNetPreset(

@@ -36,7 +36,7 @@ from replaycad.runtime import generator
 from replaycad.segmentation.sam import load_segmenter
 
 PARTS = ("vae", "sam", "encoder", "inversion")
-IMAGE_SIZE, BANK_LIMIT = 128, 1000
+IMAGE_SIZE, BANK_LIMIT = 128, 4000
 FIRST_HELD_OUT, NUM_HELD_OUT = HELD_OUT_SEED + 2000, 6  # in a row: none is picked for its looks
 NUM_TRAIN, NUM_GOOD, NUM_DEFECTIVE = 60, 20, 30
 CONDITIONINGS: Mapping[str, dict[str, str]] = {

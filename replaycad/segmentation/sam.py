@@ -31,6 +31,7 @@ from replaycad.segmentation.selection import (
     infer_area_range,
     most_central,
     select_by_area,
+    surroundings,
     tidy,
     union_by_area,
 )
@@ -53,6 +54,7 @@ class Segmenter:
         self.name = name
         self._predictor = SamPredictor(sam)
         small = sam.image_encoder.img_size <= SMALL_IMAGE_PX
+        self._looks_twice = small
         # Quality is ranked in `select_by_area`; hard thresholds would leave small models with
         # nothing, as their predicted IoU is less sure of itself. Duplicates are still merged.
         self._everything = SamAutomaticMaskGenerator(
@@ -116,7 +118,21 @@ class Segmenter:
         return mask if mask.any() else np.ones_like(mask)
 
     def corner_mask(self, image: ByteArray) -> BoolArray:
-        """Object `[H, W]` bool of an image `[H, W, 3]` uint8: all that the corners are not."""
+        """Object `[H, W]` bool of an image `[H, W, 3]` uint8: all that the corners are not.
+
+        A Sam for small images looks twice: what it found, enlarged, shows where the outline runs.
+        """
+        mask = tidy(~self._ground(image))
+        window = surroundings(mask) if self._looks_twice else None
+        if window is None:
+            return mask
+        closer = np.zeros_like(mask)
+        closer[window] = ~self._ground(np.ascontiguousarray(image[window]))
+        closer = tidy(closer)
+        return closer if closer.any() else mask
+
+    def _ground(self, image: ByteArray) -> BoolArray:
+        """What the corners of an image `[H, W, 3]` uint8 belong to, `[H, W]` bool."""
         self._predictor.set_image(image)
         # One mask, not three: several points leave little ambiguity, and the single-mask output
         # is the one Sam was trained to give then.
@@ -126,7 +142,7 @@ class Segmenter:
             multimask_output=False,
         )
         self._predictor.reset_image()
-        return tidy(~masks[0])
+        return np.asarray(masks[0], dtype=np.bool_)
 
     def everything(self, image: ByteArray) -> tuple[list[BoolArray], list[float]]:
         """All masks `[H, W]` bool of an image `[H, W, 3]` uint8, and their predicted IoU."""

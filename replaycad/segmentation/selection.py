@@ -22,6 +22,8 @@ CENTRE_TIE_FRACTION = 0.05
 AREA_RANGE_FACTOR = 1.5
 MAX_OVERLAP = 0.5
 SPECK_FRACTION = 0.001
+WINDOW_MARGIN = 0.1
+MAX_WINDOW = 0.94  # of the longer side; a larger window would show nothing larger
 
 
 class MaskPolicy(Protocol):
@@ -158,6 +160,27 @@ def union_by_area(
         if (masks[index] & union).sum() <= MAX_OVERLAP * masks[index].sum():
             union = union | masks[index]
     return union
+
+
+def surroundings(mask: BoolArray) -> tuple[slice, slice] | None:
+    """Square window (rows, columns) around a mask `[H, W]` bool, 10 % of its side left around it.
+
+    The window stays inside the image and is cut where the image is too narrow for it. None if it
+    would be nearly the whole image, or if the mask is empty.
+    """
+    if not mask.any():
+        return None
+    spans = [np.flatnonzero(mask.any(axis)) for axis in (1, 0)]
+    side = max(int(span[-1] - span[0]) + 1 for span in spans)
+    side = round(side * (1 + 2 * WINDOW_MARGIN))
+    if side >= MAX_WINDOW * max(mask.shape):
+        return None
+    window = []
+    for span, length in zip(spans, mask.shape, strict=True):
+        start = (int(span[0]) + int(span[-1]) + 1 - side) // 2
+        start = min(max(start, 0), max(length - side, 0))
+        window.append(slice(start, min(start + side, length)))
+    return window[0], window[1]
 
 
 def tidy(object_mask: BoolArray) -> BoolArray:

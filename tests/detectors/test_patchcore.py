@@ -42,11 +42,21 @@ def test_closed_form_embedding_equals_unfolding_and_adaptive_pooling():
 
     expected = embedding_by_the_published_chain(middle, coarse, 12)
 
-    torch.testing.assert_close(embed(middle, coarse), expected, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(embed(middle, coarse, 12), expected, atol=1e-6, rtol=1e-5)
 
 
-def test_embedding_accepts_other_channel_ratios():
-    assert embed(torch.randn(1, 4, 8, 8), torch.randn(1, 7, 4, 4)).shape == (1, 8, 8, 8)
+def test_levels_narrower_than_published_keep_their_channels():
+    middle = torch.randn(1, 4, 8, 8, generator=stream())
+    coarse = torch.ones(1, 7, 4, 4) * torch.arange(7.0).view(7, 1, 1)
+
+    found = embed(middle, coarse)
+
+    assert found.shape == (1, 11, 8, 8)
+    torch.testing.assert_close(found[0, 4:, 3, 3], torch.arange(7.0) * (4 / 7) ** 0.5)
+
+
+def test_levels_of_any_width_are_pooled_to_half_of_the_embedding():
+    assert embed(torch.randn(1, 9, 8, 8), torch.randn(1, 7, 4, 4), 10).shape == (1, 10, 8, 8)
 
 
 def test_coreset_takes_one_of_each_far_cluster_before_a_second_of_any():
@@ -160,7 +170,7 @@ def test_misuse_is_refused():
     with pytest.raises(ValueError, match="no images"):
         small_patchcore().fit([], 0, stream())
     with pytest.raises(ConfigError, match="does not fit"):
-        PatchCore((6, 4), (4, 8), 32, SMALL)
+        PatchCore((6,), (4,), 32, SMALL)
     with pytest.raises(ConfigError, match="no multiple of 16"):
         PatchCore((4, 6, 8), (4, 8, 16), 40, SMALL)
     with pytest.raises(ConfigError, match="halve in size"):

@@ -153,11 +153,58 @@ class Answers:
         return self.background[None], None, None
 
 
+class Coarse:
+    """A predictor that sees what is dark in 8 x 8 blocks of what it is shown."""
+
+    def __init__(self):
+        self.shapes = []
+
+    def set_image(self, image):
+        self.shapes.append(image.shape[:2])
+        dark = image[..., 0] < 100
+        rows, columns = (np.arange(side) * 8 // side for side in dark.shape)
+        blocks = rows[:, None] * 8 + columns
+        share = np.bincount(blocks.ravel(), dark.ravel()) / np.bincount(blocks.ravel())
+        self.ground = share[blocks] > 0.5
+
+    def predict(self, **_prompt):
+        return self.ground[None], None, None
+
+    def reset_image(self):
+        pass
+
+
+def test_a_small_sam_looks_again_at_the_surroundings_of_what_it_found():
+    image = np.full((160, 160, 3), 30, dtype=np.uint8)
+    image[48:92, 48:92] = 220
+    segmenter = Segmenter(tiny_sam(), "tiny")
+    segmenter._predictor = Coarse()
+    object_mask = image[..., 0] > 100
+
+    mask = segmenter.corner_mask(image)
+
+    assert segmenter._predictor.shapes == [(160, 160), (72, 72)]
+    once = segmenter._predictor
+    once.set_image(image)
+    assert (mask != object_mask).sum() < (~once.ground != object_mask).sum()
+
+
+def test_an_object_that_fills_the_image_is_looked_at_once():
+    image = np.full((160, 160, 3), 30, dtype=np.uint8)
+    image[20:140, 10:150] = 220
+    segmenter = Segmenter(tiny_sam(), "tiny")
+    segmenter._predictor = Coarse()
+
+    segmenter.corner_mask(image)
+
+    assert len(segmenter._predictor.shapes) == 1
+
+
 def test_masks_of_several_objects_are_unions_by_either_rule():
     objects = np.zeros((4, 48, 80), dtype=bool)
     for index, mask in enumerate(objects):
         row, column = divmod(index, 2)
-        mask[4 + 24 * row : 20 + 24 * row, 8 + 40 * column : 30 + 40 * column] = True
+        mask[4 + 24 * row : 20 + 24 * row, 4 + 40 * column : 34 + 40 * column] = True
     frame = np.ones((48, 80), dtype=bool)
     segmenter = Segmenter(tiny_sam(), "tiny")
     segmenter._predictor = Answers(objects)

@@ -11,6 +11,7 @@ from replaycad.segmentation.selection import (
     is_plausible_object,
     most_central,
     select_by_area,
+    surroundings,
     tidy,
     union_by_area,
 )
@@ -139,6 +140,18 @@ def test_a_union_takes_every_object_once_and_no_part():
     assert np.array_equal(united, left | right)
     assert np.array_equal(union_by_area([group], [0.9], (0.01, 0.02)), group)
     assert union_by_area([], [], (0.1, 0.2)) is None
+
+
+def test_surroundings_are_square_and_stay_inside_the_image():
+    mask = np.zeros((100, 60), dtype=bool)
+    mask[2:42, 30:40] = True
+
+    assert surroundings(mask) == (slice(0, 48), slice(11, 59))
+
+
+def test_surroundings_of_nothing_or_of_nearly_everything_are_none():
+    assert surroundings(np.zeros((40, 40), dtype=bool)) is None
+    assert surroundings(np.ones((40, 40), dtype=bool)) is None
 
 
 def test_tidy_removes_specks_and_pinholes_and_nothing_else():
