@@ -1,5 +1,6 @@
 """The models that come with the package: they load, they fit together, they do something."""
 
+import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +33,14 @@ def test_all_weights_together_stay_within_forty_megabytes():
 def test_no_file_names_a_place_of_the_machine_that_made_it():
     for path in WEIGHTS.rglob("*.json"):
         assert "/" not in path.read_text().replace("</w>", "").replace('"/"', ""), path
+
+
+def test_the_card_names_the_digest_of_every_file():
+    card = (WEIGHTS / "README.md").read_text()
+
+    for path in WEIGHTS.rglob("*.safetensors"):
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        assert f"| `{path.relative_to(WEIGHTS).as_posix()}` | `{digest}` |" in card
 
 
 def test_the_backbone_is_what_its_preset_says(backbone):
