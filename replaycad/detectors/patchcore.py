@@ -36,18 +36,23 @@ def embed(middle: torch.Tensor, coarse: torch.Tensor, width: int = PUBLISHED_WID
     Returns:
         `[B, min(C, width / 2) + min(C', width / 2), H, W]`.
     """
-    middle, coarse = (pool_channels(level, width // 2) for level in (middle, coarse))
-    channels, size = middle.shape[1], middle.shape[-2:]
+    channels, more = (min(level.shape[1], width // 2) for level in (middle, coarse))
+    size = middle.shape[-2:]
     kernel = middle.new_full((channels, 1, 3, 3), 0.1)
     kernel[:, :, 1, 1] = 0.2
-    near = F.conv2d(middle, kernel, padding=1, groups=channels)
-    share = (channels / coarse.shape[1]) ** 0.5  # 1 for the published widths
     # two small products per map: several times as fast on a CPU as a filter and torch's resizing
     rows, columns = (
         (bilinear_matrix(new, old, align_corners=False) @ _mean_matrix(old)).to(coarse)
         for new, old in zip(size, coarse.shape[-2:], strict=True)
     )
-    return torch.cat([near, (share * rows) @ coarse @ columns.T], dim=1)
+    rows = rows * (channels / more) ** 0.5  # 1 for the published widths
+    embedding = middle.new_empty(len(middle), channels + more, *size)
+    # image by image, into place: what is in between stays where the processor has it at hand
+    for near, far, place in zip(middle.split(1), coarse.split(1), embedding, strict=True):
+        narrow = pool_channels(near, channels)
+        place[:channels] = F.conv2d(narrow, kernel, padding=1, groups=channels)[0]
+        torch.matmul(rows @ pool_channels(far, more)[0], columns.T, out=place[channels:])
+    return embedding
 
 
 def pool_channels(level: torch.Tensor, limit: int) -> torch.Tensor:

@@ -12,7 +12,7 @@ class PyramidStem(nn.Module):
     """Patch embedding of `ImageEncoderViT` made of a timm network's levels at stride 4, 8 and 16.
 
     A plain patch embedding has to learn what an edge is; a network that has learnt it for another
-    task needs a tenth of the pictures (measured on the bundled models).
+    task needs a fifth of the pictures (measured: the card of the bundled models).
     """
 
     def __init__(self, timm_name: str, width: int) -> None:
