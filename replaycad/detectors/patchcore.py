@@ -36,7 +36,7 @@ def embed(middle: torch.Tensor, coarse: torch.Tensor, width: int = PUBLISHED_WID
     Returns:
         `[B, min(C, width / 2) + min(C', width / 2), H, W]`.
     """
-    channels, more = (min(level.shape[1], width // 2) for level in (middle, coarse))
+    channels, coarse_channels = (min(level.shape[1], width // 2) for level in (middle, coarse))
     size = middle.shape[-2:]
     kernel = middle.new_full((channels, 1, 3, 3), 0.1)
     kernel[:, :, 1, 1] = 0.2
@@ -45,13 +45,14 @@ def embed(middle: torch.Tensor, coarse: torch.Tensor, width: int = PUBLISHED_WID
         (bilinear_matrix(new, old, align_corners=False) @ _mean_matrix(old)).to(coarse)
         for new, old in zip(size, coarse.shape[-2:], strict=True)
     )
-    rows = rows * (channels / more) ** 0.5  # 1 for the published widths
-    embedding = middle.new_empty(len(middle), channels + more, *size)
+    rows = rows * (channels / coarse_channels) ** 0.5  # 1 for the published widths
+    embedding = middle.new_empty(len(middle), channels + coarse_channels, *size)
     # image by image, into place: what is in between stays where the processor has it at hand
     for near, far, place in zip(middle.split(1), coarse.split(1), embedding, strict=True):
         narrow = pool_channels(near, channels)
         place[:channels] = F.conv2d(narrow, kernel, padding=1, groups=channels)[0]
-        torch.matmul(rows @ pool_channels(far, more)[0], columns.T, out=place[channels:])
+        few = pool_channels(far, coarse_channels)[0]
+        torch.matmul(rows @ few, columns.T, out=place[channels:])
     return embedding
 
 

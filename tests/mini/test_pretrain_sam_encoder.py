@@ -192,6 +192,19 @@ def test_the_stem_of_sam_starts_from_the_encoder(pool, tmp_path):
     assert all(torch.equal(found[name], value) for name, value in state.items())
 
 
+def test_a_sam_without_a_stem_ignores_the_encoder(pool, tmp_path):
+    (tmp_path / "encoder").mkdir()
+    save_file(encoder_training.build_encoder().state_dict(),
+              tmp_path / "encoder" / "model.safetensors")  # fmt: skip
+    config = LoopConfig(minutes=60.0, num_steps=0)
+
+    sam = sam_training.train_sam(
+        pool, tmp_path, tmp_path, config, CPU, pool, SMALL_SAM | {"stem": ""}
+    )
+
+    assert not hasattr(sam.image_encoder.patch_embed, "levels")
+
+
 def test_windows_of_full_size_only_turn_and_mirror():
     images = torch.rand(8, 3, 16, 16)
 

@@ -32,7 +32,7 @@ from replaycad.mini.world import HELD_OUT_SEED
 from replaycad.runtime import generator, stream_seed
 from replaycad.segmentation.sam import build_sam_from_config
 
-# 2.6 M parameters. Relative positions would cost a third of the speed; two blocks behind a stem
+# 2.5 M parameters. Relative positions would cost a third of the speed; two blocks behind a stem
 # learn more in the same time than four.
 SAM_CONFIG: Mapping[str, Any] = MappingProxyType({
     "image_size": 128,
@@ -355,7 +355,7 @@ def train_sam(
     torch.manual_seed(stream_seed(SEED, "sam", "weights"))
     sam = build_sam_from_config(sam_config)
     start = weights / "encoder" / "model.safetensors"
-    if start.exists():
+    if sam_config.get("stem") and start.exists():
         sam.image_encoder.patch_embed.levels.load_state_dict(load_file(start))
     sam = sam.to(device).train()
     # A plain reader of the embeddings, thrown away later: through it the encoder learns what is
