@@ -58,7 +58,7 @@ class BackbonePreset:
     out_features: int  # O
     parameters: dict[str, int] = field(default_factory=dict)  # as the published configs give them
     hub_id: str = ""  # empty: bundled with the package
-    revision: str = "main"
+    revision: str = "main"  # a commit of the hub; the same files for everybody, or none
     files: tuple[str, ...] = ("*.json", "*.txt", "*.safetensors")  # that are fetched
 
     @property
@@ -83,6 +83,7 @@ BACKBONES: dict[str, BackbonePreset] = {
         text_length=77, num_tokens=20, in_features=128, out_features=192,
         parameters={"vae": 83_653_863, "unet": 859_520_964, "text_encoder": 123_060_480},
         hub_id="stable-diffusion-v1-5/stable-diffusion-v1-5",
+        revision="451f4fe16113bff5a5d2269ed5ad43b0592e9a14",
         # Not "*.safetensors": the folder holds the whole model in one file as well, twice.
         files=("*.json", "*.txt", "vae/*model.safetensors", "text_encoder/*model.safetensors",
                "unet/*model.safetensors", "unet/*model.non_ema.safetensors"),
@@ -94,6 +95,7 @@ BACKBONES: dict[str, BackbonePreset] = {
         # Its first revisions hold pickles only; the next message then says how to convert them.
         files=("*.json", "*.txt", "*.safetensors", "*.bin"),
         hub_id="CompVis/ldm-text2im-large-256",
+        revision="30de525ca11a880baea4962827fb6cb0bb268955",
     ),
 }  # fmt: skip
 
@@ -152,6 +154,8 @@ def _cached_snapshot(name: str, preset: BackbonePreset | None) -> tuple[Path, st
     files = preset.files if preset else ("*.json", "*.txt", "*.safetensors")
     command = _download_command(hub_id, revision, files)
     hint = f"run: {command}; or give --backbone a folder that holds the files"
+    if preset:
+        hint += f", or {hub_id}@REVISION for another revision"
     try:
         return Path(snapshot_download(hub_id, revision=revision, local_files_only=True)), hint
     except (LocalEntryNotFoundError, HFValidationError):

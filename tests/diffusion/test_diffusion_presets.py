@@ -86,8 +86,10 @@ def test_missing_downloads_come_with_the_exact_command(name):
     with pytest.raises(WeightsError, match=f"'{name}'.*not in the Hugging Face cache") as caught:
         locate_backbone(name)
 
-    assert f"hf download {BACKBONES[name].hub_id} --include" in caught.value.hint
+    preset = BACKBONES[name]
+    assert f"hf download {preset.hub_id} --revision {preset.revision} --inc" in caught.value.hint
     assert "--backbone" in caught.value.hint
+    assert f"{preset.hub_id}@REVISION" in caught.value.hint
 
 
 PUBLISHED = {  # what the folders hold, as far as it matters here
@@ -132,6 +134,8 @@ def test_the_hubs_own_program_understands_the_command(name, monkeypatch):
     hf_app(words[1:], standalone_mode=False)
 
     assert asked["repo_id"] == BACKBONES[name].hub_id
+    assert asked["revision"] == BACKBONES[name].revision
+    assert len(asked["revision"]) == 40  # a commit, which cannot move as a branch does
     fetched = set(filter_repo_objects(PUBLISHED[name], allow_patterns=asked["allow_patterns"]))
     assert set(PUBLISHED[name]) - fetched == UNWANTED[name]
 
@@ -144,14 +148,20 @@ def test_a_hub_id_is_looked_up_in_the_cache_alone():
     assert "hf download somebody/something " in caught.value.hint
 
 
-def test_a_cached_snapshot_is_found(empty_cache):
-    commit = "0123456789abcdef" * 2 + "01234567"
-    model = empty_cache / "models--stable-diffusion-v1-5--stable-diffusion-v1-5"
-    make_tiny_backbone(model / "snapshots" / commit)
+@pytest.mark.parametrize("name", ["sd15", "ldm256"])
+def test_a_cached_snapshot_is_found_and_no_other_revision_is_taken_for_it(empty_cache, name):
+    preset = BACKBONES[name]
+    model = empty_cache / f"models--{preset.hub_id.replace('/', '--')}"
+    other = make_tiny_backbone(model / "snapshots" / ("0123456789" * 4))
     (model / "refs").mkdir()
-    (model / "refs" / "main").write_text(commit)
+    (model / "refs" / "main").write_text(other.name)
 
-    assert locate_backbone("sd15") == model / "snapshots" / commit
+    with pytest.raises(WeightsError, match="not in the Hugging Face cache"):
+        locate_backbone(name)
+    assert locate_backbone(f"{preset.hub_id}@main") == other
+
+    other.rename(other.with_name(preset.revision))
+    assert locate_backbone(name).name == preset.revision
 
 
 @pytest.mark.usefixtures("empty_cache")
