@@ -253,7 +253,7 @@ def evaluate(
 def run(
     classes: Classes,
     strategy: Annotated[
-        list[str], typer.Option("--strategy", help="Of finetune, replay, joint, final.")
+        list[str], typer.Option("--strategy", help="Of finetune, ewc, mas, replay, joint, final.")
     ] = ["replay"],  # noqa: B006
     seeds: Annotated[
         str, typer.Option("--seeds", help="Comma separated; the whole sequence once per seed.")

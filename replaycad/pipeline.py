@@ -1,12 +1,7 @@
-"""Decides what of one stage invocation is up to date, and has the rest made.
+"""What one stage invocation reads and depends on; what is not up to date, `making` has made."""
 
-Torch is not imported before a stage has to run.
-"""
-
-import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -14,54 +9,25 @@ from replaycad import plans
 from replaycad.artifacts.store import Store
 from replaycad.data.samples import Sample, find_classes, test_samples, train_samples
 from replaycad.detectors.presets import preset_for, settle
-from replaycad.diffusion.memory import needed_bytes
 from replaycad.errors import ArtifactError, ConfigError
 from replaycad.frozen import FrozenInputs
-from replaycad.ledger import Ledger
-from replaycad.plans import Outcome, Plan
+from replaycad.making import Making, Wishes
+from replaycad.plans import Outcome
 from replaycad.progress import Report
 from replaycad.recipes import (
     CompressConfig,
     EvalConfig,
     MaskConfig,
+    PenaltyName,
     ReplayConfig,
-    StageConfig,
     TrainConfig,
     stage_config,
 )
 
 if TYPE_CHECKING:
-    from replaycad.execution import Workshop
     from replaycad.sequence import Step
 
 Config = TypeVar("Config", MaskConfig, CompressConfig, ReplayConfig, TrainConfig, EvalConfig)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Wishes:
-    """What a user asked of a command, beyond the classes.
-
-    Args:
-        data: folder of the images.
-        root: folder of the artifacts.
-        device: `auto`, `cpu`, `cuda` or `mps`.
-        seed: of every random stream, unless a step names its own.
-        recipe: key of `recipes.RECIPES`.
-        overrides: stage -> field -> text.
-        force: make what is asked for even if it is up to date.
-        dry_run: make nothing.
-        save_every_seconds: time between two checkpoints.
-    """
-
-    data: Path
-    root: Path
-    overrides: Mapping[str, dict[str, str]]
-    device: str = "auto"
-    seed: int = 0
-    recipe: str = "mini"
-    force: bool = False
-    dry_run: bool = False
-    save_every_seconds: float = 60.0
 
 
 class Pipeline:
@@ -75,12 +41,8 @@ class Pipeline:
     def __init__(self, wishes: Wishes, report: Report) -> None:
         self.wishes, self.report = wishes, report
         self.store = Store(wishes.root)
-        self.frozen, self._ledger = FrozenInputs(self.store), Ledger(self.store)
-        self._workshop: Workshop | None = None
-        self._handled: set[str] = set()  # artifacts, as kind/name, settled by this command
-        self._changing: set[str] = set()  # those that a dry run found to be due
-        self._finished: list[Path] = []
-        self._current: Plan | None = None
+        self.frozen = FrozenInputs(self.store)
+        self.making = Making(wishes, self.store, report)
 
     def __enter__(self) -> "Pipeline":
         return self
@@ -126,18 +88,6 @@ class Pipeline:
             values = plans.recorded_values(recorded)
         return cast(Config, stage_config(self.wishes.recipe, kind.stage, values, class_name))
 
-    def kept(self) -> list[str]:
-        """What an interruption leaves behind, in words."""
-        found = [f"kept {path}" for path in self._finished]
-        if self._current is not None:
-            plan = self._current
-            partial = self.store.partial(plan.kind, plan.name, plan.key)
-            if partial.exists():
-                found.append(f"kept the checkpoint {partial}")
-            elif plan.stage == "replay":
-                found.append(f"kept the images of {plan.name} drawn so far")
-        return found
-
     def perform(self, step: "Step") -> Outcome:
         """Do one step of a sequence."""
         first = step.class_names[0]
@@ -148,7 +98,9 @@ class Pipeline:
         if step.stage == "replay":
             return self.replay(step.name, step.seed, first)
         if step.stage == "train":
-            return self.train(step.class_names, step.sources, step.name, step.seed, step.init)
+            return self.train(
+                step.class_names, step.sources, step.name, step.seed, step.init, step.penalty
+            )
         return self.evaluate(step.class_names, step.sources[0])
 
     def mask(self, class_name: str) -> Outcome:
@@ -167,8 +119,8 @@ class Pipeline:
         force: bool,
     ) -> Outcome:
         inputs = {f"images/{class_name}": self.frozen.images(samples)}
-        plan = self._plan("mask", class_name, config, None, inputs, weights)
-        return self._finish(
+        plan = self.making.plan("mask", class_name, config, None, inputs, weights)
+        return self.making.finish(
             plan, len(samples), f"replaycad compress --class {class_name}", force,
             lambda workshop: workshop.mask(plan, class_name, samples, config),
         )  # fmt: skip
@@ -180,24 +132,25 @@ class Pipeline:
         config = self.config(CompressConfig, class_name)
         weights = self.frozen.backbone(config.backbone)
         self._prepare_masks(class_name, samples)
+        masks_header = self.making.header("masks", class_name)
         inputs = {
             f"images/{class_name}": self.frozen.images(samples),
-            f"masks/{class_name}": self._content("masks", class_name),
-            "policy": plans.digest_of({"policy": self._header("masks", class_name).get("policy")}),
+            f"masks/{class_name}": self.making.content("masks", class_name),
+            "policy": plans.digest_of({"policy": masks_header.get("policy")}),
         }
-        plan = self._plan("compress", name, config, seed, inputs, weights)
+        plan = self.making.plan("compress", name, config, seed, inputs, weights)
         masks = self.store.path("masks", class_name)
-        return self._finish(
+        return self.making.finish(
             plan, len(samples), f"replaycad replay --class {name}", self.wishes.force,
             lambda workshop: workshop.compress(plan, class_name, samples, masks, config, seed),
             config,
         )  # fmt: skip
 
     def _prepare_masks(self, class_name: str, samples: Sequence[Sample]) -> None:
-        if f"masks/{class_name}" in self._handled:
+        if f"masks/{class_name}" in self.making.handled:
             return
         # The masks that are there count while their images are the same, however they were made.
-        header = {} if self._is_typed("mask") else self._header("masks", class_name)
+        header = {} if self._is_typed("mask") else self.making.header("masks", class_name)
         config, weights = self.config(MaskConfig, class_name, header), header.get("weights")
         if weights is None or header.get("inputs") != {
             f"images/{class_name}": self.frozen.images(samples)
@@ -217,23 +170,23 @@ class Pipeline:
 
     def _class_of(self, name: str, otherwise: str = "") -> str:
         """Whose conditions `name` are; a dry run has none yet to say so."""
-        return self._header("conditions", name).get("class_name") or otherwise or name
+        return self.making.header("conditions", name).get("class_name") or otherwise or name
 
     def _replay(
         self, name: str, class_name: str, config: ReplayConfig, seed: int, force: bool
     ) -> Outcome:
         inputs = self._replay_inputs(name)
-        path, header = self.store.path("conditions", name), self._header("conditions", name)
+        path, header = self.store.path("conditions", name), self.making.header("conditions", name)
         # What was typed comes first: a folder is more than the name that a header keeps of it.
         backbone = config.backbone or self._typed("compress", "backbone")
         backbone = backbone or header.get("config", {}).get("backbone")
         backbone = backbone or self.config(CompressConfig, class_name).backbone
         config = replace(config, backbone=backbone)
         weights = self.frozen.backbone(backbone, drawing=True)
-        if f"conditions/{name}" not in self._changing:
+        if f"conditions/{name}" not in self.making.changing:
             plans.check_same_backbone(path, header, weights, backbone)
-        plan = self._plan("replay", name, config, seed, inputs, weights)
-        return self._finish(
+        plan = self.making.plan("replay", name, config, seed, inputs, weights)
+        return self.making.finish(
             plan, config.num_images, f"replaycad train --class NEW --past {name}", force,
             lambda workshop: workshop.replay(plan, path, config, seed),
             config,
@@ -241,14 +194,15 @@ class Pipeline:
 
     def _replay_inputs(self, name: str) -> dict[str, str]:
         """What replays are drawn from: the conditions and how to pose their masks."""
-        content, header = self._content("conditions", name), self._header("conditions", name)
+        content = self.making.content("conditions", name)
+        header = self.making.header("conditions", name)
         used = {field: header.get(field) for field in ("policy", "placement")}
         return {f"conditions/{name}": content, "policy": plans.digest_of(used)}
 
     def _prepare_replays(self, name: str) -> None:
-        if f"replays/{name}" in self._handled:
+        if f"replays/{name}" in self.making.handled:
             return
-        header = {} if self._is_typed("replay") else self._header("replays", name)
+        header = {} if self._is_typed("replay") else self.making.header("replays", name)
         if header and not self.store.path("conditions", name).exists():
             return  # drawn elsewhere and copied: nothing here to hold them against
         if header and header.get("inputs") == self._replay_inputs(name):
@@ -268,11 +222,13 @@ class Pipeline:
         name: str,
         seed: int | None = None,
         init: str = "",
+        penalty: PenaltyName = "none",
     ) -> Outcome:
         """A detector from real images of `class_names` and the replays called `past`."""
         seed = self.wishes.seed if seed is None else seed
         config = settle(self.config(TrainConfig))
         config = replace(config, init=init or config.init)
+        config = config if penalty == "none" else replace(config, penalty=penalty)
         if config.init == name:
             raise ConfigError(f"detector '{name}' cannot go on from itself", "give another --name")
         samples = {one: train_samples(self.wishes.data, one) for one in class_names}
@@ -280,17 +236,17 @@ class Pipeline:
         inputs = {f"images/{one}": self.frozen.images(found) for one, found in samples.items()}
         for one in past:
             self._prepare_replays(one)
-            inputs[f"replays/{one}"] = self._content("replays", one)
+            inputs[f"replays/{one}"] = self.making.content("replays", one)
         structure = asdict(preset_for(config.detector, config.preset))
         inputs["preset"] = plans.digest_of({"preset": structure})
         before: list[str] = []
         if config.init:
-            inputs[f"detectors/{config.init}"] = self._content("detectors", config.init)
-            before = self._header("detectors", config.init).get("class_order", [])
+            inputs[f"detectors/{config.init}"] = self.making.content("detectors", config.init)
+            before = self.making.header("detectors", config.init).get("class_order", [])
         inputs["class order"] = " + ".join(",".join(part) for part in (before, past, class_names))
-        plan = self._plan("train", name, config, seed, inputs, weights)
+        plan = self.making.plan("train", name, config, seed, inputs, weights)
         known = ",".join(dict.fromkeys((*before, *past, *class_names)))
-        return self._finish(
+        return self.making.finish(
             plan, sum(map(len, samples.values())), f"replaycad eval --class {known} --name {name}",
             self.wishes.force,
             lambda workshop: workshop.train(plan, samples, past, config, seed),
@@ -299,22 +255,22 @@ class Pipeline:
     def evaluate(self, class_names: Sequence[str], name: str) -> Outcome:
         """Scores of a detector on the test images of some classes."""
         samples = {one: test_samples(self.wishes.data, one) for one in class_names}
-        content = self._content("detectors", name)
-        header, config = self._header("detectors", name), self.config(EvalConfig)
+        content = self.making.content("detectors", name)
+        header, config = self.making.header("detectors", name), self.config(EvalConfig)
         encoder = config.encoder or self._typed("train", "encoder") or header.get("encoder")
         encoder = encoder or settle(self.config(TrainConfig)).encoder
         config = replace(config, encoder=encoder)
         weights = self.frozen.encoder(encoder)
         path = self.store.path("detectors", name)
-        if f"detectors/{name}" not in self._changing and header.get("weights") != weights:
+        if f"detectors/{name}" not in self.making.changing and header.get("weights") != weights:
             raise ArtifactError(
                 f"{path} was trained with another encoder than '{encoder}'",
                 "give its files with --encoder TIMM_NAME:FILE",
             )
         inputs = {f"images/{one}": self.frozen.images(found) for one, found in samples.items()}
         inputs |= {f"detectors/{name}": content, "class order": ",".join(class_names)}
-        plan = self._plan("eval", name, config, None, inputs, weights)
-        return self._finish(
+        plan = self.making.plan("eval", name, config, None, inputs, weights)
+        return self.making.finish(
             plan, sum(map(len, samples.values())), f"replaycad inspect {plan.path}",
             self.wishes.force,
             lambda workshop: workshop.evaluate(plan, path, samples, config),
@@ -325,72 +281,3 @@ class Pipeline:
 
     def _is_typed(self, stage: str) -> bool:
         return bool(self.wishes.overrides.get(stage))
-
-    def _header(self, kind: str, name: str) -> dict[str, Any]:
-        """Header of an artifact of the store; empty if there is none that can be read."""
-        try:
-            return plans.input_header(self.store.path(kind, name), kind)
-        except ArtifactError:
-            return {}
-
-    def _content(self, kind: str, name: str) -> str:
-        """Content id of an input; empty where a dry run would make it first."""
-        if f"{kind}/{name}" in self._changing:
-            return ""
-        return str(plans.input_header(self.store.path(kind, name), kind)["content_id"])
-
-    def _plan(
-        self,
-        stage: str,
-        name: str,
-        config: StageConfig,
-        seed: int | None,
-        inputs: Mapping[str, str],
-        weights: Mapping[str, str],
-    ) -> Plan:
-        path = self.store.path(plans.KINDS[stage], name)
-        return plans.make_plan(
-            stage, name, path, config=config, seed=seed, inputs=inputs, weights=weights,
-            changing=self._changing & set(inputs),
-        )  # fmt: skip
-
-    def _finish(
-        self,
-        plan: Plan,
-        num_images: int,
-        next_command: str,
-        force: bool,
-        work: Callable[["Workshop"], None],
-        diffusing: CompressConfig | ReplayConfig | None = None,
-    ) -> Outcome:
-        """Have the artifact made if it is due, once per command; a dry run says what it takes."""
-        due = (plan.state != "hit" or force) and plan.label not in self._handled
-        self._handled.add(plan.label)
-        peak, needs = None, {}
-        if due and self.wishes.dry_run:
-            self._changing.add(plan.label)
-            if diffusing is not None:
-                needs = {where: needed_bytes(diffusing, where == "gpu") for where in ("gpu", "cpu")}
-        elif due:
-            peak = self._make(plan, work)
-        return Outcome(
-            plan=plan, was_made=due and not self.wishes.dry_run,
-            num_bytes=plans.num_bytes(plan.path), num_images=num_images,
-            seconds=self._ledger.seconds(plan), peak_memory_bytes=peak, next_command=next_command,
-            needs=needs,
-        )  # fmt: skip
-
-    def _make(self, plan: Plan, work: Callable[["Workshop"], None]) -> int:
-        """Run the stage; returns the peak memory in bytes."""
-        from replaycad.execution import Workshop
-        from replaycad.runtime import peak_memory_bytes
-
-        self._workshop = self._workshop or Workshop(
-            self.store, self.wishes.device, self.report, self.wishes.save_every_seconds
-        )
-        start, self._current = time.monotonic(), plan
-        work(self._workshop)
-        self._ledger.note(plan, time.monotonic() - start)
-        self._finished.append(plan.path)
-        self._current = None
-        return peak_memory_bytes()

@@ -15,6 +15,8 @@ STAGES = ("mask", "compress", "replay", "train", "eval")
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 """Of unet and text encoder; `auto` is 16 bits on a GPU. What is trained is always fp32."""
 
+PenaltyName = Literal["none", "ewc", "mas"]
+
 STAGE_VERSIONS = {"mask": 2, "compress": 3, "replay": 3, "train": 3, "eval": 2}
 """Raised when the code of a stage changes what it writes: files made before become stale."""
 
@@ -126,6 +128,8 @@ class TrainConfig:
     batch_size: int = _at_least(0, 0)
     learning_rate: float = _at_least(0.0, 0.0)  # of the first optimiser; others keep their ratio
     init: str = ""  # name of the detector to go on from; empty: from scratch
+    penalty: PenaltyName = "none"  # on leaving the weights of `init`
+    penalty_weight: float = _at_least(0.0, 1.0)  # of importances whose mean is 1
     stage = "train"
 
     def __post_init__(self) -> None:

@@ -4,20 +4,25 @@ Strategies, each ending with one detector for all classes:
 
 * `finetune`: step t goes on from the detector of step t - 1 with the real images of class t alone.
 * `replay`: step t starts from scratch on the replays of classes < t and the real images of class t.
+* `ewc`, `mas`: as `finetune`, with a penalty on leaving the weights that earlier classes need.
 * `final`: only the last step of `replay`, which is all that the authors ran.
 * `joint`: the upper line, trained once on the real images of all classes; only the last row of its
   matrix exists (those before would cost N - 1 trainings that no reported figure needs).
 
-Step 1 is the same training for all, so it is done once; with one class it is also the joint one.
+Step 1 is the same training for all but those that remember something of it beside the weights, so
+it is done once; with one class it is also the joint one.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from replaycad.errors import ConfigError
+from replaycad.recipes import PenaltyName
 
-STRATEGIES = ("finetune", "replay", "joint", "final")
+STRATEGIES = ("finetune", "ewc", "mas", "replay", "joint", "final")
+PENALIZED: dict[str, PenaltyName] = {"ewc": "ewc", "mas": "mas"}
 _DRAWING = ("replay", "final")
+_GOING_ON = ("finetune", *PENALIZED)
 _LAST_STEP_ONLY = ("joint", "final")
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +39,7 @@ class Step:
         sources: names of the artifacts that it reads: masks (compress), conditions (replay),
             replays (train) or the detector (eval).
         init: detector that training goes on from; empty for a training from scratch.
+        penalty: that the training has on leaving the weights of `init`.
     """
 
     stage: str
@@ -43,6 +49,7 @@ class Step:
     class_names: tuple[str, ...]
     sources: tuple[str, ...] = ()
     init: str = ""
+    penalty: PenaltyName = "none"
 
 
 def check_strategies(strategies: Sequence[str]) -> tuple[str, ...]:
@@ -65,8 +72,8 @@ def artifact_name(class_name: str, seed: int, seeds: Sequence[int]) -> str:
 def detector_name(
     run_name: str, strategy: str, step: int, seed: int, seeds: Sequence[int]
 ) -> str:
-    """Name of the detector after `step` (from 1); step 1 belongs to all strategies."""
-    middle = "step" if step == 1 else strategy
+    """Name of the detector after `step` (from 1); most strategies share the one of step 1."""
+    middle = "step" if step == 1 and strategy not in PENALIZED else strategy
     name = f"{run_name}-{middle}-{step}"
     return name if seed == seeds[0] else f"{name}-seed{seed}"
 
@@ -118,7 +125,8 @@ def _steps_of_seed(
                 stage="train", name=name, seed=seed, strategies=owners,
                 class_names=seen if own == "joint" else (new,),
                 sources=replayed if own == "replay" else (),
-                init=before if own == "finetune" and number > 1 else "",
+                init=before if own in _GOING_ON and number > 1 else "",
+                penalty=PENALIZED.get(own, "none"),
             ))  # fmt: skip
             planned.append(Step(stage="eval", name=name, seed=seed, strategies=owners,
                                 class_names=seen, sources=(name,)))  # fmt: skip
@@ -140,7 +148,9 @@ def _trainings(strategies: tuple[str, ...], number: int, total: int) -> list[tup
     last = number == total
     walking = tuple(name for name in strategies if last or name not in _LAST_STEP_ONLY)
     if number == 1:
-        return [walking] if walking else []
+        alike = tuple(name for name in walking if name not in PENALIZED)
+        alone = [(name,) for name in walking if name in PENALIZED]
+        return [owners for owners in (alike, *alone) if owners]
     drawing = tuple(name for name in walking if name in _DRAWING)
     shared = {name: drawing if name in _DRAWING else (name,) for name in walking}
     return list(dict.fromkeys(shared.values()))

@@ -65,7 +65,8 @@ def session(
     """Open the pipeline for one command; an interruption says what was kept and leaves with 130."""
     with one_line_errors():
         from replaycad import console, plans
-        from replaycad.pipeline import Pipeline, Wishes
+        from replaycad.making import Wishes
+        from replaycad.pipeline import Pipeline
 
         overrides = plans.split_settings(
             [f"{name}={text}" for name, text in choices.items() if text] + shared.settings, stage
@@ -80,7 +81,7 @@ def session(
                     yield pipeline
                 except KeyboardInterrupt:
                     report.close()
-                    console.print_interrupted(pipeline.kept())
+                    console.print_interrupted(pipeline.making.kept())
                     raise typer.Exit(130) from None
 
 

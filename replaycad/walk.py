@@ -8,9 +8,11 @@ from typing import Any
 from replaycad import sequence
 from replaycad.artifacts.atomic import write_text
 from replaycad.artifacts.conditions import ConditionsArtifact
+from replaycad.artifacts.detector import DetectorArtifact
 from replaycad.artifacts.format import read_header
 from replaycad.data.samples import test_samples, train_samples
-from replaycad.detectors.presets import settle
+from replaycad.detectors.presets import preset_for, settle
+from replaycad.errors import ConfigError
 from replaycad.pipeline import Pipeline
 from replaycad.plans import Outcome, digest_of
 from replaycad.recipes import CompressConfig, MaskConfig, TrainConfig
@@ -39,7 +41,7 @@ def run_sequence(
         `outcomes`, and unless it is a dry run the results `document` and the written `files`.
 
     Raises:
-        ConfigError: unknown strategy.
+        ConfigError: unknown strategy, or one that the detector has no use for.
         DatasetError: before anything is made, if a class lacks training or test images.
         WeightsError: before anything is made, if a frozen network is missing.
     """
@@ -49,7 +51,7 @@ def run_sequence(
         train_samples(pipeline.wishes.data, class_name)
         test_samples(pipeline.wishes.data, class_name)
     planned = sequence.steps(classes, strategies, seeds, run_name)
-    _check_weights(pipeline, planned)
+    _check_networks(pipeline, planned)
     outcomes: list[Outcome] = []
     for number, step in enumerate(planned):
         pipeline.report.step("sequence", number, len(planned))
@@ -76,16 +78,27 @@ def run_sequence(
     return {"outcomes": outcomes, "document": document, "files": [target, picture]}
 
 
-def _check_weights(pipeline: Pipeline, planned: Sequence[Step]) -> None:
+def _check_networks(pipeline: Pipeline, planned: Sequence[Step]) -> None:
     """Miss a network now, not after hours of work with the others."""
     for step in planned:
         if step.stage == "mask":
-            config = pipeline.config(MaskConfig, step.class_names[0])
-            pipeline.frozen.segmenter(config.segmenter)
+            masking = pipeline.config(MaskConfig, step.class_names[0])
+            pipeline.frozen.segmenter(masking.segmenter)
         elif step.stage == "compress":
             pipeline.frozen.backbone(pipeline.config(CompressConfig, step.class_names[0]).backbone)
         elif step.stage == "train":
-            pipeline.frozen.encoder(settle(pipeline.config(TrainConfig)).encoder)
+            config = settle(pipeline.config(TrainConfig))
+            pipeline.frozen.encoder(config.encoder)
+            _check_has_weights(config, step)
+
+
+def _check_has_weights(config: TrainConfig, step: Step) -> None:
+    training = preset_for(config.detector, config.preset).training
+    if step.penalty != "none" and not training.optimizers:
+        raise ConfigError(
+            f"strategy '{step.penalty}' holds weights still, and {config.detector} has none",
+            "use a detector that is trained by a loss",
+        )
 
 
 def _digest_path(pipeline: Pipeline, run_name: str) -> Path:
@@ -130,9 +143,17 @@ def _scores(outcome: Outcome) -> Mapping[str, Mapping[str, float | None]]:
 
 
 def _bytes_kept(pipeline: Pipeline, planned: Sequence[Step], strategy: str, name: str) -> int:
-    """What a strategy keeps of a class between steps: nothing, conditions, or all images."""
+    """What a strategy keeps of a class between steps, beside the one detector that all keep.
+
+    Nothing, conditions, all images, or its part of the importances, which serve all classes.
+    """
     if strategy == "finetune":
         return 0
+    if strategy in sequence.PENALIZED:
+        last = next(s for s in reversed(planned) if s.stage == "train" and strategy in s.strategies)
+        kept = DetectorArtifact.load(pipeline.store.path("detectors", last.name)).penalty
+        num_classes = max(len(s.class_names) for s in planned if s.stage == "eval")
+        return sum(values.nbytes for values in kept.values()) // num_classes
     if strategy == "joint":
         images = train_samples(pipeline.wishes.data, name)
         return sum(sample.path.stat().st_size for sample in images)

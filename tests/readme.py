@@ -2,6 +2,7 @@
 
 import ast
 import re
+import textwrap
 from pathlib import Path
 
 import typer
@@ -117,15 +118,22 @@ def _remark(lines: list[str], number: int) -> str:
 
 
 def tree() -> str:
-    """Files of the package with the first line of their docstrings; `mini` as two folders."""
-    rows = []
-    for path in sorted(PACKAGE.rglob("*.py"), key=lambda p: (p.parent != PACKAGE, p.as_posix())):
-        is_mini = PACKAGE / "mini" in path.parents
-        if path.name.startswith("__") != is_mini or path.name == "__main__.py":
+    """Files at the top with the first line of their docstrings; rooms with the names of theirs."""
+    rows = [(path.name, _first_line(path)) for path in _modules(PACKAGE)]
+    for room in sorted(path.parent for path in PACKAGE.rglob("__init__.py")):
+        if room == PACKAGE:
             continue
-        line = (ast.get_docstring(ast.parse(path.read_text())) or "").splitlines()[0]
-        line = re.sub(r"\s+", " ", line)
-        shown = path.parent if is_mini else path
-        rows.append((shown.relative_to(PACKAGE).as_posix() + "/" * is_mini, line))
+        inside = ", ".join(path.stem for path in _modules(room))
+        rows += [(f"{room.relative_to(PACKAGE)}/", _first_line(room / "__init__.py"))]
+        rows += [("", line) for line in textwrap.wrap(inside, 130)]
     width = max(len(name) for name, _ in rows)
     return "```\n" + "\n".join(f"{name:<{width}}  {line}" for name, line in rows) + "\n```"
+
+
+def _modules(room: Path) -> list[Path]:
+    return sorted(path for path in room.glob("*.py") if not path.name.startswith("__"))
+
+
+def _first_line(path: Path) -> str:
+    line = (ast.get_docstring(ast.parse(path.read_text())) or "").splitlines()[0]
+    return re.sub(r"\s+", " ", line)

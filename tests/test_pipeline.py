@@ -19,7 +19,8 @@ from replaycad.artifacts.checkpoints import Checkpoint
 from replaycad.artifacts.conditions import ConditionsArtifact
 from replaycad.artifacts.detector import DetectorArtifact
 from replaycad.artifacts.format import Schema, TensorSpec, read_header, write
-from replaycad.pipeline import Pipeline, Wishes
+from replaycad.making import Wishes
+from replaycad.pipeline import Pipeline
 from replaycad.plans import split_settings
 from replaycad.progress import SilentReport
 from tests.conftest import ARTIFACTS, Models, Run, invoke, run_chain
@@ -213,7 +214,8 @@ def test_force_makes_it_again_with_the_same_bytes(run, chain, tmp_path):
 KILLED = """
 import sys
 from pathlib import Path
-from replaycad.pipeline import Pipeline, Wishes
+from replaycad.making import Wishes
+from replaycad.pipeline import Pipeline
 from replaycad.progress import SilentReport
 import json
 facts = json.loads(sys.argv[1])
@@ -289,7 +291,7 @@ def test_replay_goes_on_from_the_images_already_drawn(run, chain, data, models, 
     with Pipeline(wishes(models, "replay", data, store), Interrupted()) as pipeline:
         with pytest.raises(KeyboardInterrupt):
             pipeline.replay("disc")
-        assert "drawn so far" in " ".join(pipeline.kept())
+        assert "drawn so far" in " ".join(pipeline.making.kept())
 
     result = run("replay", "--class", "disc")
 

@@ -45,6 +45,19 @@ def test_finetune_goes_on_and_replay_starts_from_scratch():
     assert (joint.class_names, joint.sources, joint.init) == (("a", "b", "c"), (), "")
 
 
+def test_penalties_walk_alone_from_the_first_step_and_go_on_from_their_own():
+    trained = by_name(steps(["a", "b"], ("finetune", "ewc", "mas"), [0], "run"), "train")
+
+    assert list(trained) == [
+        "run-step-1", "run-ewc-1", "run-mas-1", "run-finetune-2", "run-ewc-2", "run-mas-2",
+    ]  # fmt: skip
+    found = [(step.penalty, step.init, step.class_names) for step in trained.values()]
+    assert found == [
+        ("none", "", ("a",)), ("ewc", "", ("a",)), ("mas", "", ("a",)),
+        ("none", "run-step-1", ("b",)), ("ewc", "run-ewc-1", ("b",)), ("mas", "run-mas-1", ("b",)),
+    ]  # fmt: skip
+
+
 def test_every_step_is_evaluated_on_the_classes_seen_so_far():
     scored = by_name(steps(["a", "b", "c"], ("replay",), [0], "run"), "eval")
 
@@ -105,7 +118,7 @@ def test_later_seeds_have_their_own_artifacts_but_share_the_masks():
 
 
 def test_unknown_strategy_is_refused_with_the_valid_ones():
-    with pytest.raises(ConfigError, match="finetune, replay, joint, final"):
+    with pytest.raises(ConfigError, match="finetune, ewc, mas, replay, joint, final"):
         check_strategies(["magic"])
 
 

@@ -3,17 +3,18 @@
 import pytest
 
 from replaycad.errors import WeightsError
-from replaycad.pipeline import Pipeline, Wishes
+from replaycad.making import Wishes
+from replaycad.pipeline import Pipeline
 from replaycad.progress import silent
 from replaycad.sequence import steps
-from replaycad.walk import _check_weights
+from replaycad.walk import _check_networks
 
 PLANNED = steps(["a", "b"], ("finetune", "replay"), [0], "run")
 
 
 def test_the_bundled_networks_serve_where_none_is_named(tmp_path):
     with Pipeline(Wishes(data=tmp_path, root=tmp_path / "store", overrides={}), silent) as pipeline:
-        _check_weights(pipeline, PLANNED)
+        _check_networks(pipeline, PLANNED)
 
 
 def test_a_missing_encoder_is_named_at_once(tmp_path):
@@ -22,4 +23,4 @@ def test_a_missing_encoder_is_named_at_once(tmp_path):
         overrides={"train": {"encoder": f"resnet18:{tmp_path / 'none.safetensors'}"}},
     )  # fmt: skip
     with Pipeline(wishes, silent) as pipeline, pytest.raises(WeightsError, match=r"none\.safe"):
-        _check_weights(pipeline, PLANNED)
+        _check_networks(pipeline, PLANNED)

@@ -24,12 +24,13 @@ from replaycad.detectors.encoders import IMAGENET_MEAN, IMAGENET_STD, Encoder, l
 from replaycad.detectors.patchcore import PatchCore
 from replaycad.detectors.structures import PatchCorePreset
 from replaycad.diffusion.backbones import load_backbone
+from replaycad.making import Wishes
 from replaycad.metrics import image_auroc
 from replaycad.mini.pretrain.encoder import OUT_INDICES, TIMM_NAME
 from replaycad.mini.pretrain.pool import Pool, open_pool
 from replaycad.mini.pretrain.sam import WHOLE_FRAME
 from replaycad.mini.world import HELD_OUT_SEED, draw_class, write_dataset
-from replaycad.pipeline import Pipeline, Wishes
+from replaycad.pipeline import Pipeline
 from replaycad.plans import input_header
 from replaycad.progress import silent
 from replaycad.runtime import generator

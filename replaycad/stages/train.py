@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from replaycad.artifacts.detector import DetectorArtifact
+from replaycad.continual.penalties import IMPORTANCES, Penalty, added, normalized
 from replaycad.data.images import evenly
 from replaycad.data.mixture import Mixture, batches
 from replaycad.detectors.build import build_detector
@@ -16,13 +17,14 @@ from replaycad.detectors.encoders import Encoder
 from replaycad.detectors.interface import Detector
 from replaycad.detectors.optimization import make_optimizers, optimize_step
 from replaycad.detectors.presets import preset_for, settle
-from replaycad.errors import ArtifactError, TrainingError
+from replaycad.errors import ArtifactError, ConfigError, TrainingError
 from replaycad.progress import Report, silent
 from replaycad.recipes import TrainConfig
 from replaycad.runtime import generator, global_stream, stream_seed
 
 FALSE_ALARM_RATE = 0.01  # of the thresholds, on normal training images
 THRESHOLD_IMAGES = 256  # at most, evenly over the training set
+IMPORTANCE_IMAGES = 256  # that a penalty's importances are the mean of, likewise
 
 
 class TrainCheckpoint(Protocol):
@@ -67,7 +69,8 @@ def train_detector(
 
     Raises:
         TrainingError: if the loss stops being finite; the last checkpoint stays.
-        ArtifactError: if `init` is another kind of detector.
+        ArtifactError: if `init` is another kind of detector, or remembers nothing for the penalty.
+        ConfigError: if a penalty is asked of a detector without a loss.
     """
     config = settle(config)
     device = next(encoder.buffers()).device
@@ -75,18 +78,26 @@ def train_detector(
         config.detector, config.preset, encoder.channels, encoder.strides, config.image_size,
         stream_seed(seed, "detector"),
     )  # fmt: skip
+    if config.penalty != "none" and detector.trained_by == "fit":
+        message = f"{config.detector} has no weights for the penalty '{config.penalty}' to hold"
+        raise ConfigError(message, "use a detector that is trained by a loss")
     if init is not None:
         _check_same_kind(init, config, header)
         # To fine-tune a memory bank is to replace it: adding to it would keep the old classes.
         if detector.trained_by == "loss":
             detector.load_state_dict({k: torch.from_numpy(v) for k, v in init.state.items()})
     detector.to(device)
+    remembered = _remembered(init, config)
     if detector.trained_by == "fit":
         _fit(detector, mixture, class_order, encoder, config, seed, report)
     else:
-        loop = _Loop(detector, encoder, mixture, config, seed, report)
+        held = Penalty(detector, remembered, config.penalty_weight) if remembered else None
+        loop = _Loop(detector, encoder, mixture, config, seed, report, held)
         loop.run(checkpoint, save_every_seconds)
     detector.eval()
+    if config.penalty != "none":
+        found = _importances(detector, encoder, mixture, config, seed)
+        remembered = added(found, remembered) if remembered else found
     return DetectorArtifact(
         detector=config.detector,
         preset=config.preset,
@@ -98,6 +109,7 @@ def train_detector(
         header=header,
         mean=tuple(encoder.mean),
         std=tuple(encoder.std),
+        penalty={name: values.cpu().numpy() for name, values in remembered.items()},
     )
 
 
@@ -112,6 +124,32 @@ def _check_same_kind(init: DetectorArtifact, config: TrainConfig, header: dict[s
                 f"detector '{config.init}' was trained with another {what}: {there}, not {here}",
                 "use the same settings, or train without --init",
             )
+
+
+def _remembered(
+    init: DetectorArtifact | None, config: TrainConfig
+) -> dict[str, torch.Tensor]:
+    """How important the weights of `init` are to its classes; empty without a penalty."""
+    if init is None or config.penalty == "none":
+        return {}
+    of = init.header["config"].get("penalty", "none")
+    if of != config.penalty:
+        raise ArtifactError(
+            f"detector '{config.init}' was trained with the penalty '{of}', not '{config.penalty}'",
+            f"train it with --set penalty={config.penalty}",
+        )
+    return {name: torch.from_numpy(values) for name, values in init.penalty.items()}
+
+
+def _importances(
+    detector: Detector, encoder: Encoder, mixture: Mixture, config: TrainConfig, seed: int
+) -> dict[str, torch.Tensor]:
+    """Of every weight to the classes just learned, with a mean of 1."""
+    rows = evenly(len(mixture), IMPORTANCE_IMAGES)
+    chunks = np.array_split(rows, math.ceil(len(rows) / config.batch_size))
+    pyramids = (encoder.encode_images(torch.from_numpy(mixture.images(c))) for c in chunks)
+    with global_stream(next(encoder.buffers()).device, seed, "importances", 0):
+        return normalized(IMPORTANCES[config.penalty](detector, pyramids))
 
 
 def _fit(
@@ -144,8 +182,10 @@ class _Loop:
         config: TrainConfig,
         seed: int,
         report: Report,
+        penalty: Penalty | None = None,
     ) -> None:
         self._detector, self._encoder, self._mixture = detector, encoder, mixture
+        self._penalty = penalty
         self._config, self._seed, self._report = config, seed, report
         # A set smaller than one batch is one batch.
         self._batch_size = min(config.batch_size, len(mixture))
@@ -190,8 +230,9 @@ class _Loop:
         # noise and dropout of a step are drawn from its own stream
         with global_stream(features[0].device, self._seed, "noise", done):
             loss = optimize_step(
-                self._detector, self._optimizers, features, self._training, done / self._total
-            )
+                self._detector, self._optimizers, features, self._training, done / self._total,
+                penalty=self._penalty() if self._penalty else None,
+            )  # fmt: skip
         value = float(loss)
         if not math.isfinite(value):
             raise TrainingError(

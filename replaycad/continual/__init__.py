@@ -1,0 +1,1 @@
+"""What a detector remembers of earlier classes, besides replays."""

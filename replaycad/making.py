@@ -1,0 +1,163 @@
+"""Has an artifact made if it is due, once per command, and remembers what was made.
+
+Torch is not imported before a stage has to run.
+"""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from replaycad import plans
+from replaycad.artifacts.store import Store
+from replaycad.diffusion.memory import needed_bytes
+from replaycad.errors import ArtifactError
+from replaycad.ledger import Ledger
+from replaycad.plans import Outcome, Plan
+from replaycad.progress import Report
+from replaycad.recipes import CompressConfig, ReplayConfig, StageConfig
+
+if TYPE_CHECKING:
+    from replaycad.execution import Workshop
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wishes:
+    """What a user asked of a command, beyond the classes.
+
+    Args:
+        data: folder of the images.
+        root: folder of the artifacts.
+        device: `auto`, `cpu`, `cuda` or `mps`.
+        seed: of every random stream, unless a step names its own.
+        recipe: key of `recipes.RECIPES`.
+        overrides: stage -> field -> text.
+        force: make what is asked for even if it is up to date.
+        dry_run: make nothing.
+        save_every_seconds: time between two checkpoints.
+    """
+
+    data: Path
+    root: Path
+    overrides: Mapping[str, dict[str, str]]
+    device: str = "auto"
+    seed: int = 0
+    recipe: str = "mini"
+    force: bool = False
+    dry_run: bool = False
+    save_every_seconds: float = 60.0
+
+
+class Making:
+    """The artifacts of one command.
+
+    Args:
+        wishes: of the user.
+        store: that they are read from and written to.
+        report: hears of progress.
+
+    Attributes:
+        handled: artifacts, as kind/name, settled by this command.
+        changing: those that a dry run found to be due.
+    """
+
+    def __init__(self, wishes: Wishes, store: Store, report: Report) -> None:
+        self._wishes, self._store, self._report = wishes, store, report
+        self.handled: set[str] = set()
+        self.changing: set[str] = set()
+        self._ledger = Ledger(store)
+        self._workshop: Workshop | None = None
+        self._finished: list[Path] = []
+        self._current: Plan | None = None
+
+    def kept(self) -> list[str]:
+        """What an interruption leaves behind, in words."""
+        found = [f"kept {path}" for path in self._finished]
+        if self._current is not None:
+            plan = self._current
+            partial = self._store.partial(plan.kind, plan.name, plan.key)
+            if partial.exists():
+                found.append(f"kept the checkpoint {partial}")
+            elif plan.stage == "replay":
+                found.append(f"kept the images of {plan.name} drawn so far")
+        return found
+
+    def header(self, kind: str, name: str) -> dict[str, Any]:
+        """Header of an artifact of the store; empty if there is none that can be read."""
+        try:
+            return plans.input_header(self._store.path(kind, name), kind)
+        except ArtifactError:
+            return {}
+
+    def content(self, kind: str, name: str) -> str:
+        """Content id of an input; empty where a dry run would make it first."""
+        if f"{kind}/{name}" in self.changing:
+            return ""
+        return str(plans.input_header(self._store.path(kind, name), kind)["content_id"])
+
+    def plan(
+        self,
+        stage: str,
+        name: str,
+        config: StageConfig,
+        seed: int | None,
+        inputs: Mapping[str, str],
+        weights: Mapping[str, str],
+    ) -> Plan:
+        """Hold an artifact against what it would be made from; as `plans.make_plan`."""
+        path = self._store.path(plans.KINDS[stage], name)
+        return plans.make_plan(
+            stage, name, path, config=config, seed=seed, inputs=inputs, weights=weights,
+            changing=self.changing & set(inputs),
+        )  # fmt: skip
+
+    def finish(
+        self,
+        plan: Plan,
+        num_images: int,
+        next_command: str,
+        force: bool,
+        work: Callable[["Workshop"], None],
+        diffusing: CompressConfig | ReplayConfig | None = None,
+    ) -> Outcome:
+        """Have the artifact made if it is due; a dry run says what it takes.
+
+        Args:
+            plan: of the artifact.
+            num_images: that the stage reads, draws or scores.
+            next_command: what a user types next.
+            force: make it even if it is up to date.
+            work: makes it.
+            diffusing: config of a stage whose memory can be told beforehand; None for others.
+        """
+        due = (plan.state != "hit" or force) and plan.label not in self.handled
+        self.handled.add(plan.label)
+        peak, needs = None, {}
+        if due and self._wishes.dry_run:
+            self.changing.add(plan.label)
+            if diffusing is not None:
+                needs = {where: needed_bytes(diffusing, where == "gpu") for where in ("gpu", "cpu")}
+        elif due:
+            peak = self._make(plan, work)
+        return Outcome(
+            plan=plan, was_made=due and not self._wishes.dry_run,
+            num_bytes=plans.num_bytes(plan.path), num_images=num_images,
+            seconds=self._ledger.seconds(plan), peak_memory_bytes=peak, next_command=next_command,
+            needs=needs,
+        )  # fmt: skip
+
+    def _make(self, plan: Plan, work: Callable[["Workshop"], None]) -> int:
+        """Run the stage; returns the peak memory in bytes."""
+        from replaycad.execution import Workshop
+        from replaycad.runtime import peak_memory_bytes
+
+        self._workshop = self._workshop or Workshop(
+            self._store, self._wishes.device, self._report, self._wishes.save_every_seconds
+        )
+        start, self._current = time.monotonic(), plan
+        work(self._workshop)
+        self._ledger.note(plan, time.monotonic() - start)
+        self._finished.append(plan.path)
+        self._current = None
+        return peak_memory_bytes()
