@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from replaycad.sequence import STRATEGIES
 from replaycad.session import (
     Shared,
     one_line_errors,
@@ -253,7 +254,7 @@ def evaluate(
 def run(
     classes: Classes,
     strategy: Annotated[
-        list[str], typer.Option("--strategy", help="Of finetune, ewc, mas, replay, joint, final.")
+        list[str], typer.Option("--strategy", help=f"Of {', '.join(STRATEGIES)}.")
     ] = ["replay"],  # noqa: B006
     seeds: Annotated[
         str, typer.Option("--seeds", help="Comma separated; the whole sequence once per seed.")

@@ -18,11 +18,19 @@ from replaycad.artifacts.replays import ReplaysReader
 from replaycad.artifacts.store import Store
 from replaycad.data.mixture import Mixture, Source
 from replaycad.data.samples import Sample
+from replaycad.diffusion.presets import backbone_sizes
 from replaycad.errors import ArtifactError
 from replaycad.frozen import NO_SEGMENTER
 from replaycad.plans import Plan
 from replaycad.progress import Report
-from replaycad.recipes import CompressConfig, EvalConfig, MaskConfig, ReplayConfig, TrainConfig
+from replaycad.recipes import (
+    EXEMPLAR_ENCODER,
+    CompressConfig,
+    EvalConfig,
+    MaskConfig,
+    ReplayConfig,
+    TrainConfig,
+)
 from replaycad.runtime import resolve_device
 
 
@@ -72,29 +80,45 @@ class Workshop:
         seed: int,
     ) -> None:
         """Search the conditions of a class."""
-        from replaycad.stages.compress import compress_class
+        from replaycad.stages.compress import compress_class, keep_exemplars
 
         masks = MasksArtifact.load(masks_path)
         if masks.image_ids != [sample.image_id for sample in samples]:
             raise ArtifactError(
                 f"{masks_path} holds the masks of other images", "run `replaycad mask --force`"
             )
-        diffusion = self._load_backbone(config)
-        checkpoint = self._checkpoint(plan)
-        conditions = compress_class(
-            samples, masks, diffusion, config, seed, plan.header((class_name,)), self._report,
-            checkpoint, self._save_every_seconds,
-        )  # fmt: skip
-        conditions.save(plan.path)
+        checkpoint, header = self._checkpoint(plan), plan.header((class_name,))
+        kept = None
+        if config.keep != "exemplars":
+            kept = compress_class(
+                samples, masks, self._load_backbone(config), config, seed, header, self._report,
+                checkpoint, self._save_every_seconds,
+            )  # fmt: skip
+        if kept is None or config.keep == "hybrid":
+            from replaycad.detectors.encoders import load_encoder
+
+            encoder = self._load("encoder of exemplars", EXEMPLAR_ENCODER, load_encoder)
+            size = backbone_sizes(config.backbone)[1]
+            kept = keep_exemplars(
+                samples, masks, encoder, size, config, seed, header, self._report, kept
+            )
+        kept.save(plan.path)
         checkpoint.clear()
 
     def replay(
         self, plan: Plan, conditions_path: Path, config: ReplayConfig, seed: int
     ) -> None:
         """Draw the images of a class."""
-        from replaycad.stages.replay import replay_class
+        from replaycad.stages.replay import replay_class, vary_exemplars
 
         conditions = ConditionsArtifact.load(conditions_path)
+        if not conditions.is_drawn:
+            header = plan.header((conditions.class_name,))
+            size = conditions.exemplar_size
+            with ReplaysWriter(plan.path, header, config.num_images, size) as writer:
+                vary_exemplars(conditions, config, seed, writer, self._report)
+                writer.close()
+            return
         diffusion = self._load_backbone(config)
         header = plan.header((conditions.class_name,))
         writer = ReplaysWriter(plan.path, header, config.num_images, diffusion.image_size)

@@ -2,7 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
-from types import TracebackType
+from pathlib import Path
+from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from replaycad import plans
@@ -15,10 +16,10 @@ from replaycad.making import Making, Wishes
 from replaycad.plans import Outcome
 from replaycad.progress import Report
 from replaycad.recipes import (
+    EXEMPLAR_ENCODER,
     CompressConfig,
     EvalConfig,
     MaskConfig,
-    PenaltyName,
     ReplayConfig,
     TrainConfig,
     stage_config,
@@ -94,12 +95,12 @@ class Pipeline:
         if step.stage == "mask":
             return self.mask(first)
         if step.stage == "compress":
-            return self.compress(first, step.name, step.seed)
+            return self.compress(first, step.name, step.seed, dict(step.changes))
         if step.stage == "replay":
             return self.replay(step.name, step.seed, first)
         if step.stage == "train":
             return self.train(
-                step.class_names, step.sources, step.name, step.seed, step.init, step.penalty
+                step.class_names, step.sources, step.name, step.seed, step.init, dict(step.changes)
             )
         return self.evaluate(step.class_names, step.sources[0])
 
@@ -125,12 +126,18 @@ class Pipeline:
             lambda workshop: workshop.mask(plan, class_name, samples, config),
         )  # fmt: skip
 
-    def compress(self, class_name: str, name: str = "", seed: int | None = None) -> Outcome:
+    def compress(
+        self,
+        class_name: str,
+        name: str = "",
+        seed: int | None = None,
+        changes: Mapping[str, Any] = MappingProxyType({}),
+    ) -> Outcome:
         """Conditions of a class; makes its masks first where they are missing or stale."""
         name, seed = name or class_name, self.wishes.seed if seed is None else seed
         samples = train_samples(self.wishes.data, class_name)
-        config = self.config(CompressConfig, class_name)
-        weights = self.frozen.backbone(config.backbone)
+        config = replace(self.config(CompressConfig, class_name), **changes)
+        weights = self._weights_of_compress(config)
         self._prepare_masks(class_name, samples)
         masks_header = self.making.header("masks", class_name)
         inputs = {
@@ -145,6 +152,15 @@ class Pipeline:
             lambda workshop: workshop.compress(plan, class_name, samples, masks, config, seed),
             config,
         )  # fmt: skip
+
+    def _weights_of_compress(self, config: CompressConfig) -> dict[str, str]:
+        """Digests of the networks that it asks; to pick real images takes no diffusion model."""
+        if config.keep == "exemplars":
+            return self.frozen.encoder(EXEMPLAR_ENCODER)
+        drawn = self.frozen.backbone(config.backbone)
+        if config.keep == "conditions":
+            return drawn
+        return drawn | self.frozen.encoder(EXEMPLAR_ENCODER)
 
     def _prepare_masks(self, class_name: str, samples: Sequence[Sample]) -> None:
         if f"masks/{class_name}" in self.making.handled:
@@ -177,6 +193,9 @@ class Pipeline:
     ) -> Outcome:
         inputs = self._replay_inputs(name)
         path, header = self.store.path("conditions", name), self.making.header("conditions", name)
+        keep = header.get("config", {}).get("keep") or self.config(CompressConfig, class_name).keep
+        if keep == "exemplars":
+            return self._drawn(name, path, config, seed, force, inputs, {})
         # What was typed comes first: a folder is more than the name that a header keeps of it.
         backbone = config.backbone or self._typed("compress", "backbone")
         backbone = backbone or header.get("config", {}).get("backbone")
@@ -185,6 +204,18 @@ class Pipeline:
         weights = self.frozen.backbone(backbone, drawing=True)
         if f"conditions/{name}" not in self.making.changing:
             plans.check_same_backbone(path, header, weights, backbone)
+        return self._drawn(name, path, config, seed, force, inputs, weights)
+
+    def _drawn(
+        self,
+        name: str,
+        path: Path,
+        config: ReplayConfig,
+        seed: int,
+        force: bool,
+        inputs: Mapping[str, str],
+        weights: Mapping[str, str],
+    ) -> Outcome:
         plan = self.making.plan("replay", name, config, seed, inputs, weights)
         return self.making.finish(
             plan, config.num_images, f"replaycad train --class NEW --past {name}", force,
@@ -222,13 +253,12 @@ class Pipeline:
         name: str,
         seed: int | None = None,
         init: str = "",
-        penalty: PenaltyName = "none",
+        changes: Mapping[str, Any] = MappingProxyType({}),
     ) -> Outcome:
         """A detector from real images of `class_names` and the replays called `past`."""
         seed = self.wishes.seed if seed is None else seed
         config = settle(self.config(TrainConfig))
-        config = replace(config, init=init or config.init)
-        config = config if penalty == "none" else replace(config, penalty=penalty)
+        config = replace(config, init=init or config.init, **changes)
         if config.init == name:
             raise ConfigError(f"detector '{name}' cannot go on from itself", "give another --name")
         samples = {one: train_samples(self.wishes.data, one) for one in class_names}

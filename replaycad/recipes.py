@@ -15,7 +15,8 @@ STAGES = ("mask", "compress", "replay", "train", "eval")
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 """Of unet and text encoder; `auto` is 16 bits on a GPU. What is trained is always fp32."""
 
-PenaltyName = Literal["none", "ewc", "mas"]
+EXEMPLAR_ENCODER = "mini"
+"""Whose features say which real images cover a class; bundled, so that a choice is reproducible."""
 
 STAGE_VERSIONS = {"mask": 2, "compress": 3, "replay": 3, "train": 3, "eval": 2}
 """Raised when the code of a stage changes what it writes: files made before become stale."""
@@ -57,6 +58,9 @@ class MaskConfig:
 class CompressConfig:
     """Class -> conditions of a frozen diffusion model (paper section 3.2)."""
 
+    keep: Literal["conditions", "exemplars", "hybrid"] = "conditions"  # or real images, or both
+    budget: int = _at_least(0, 0)  # bytes of the file; 0: as it comes, 200,000 with real images
+    exemplar_quality: int = _at_least(1, 60)  # of AVIF, up to 100
     backbone: str = "mini"
     conditioning: Literal["both", "semantic", "spatial"] = "both"
     num_tokens: int = _at_least(0, 0)  # K; 0: what the set encoder gives, else 20
@@ -88,6 +92,10 @@ class CompressConfig:
                 "compress: num_masks is 0, but the conditions are drawn around masks",
                 "use 1 or more, or conditioning semantic",
             )
+        if self.exemplar_quality > 100:
+            raise ConfigError(
+                f"compress: exemplar_quality is {self.exemplar_quality}", "use 1 to 100"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,6 +106,7 @@ class ReplayConfig:
     sampler: Literal["ddim", "dpm++"] = "dpm++"
     num_inference_steps: int = _at_least(1, 10)
     guidance_scale: float = _at_least(0.0, 1.0)
+    strength: float = _at_least(0.0, 0.5)  # of the noise on real images to start from, up to 1
     zero_padding: bool = True  # of the unconditional branch to the length of the conditional one
     spread: float = _at_least(0.01, 0.25)  # of the bundled unet's guess; others have none
     batch_size: int = _at_least(1, 16)
@@ -109,6 +118,8 @@ class ReplayConfig:
     def __post_init__(self) -> None:
         """Refuse values that make no sense."""
         _check(self)
+        if self.strength > 1:
+            raise ConfigError(f"replay: strength is {self.strength}", "use 0 to 1")
         if self.jpeg_quality > 95:
             raise ConfigError(
                 f"replay: jpeg_quality is {self.jpeg_quality}", "use 1 to 95, or 0 for lossless"
@@ -128,7 +139,8 @@ class TrainConfig:
     batch_size: int = _at_least(0, 0)
     learning_rate: float = _at_least(0.0, 0.0)  # of the first optimiser; others keep their ratio
     init: str = ""  # name of the detector to go on from; empty: from scratch
-    penalty: PenaltyName = "none"  # on leaving the weights of `init`
+    banks: Literal["replace", "extend"] = "replace"  # of patchcore: what becomes of those of `init`
+    penalty: Literal["none", "ewc", "mas"] = "none"  # on leaving the weights of `init`
     penalty_weight: float = _at_least(0.0, 1.0)  # of importances whose mean is 1
     stage = "train"
 

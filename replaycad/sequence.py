@@ -5,6 +5,10 @@ Strategies, each ending with one detector for all classes:
 * `finetune`: step t goes on from the detector of step t - 1 with the real images of class t alone.
 * `replay`: step t starts from scratch on the replays of classes < t and the real images of class t.
 * `ewc`, `mas`: as `finetune`, with a penalty on leaving the weights that earlier classes need.
+* `exemplars`: as `replay`, from as many real images as fit into a budget of bytes.
+* `hybrid`: likewise, from conditions and real images in one budget.
+* `features`: as `finetune`, but the memory banks of earlier classes stay, each a part of a whole
+  that does not grow.
 * `final`: only the last step of `replay`, which is all that the authors ran.
 * `joint`: the upper line, trained once on the real images of all classes; only the last row of its
   matrix exists (those before would cost N - 1 trainings that no reported figure needs).
@@ -15,14 +19,28 @@ it is done once; with one class it is also the joint one.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from replaycad.errors import ConfigError
-from replaycad.recipes import PenaltyName
 
-STRATEGIES = ("finetune", "ewc", "mas", "replay", "joint", "final")
-PENALIZED: dict[str, PenaltyName] = {"ewc": "ewc", "mas": "mas"}
-_DRAWING = ("replay", "final")
-_GOING_ON = ("finetune", *PENALIZED)
+Changes = tuple[tuple[str, Any], ...]
+
+STRATEGIES = ("finetune", "ewc", "mas", "replay", "exemplars", "hybrid", "features",
+              "joint", "final")  # fmt: skip
+PENALIZED = ("ewc", "mas")
+KEEPING: dict[str, Changes] = {
+    "replay": (),
+    "exemplars": (("keep", "exemplars"),),
+    "hybrid": (("keep", "hybrid"),),
+}
+"""What is kept of a class, to be drawn again -> what `compress` is told; names of strategies."""
+_GOING_ON: dict[str, Changes] = {
+    "finetune": (),
+    "ewc": (("penalty", "ewc"),),
+    "mas": (("penalty", "mas"),),
+    "features": (("banks", "extend"),),
+}
+"""Strategies that go on from the detector of the step before -> what `train` is told."""
 _LAST_STEP_ONLY = ("joint", "final")
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +57,7 @@ class Step:
         sources: names of the artifacts that it reads: masks (compress), conditions (replay),
             replays (train) or the detector (eval).
         init: detector that training goes on from; empty for a training from scratch.
-        penalty: that the training has on leaving the weights of `init`.
+        changes: fields of the stage's config and what the strategy wants of them.
     """
 
     stage: str
@@ -49,7 +67,7 @@ class Step:
     class_names: tuple[str, ...]
     sources: tuple[str, ...] = ()
     init: str = ""
-    penalty: PenaltyName = "none"
+    changes: Changes = ()
 
 
 def check_strategies(strategies: Sequence[str]) -> tuple[str, ...]:
@@ -64,9 +82,19 @@ def check_strategies(strategies: Sequence[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(strategies))
 
 
-def artifact_name(class_name: str, seed: int, seeds: Sequence[int]) -> str:
-    """Name of a class's artifact: the class, for single commands; later seeds stand apart."""
-    return class_name if seed == seeds[0] else f"{class_name}-seed{seed}"
+def artifact_name(
+    class_name: str, seed: int, seeds: Sequence[int], form: str = "replay"
+) -> str:
+    """Name of a class's artifact: the class, for single commands; others stand apart.
+
+    Args:
+        class_name: the class.
+        seed: of the sequence.
+        seeds: of the whole run; the first has the plain names.
+        form: what is kept of the class, a key of `KEEPING`.
+    """
+    name = class_name if form == "replay" else f"{class_name}-{form}"
+    return name if seed == seeds[0] else f"{name}-seed{seed}"
 
 
 def detector_name(
@@ -103,54 +131,71 @@ def _steps_of_seed(
     run_name: str,
 ) -> list[Step]:
     planned: list[Step] = []
-    total = len(classes)
-    drawing = tuple(name for name in strategies if name in _DRAWING)
+    forms = _forms(strategies)
+    drawing = tuple(name for owners in forms.values() for name in owners)
     for number, new in enumerate(classes, start=1):
         seen, past = classes[:number], classes[: number - 1]
-        stored = artifact_name(new, seed, seeds)
-        if drawing:
-            if seed == seeds[0]:
-                planned.append(Step(stage="mask", name=new, seed=seed, strategies=drawing,
-                                    class_names=(new,)))  # fmt: skip
-            planned.append(Step(stage="compress", name=stored, seed=seed, strategies=drawing,
-                                class_names=(new,), sources=(new,)))  # fmt: skip
+        if drawing and seed == seeds[0]:
+            planned.append(Step(stage="mask", name=new, seed=seed, strategies=drawing,
+                                class_names=(new,)))  # fmt: skip
+        for form, owners in forms.items():
+            stored = artifact_name(new, seed, seeds, form)
+            planned.append(Step(stage="compress", name=stored, seed=seed, strategies=owners,
+                                class_names=(new,), sources=(new,), changes=KEEPING[form]))
             if past:  # those before it were drawn at earlier steps
-                planned.append(_replay(past[-1], seed, seeds, drawing))
-        for owners in _trainings(strategies, number, total):
-            own = "replay" if owners[0] in _DRAWING else owners[0]  # one training, one name
+                planned.append(_replay(past[-1], seed, seeds, form, owners))
+        for own, owners in _trainings(strategies, number, len(classes)):
             name = detector_name(run_name, own, number, seed, seeds)
             before = detector_name(run_name, own, number - 1, seed, seeds)
-            replayed = tuple(artifact_name(one, seed, seeds) for one in past)
+            replayed = tuple(artifact_name(one, seed, seeds, own) for one in past)
             planned.append(Step(
                 stage="train", name=name, seed=seed, strategies=owners,
                 class_names=seen if own == "joint" else (new,),
-                sources=replayed if own == "replay" else (),
+                sources=replayed if own in KEEPING else (),
                 init=before if own in _GOING_ON and number > 1 else "",
-                penalty=PENALIZED.get(own, "none"),
+                changes=_GOING_ON.get(own, ()) if number > 1 or own in PENALIZED else (),
             ))  # fmt: skip
             planned.append(Step(stage="eval", name=name, seed=seed, strategies=owners,
                                 class_names=seen, sources=(name,)))  # fmt: skip
-    if drawing:  # to be looked at, and what the next class will be learned beside
-        planned.append(_replay(classes[-1], seed, seeds, drawing))
+    for form, owners in forms.items():
+        # to be looked at, and what the next class will be learned beside
+        planned.append(_replay(classes[-1], seed, seeds, form, owners))
     return planned
 
 
+def form_of(strategy: str) -> str:
+    """What a strategy keeps of a class, a key of `KEEPING`; itself for those that keep nothing."""
+    return "replay" if strategy == "final" else strategy
+
+
+def _forms(strategies: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """What is kept of a class -> the strategies that draw from it."""
+    found: dict[str, tuple[str, ...]] = {}
+    for name in strategies:
+        form = form_of(name)
+        if form in KEEPING:
+            found[form] = (*found.get(form, ()), name)
+    return found
+
+
 def _replay(
-    class_name: str, seed: int, seeds: Sequence[int], drawing: tuple[str, ...]
+    class_name: str, seed: int, seeds: Sequence[int], form: str, owners: tuple[str, ...]
 ) -> Step:
-    stored = artifact_name(class_name, seed, seeds)
-    return Step(stage="replay", name=stored, seed=seed, strategies=drawing,
+    stored = artifact_name(class_name, seed, seeds, form)
+    return Step(stage="replay", name=stored, seed=seed, strategies=owners,
                 class_names=(class_name,), sources=(stored,))  # fmt: skip
 
 
-def _trainings(strategies: tuple[str, ...], number: int, total: int) -> list[tuple[str, ...]]:
-    """Which trainings step `number` has, each with the strategies that share it."""
-    last = number == total
-    walking = tuple(name for name in strategies if last or name not in _LAST_STEP_ONLY)
-    if number == 1:
-        alike = tuple(name for name in walking if name not in PENALIZED)
-        alone = [(name,) for name in walking if name in PENALIZED]
-        return [owners for owners in (alike, *alone) if owners]
-    drawing = tuple(name for name in walking if name in _DRAWING)
-    shared = {name: drawing if name in _DRAWING else (name,) for name in walking}
-    return list(dict.fromkeys(shared.values()))
+def _trainings(
+    strategies: tuple[str, ...], number: int, total: int
+) -> list[tuple[str, tuple[str, ...]]]:
+    """The trainings of step `number`: whose name it bears, and the strategies that share it."""
+    walking = [name for name in strategies if number == total or name not in _LAST_STEP_ONLY]
+    shared: dict[str, tuple[str, ...]] = {}
+    for name in walking:
+        # A first training that remembers nothing beside its weights is the same for all.
+        first = number == 1 and name not in PENALIZED
+        own = next((one for one in shared if one not in PENALIZED), name) if first else name
+        own = form_of(own)
+        shared[own] = (*shared.get(own, ()), name)
+    return list(shared.items())

@@ -7,7 +7,6 @@ from typing import Any
 
 from replaycad import sequence
 from replaycad.artifacts.atomic import write_text
-from replaycad.artifacts.conditions import ConditionsArtifact
 from replaycad.artifacts.detector import DetectorArtifact
 from replaycad.artifacts.format import read_header
 from replaycad.data.samples import test_samples, train_samples
@@ -85,19 +84,27 @@ def _check_networks(pipeline: Pipeline, planned: Sequence[Step]) -> None:
             masking = pipeline.config(MaskConfig, step.class_names[0])
             pipeline.frozen.segmenter(masking.segmenter)
         elif step.stage == "compress":
-            pipeline.frozen.backbone(pipeline.config(CompressConfig, step.class_names[0]).backbone)
+            if dict(step.changes).get("keep") != "exemplars":
+                compressing = pipeline.config(CompressConfig, step.class_names[0])
+                pipeline.frozen.backbone(compressing.backbone)
         elif step.stage == "train":
             config = settle(pipeline.config(TrainConfig))
             pipeline.frozen.encoder(config.encoder)
-            _check_has_weights(config, step)
+            _check_fits(config, step)
 
 
-def _check_has_weights(config: TrainConfig, step: Step) -> None:
-    training = preset_for(config.detector, config.preset).training
-    if step.penalty != "none" and not training.optimizers:
+def _check_fits(config: TrainConfig, step: Step) -> None:
+    has_weights = bool(preset_for(config.detector, config.preset).training.optimizers)
+    changes = dict(step.changes)
+    if "penalty" in changes and not has_weights:
         raise ConfigError(
-            f"strategy '{step.penalty}' holds weights still, and {config.detector} has none",
+            f"strategy '{changes['penalty']}' holds weights still, and {config.detector} has none",
             "use a detector that is trained by a loss",
+        )
+    if "banks" in changes and has_weights:
+        raise ConfigError(
+            f"strategy 'features' keeps memory banks, and {config.detector} has none",
+            "use --detector patchcore",
         )
 
 
@@ -143,19 +150,23 @@ def _scores(outcome: Outcome) -> Mapping[str, Mapping[str, float | None]]:
 
 
 def _bytes_kept(pipeline: Pipeline, planned: Sequence[Step], strategy: str, name: str) -> int:
-    """What a strategy keeps of a class between steps, beside the one detector that all keep.
+    """What a strategy keeps of a class between steps, beside a detector such as `joint` has.
 
-    Nothing, conditions, all images, or its part of the importances, which serve all classes.
+    Nothing, conditions, all images, or its part of the importances or banks of all classes.
     """
     if strategy == "finetune":
         return 0
-    if strategy in sequence.PENALIZED:
+    if strategy in (*sequence.PENALIZED, "features"):
         last = next(s for s in reversed(planned) if s.stage == "train" and strategy in s.strategies)
-        kept = DetectorArtifact.load(pipeline.store.path("detectors", last.name)).penalty
+        detector = DetectorArtifact.load(pipeline.store.path("detectors", last.name))
+        kept = detector.state if strategy == "features" else detector.penalty
         num_classes = max(len(s.class_names) for s in planned if s.stage == "eval")
         return sum(values.nbytes for values in kept.values()) // num_classes
     if strategy == "joint":
         images = train_samples(pipeline.wishes.data, name)
         return sum(sample.path.stat().st_size for sample in images)
-    stored = next(s for s in planned if s.stage == "compress" and s.class_names == (name,))
-    return ConditionsArtifact.load(pipeline.store.path("conditions", stored.name)).num_bytes
+    stored = next(
+        s for s in planned
+        if s.stage == "compress" and s.class_names == (name,) and strategy in s.strategies
+    )  # fmt: skip
+    return pipeline.store.path("conditions", stored.name).stat().st_size

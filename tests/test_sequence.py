@@ -51,11 +51,36 @@ def test_penalties_walk_alone_from_the_first_step_and_go_on_from_their_own():
     assert list(trained) == [
         "run-step-1", "run-ewc-1", "run-mas-1", "run-finetune-2", "run-ewc-2", "run-mas-2",
     ]  # fmt: skip
-    found = [(step.penalty, step.init, step.class_names) for step in trained.values()]
+    found = [(dict(step.changes).get("penalty"), step.init) for step in trained.values()]
     assert found == [
-        ("none", "", ("a",)), ("ewc", "", ("a",)), ("mas", "", ("a",)),
-        ("none", "run-step-1", ("b",)), ("ewc", "run-ewc-1", ("b",)), ("mas", "run-mas-1", ("b",)),
+        (None, ""), ("ewc", ""), ("mas", ""),
+        (None, "run-step-1"), ("ewc", "run-ewc-1"), ("mas", "run-mas-1"),
     ]  # fmt: skip
+
+
+def test_banks_walk_from_the_shared_first_step_and_are_extended():
+    trained = by_name(steps(["a", "b"], ("finetune", "features"), [0], "run"), "train")
+
+    assert list(trained) == ["run-step-1", "run-finetune-2", "run-features-2"]
+    assert trained["run-step-1"].changes == ()
+    assert trained["run-features-2"].changes == (("banks", "extend"),)
+    assert trained["run-features-2"].init == "run-step-1"
+
+
+def test_each_form_of_keeping_a_class_has_artifacts_of_its_own_but_the_same_masks():
+    planned = steps(["a", "b"], ("replay", "exemplars", "final"), [0, 1], "run")
+
+    assert list(by_name(planned, "mask")) == ["a", "b"]
+    compressed = by_name(planned, "compress")
+    assert sorted(compressed) == sorted(
+        f"{name}{form}{seed}" for name in "ab" for form in ("", "-exemplars")
+        for seed in ("", "-seed1")
+    )  # fmt: skip
+    assert compressed["a-exemplars"].changes == (("keep", "exemplars"),)
+    assert compressed["a"].strategies == ("replay", "final")
+    trained = by_name(planned, "train")
+    assert trained["run-exemplars-2-seed1"].sources == ("a-exemplars-seed1",)
+    assert trained["run-replay-2"].strategies == ("replay", "final")
 
 
 def test_every_step_is_evaluated_on_the_classes_seen_so_far():
@@ -118,7 +143,7 @@ def test_later_seeds_have_their_own_artifacts_but_share_the_masks():
 
 
 def test_unknown_strategy_is_refused_with_the_valid_ones():
-    with pytest.raises(ConfigError, match="finetune, ewc, mas, replay, joint, final"):
+    with pytest.raises(ConfigError, match="finetune, ewc, mas, replay, exemplars, hybrid"):
         check_strategies(["magic"])
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from replaycad.errors import WeightsError
+from replaycad.errors import ConfigError, WeightsError
 from replaycad.making import Wishes
 from replaycad.pipeline import Pipeline
 from replaycad.progress import silent
@@ -10,6 +10,20 @@ from replaycad.sequence import steps
 from replaycad.walk import _check_networks
 
 PLANNED = steps(["a", "b"], ("finetune", "replay"), [0], "run")
+
+
+def _with(overrides, tmp_path):
+    return Pipeline(Wishes(data=tmp_path, root=tmp_path / "store", overrides=overrides), silent)
+
+
+def test_banks_are_asked_of_a_detector_that_has_some(tmp_path):
+    planned = steps(["a", "b"], ("features",), [0], "run")
+    with _with({}, tmp_path) as pipeline, pytest.raises(ConfigError, match="keeps memory banks"):
+        _check_networks(pipeline, planned)
+    with _with({"train": {"detector": "patchcore"}}, tmp_path) as pipeline:
+        _check_networks(pipeline, planned)
+
+
 
 
 def test_the_bundled_networks_serve_where_none_is_named(tmp_path):

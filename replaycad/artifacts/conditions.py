@@ -1,13 +1,14 @@
-"""What is kept of a class: some vectors, one linear layer, a few masks."""
+"""What is kept of a class: some vectors, one linear layer, a few masks; or a few real images."""
 
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from replaycad.artifacts.format import Schema, TensorSpec, damaged, read, write
+from replaycad.artifacts.format import Schema, TensorSpec, damaged, file_bytes, read, write
 from replaycad.artifacts.masks import check_width
 from replaycad.errors import ArtifactError
 from replaycad.mask_ops import pack_bits, unpack_bits
@@ -15,6 +16,9 @@ from replaycad.mask_ops import pack_bits, unpack_bits
 FLOATS = ("float32", "float16")
 WEIGHT, BIAS, POSES = "spatial_encoder.weight", "spatial_encoder.bias", "poses"
 VARIATIONS, STEPS, COEFFICIENTS = "semantic_variations", "variation_steps", "coefficients"
+EXEMPLARS, ENDS, PLACES = "exemplars", "exemplar_ends", "exemplar_poses"
+TOGETHER = ((WEIGHT, BIAS), (VARIATIONS, STEPS), (VARIATIONS, COEFFICIENTS), (EXEMPLARS, ENDS),
+            (EXEMPLARS, PLACES))  # fmt: skip
 
 CONDITIONS = Schema(
     format="conditions",
@@ -40,6 +44,16 @@ CONDITIONS = Schema(
         ),
         COEFFICIENTS: TensorSpec(
             FLOATS, ("V", "R"), "of training images along them; absent with them", optional=True
+        ),
+        EXEMPLARS: TensorSpec(
+            "uint8", ("B",), "real images as AVIF, one behind the other; absent if none are kept",
+            optional=True,
+        ),
+        ENDS: TensorSpec(
+            "int64", ("E",), "where each of them ends; absent with them", optional=True
+        ),
+        PLACES: TensorSpec(
+            FLOATS, ("E", 3), "how each of them lies, as in `poses`; absent too", optional=True
         ),
         "object_masks": TensorSpec(
             "uint8", ("M", "H'", "ceil(W'/8)"), "masks to draw from, one bit per pixel"
@@ -70,6 +84,9 @@ class ConditionsArtifact:
         semantic_variations: [R, K, D] float32, what one step along each direction in which the
             class varies adds to the embedding; None where every image has the same.
         coefficients: [V, R] float32, how many steps training images lie along them; None likewise.
+        exemplars: real images as AVIF, [3, S, S] each; empty where none are kept.
+        exemplar_poses: [E, 3] float32, how they lie, zeros where poses were not looked for; None
+            likewise.
     """
 
     class_name: str
@@ -83,6 +100,18 @@ class ConditionsArtifact:
     poses: FloatArray | None = None
     semantic_variations: FloatArray | None = None
     coefficients: FloatArray | None = None
+    exemplars: tuple[bytes, ...] = ()
+    exemplar_poses: FloatArray | None = None
+
+    @property
+    def is_drawn(self) -> bool:
+        """Whether a diffusion model has something to draw from, and not real images alone."""
+        return bool(len(self.semantic_embedding)) or self.spatial_weight is not None
+
+    @property
+    def exemplar_size(self) -> int:
+        """Side of the exemplars in pixels; masks, had they any, would have the same."""
+        return self.object_masks.shape[-1]
 
     @property
     def _floats(self) -> dict[str, FloatArray]:
@@ -92,6 +121,7 @@ class ConditionsArtifact:
             BIAS: self.spatial_bias,
             POSES: self.poses,
             COEFFICIENTS: self.coefficients,
+            PLACES: self.exemplar_poses,
         }
         present = {name: values for name, values in optional.items() if values is not None}
         return {"semantic_embedding": self.semantic_embedding, **present}
@@ -104,6 +134,7 @@ class ConditionsArtifact:
         if self.semantic_variations is not None:
             num_floats += len(self.semantic_variations)
             num_integers = self.semantic_variations.size
+        num_integers += sum(map(len, self.exemplars)) + 8 * len(self.exemplars)
         return num_floats * (2 if self.half else 4) + num_integers
 
     @property
@@ -122,6 +153,21 @@ class ConditionsArtifact:
         Raises:
             ArtifactError: it cannot be written, or a number does not fit into 16 bits.
         """
+        return write(path, CONDITIONS, self._tensors(path, half), self._own_header())
+
+    def file_bytes(self) -> int:
+        """Bytes of the whole file that `save` writes, header included."""
+        return file_bytes(CONDITIONS, self._tensors("the file", None), self._own_header())
+
+    def _own_header(self) -> dict[str, Any]:
+        own = {
+            "class_name": self.class_name,
+            "policy": self.policy,
+            "mask_width": int(self.object_masks.shape[-1]),
+        }
+        return {**self.header, **own}
+
+    def _tensors(self, path: str | Path, half: bool | None) -> dict[str, NDArray[Any]]:
         half = self.half if half is None else half
         floats = self._floats
         tensors: dict[str, NDArray[Any]] = {}
@@ -133,13 +179,11 @@ class ConditionsArtifact:
                 finding = f"`{name}` holds {largest:.3g}, float16 ends at 65504"
                 raise ArtifactError(f"cannot write {path}: {finding}", "store it without half")
             tensors[name] = np.asarray(values, dtype=np.float16 if half else np.float32)
+        if self.exemplars:
+            tensors[EXEMPLARS] = np.frombuffer(b"".join(self.exemplars), np.uint8)
+            tensors[ENDS] = np.cumsum([len(one) for one in self.exemplars], dtype=np.int64)
         tensors["object_masks"] = pack_bits(self.object_masks)
-        own = {
-            "class_name": self.class_name,
-            "policy": self.policy,
-            "mask_width": int(self.object_masks.shape[-1]),
-        }
-        return write(path, CONDITIONS, tensors, {**self.header, **own})
+        return tensors
 
     @classmethod
     def load(cls, path: str | Path) -> "ConditionsArtifact":
@@ -150,7 +194,7 @@ class ConditionsArtifact:
         """
         tensors, header = read(path, CONDITIONS)
         check_width(Path(path), CONDITIONS, tensors["object_masks"], header["mask_width"])
-        for one, other in ((WEIGHT, BIAS), (VARIATIONS, STEPS), (VARIATIONS, COEFFICIENTS)):
+        for one, other in TOGETHER:
             if (one in tensors) != (other in tensors):
                 found = one if one in tensors else other
                 expected = f"expected `{one}` with `{other}`, found `{found}` alone"
@@ -179,7 +223,18 @@ class ConditionsArtifact:
             poses=floats.get(POSES),
             semantic_variations=variations,
             coefficients=floats.get(COEFFICIENTS),
+            exemplars=_cut(Path(path), tensors) if EXEMPLARS in tensors else (),
+            exemplar_poses=floats.get(PLACES),
         )
+
+
+def _cut(path: Path, tensors: dict[str, NDArray[Any]]) -> tuple[bytes, ...]:
+    """The exemplars one by one."""
+    ends = [0, *tensors[ENDS].tolist()]
+    stored = tensors[EXEMPLARS].tobytes()
+    if ends != sorted(set(ends)) or ends[-1] != len(stored):
+        damaged(path, CONDITIONS, f"expected rising `{ENDS}` up to {len(stored)}")
+    return tuple(stored[start:end] for start, end in pairwise(ends))
 
 
 def _to_integers(values: FloatArray) -> tuple[NDArray[np.int8], FloatArray]:

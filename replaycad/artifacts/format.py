@@ -1,6 +1,7 @@
 """Writes and reads every artifact: safetensors with one JSON header, checked against a schema."""
 
 import hashlib
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,15 +81,11 @@ def write(
     """
     path = Path(path)
     kinds = {name: _kind(tensor) for name, tensor in tensors.items()}
-    header = plain(header)
-    difference = schema.mismatch(kinds) or schema.wrong_field(header)
+    difference = schema.mismatch(kinds) or schema.wrong_field(plain(header))
     difference = difference or _not_finite(schema, tensors)
     if difference:
         raise ArtifactError(f"cannot write {path}: {difference}")
-    full = {name: value for name, value in header.items() if name not in OWN_FIELDS}
-    full |= {"format": schema.format, "format_version": schema.version}
-    full["content_id"] = content_id(tensors)
-    full["header_id"] = _header_id(full)
+    full = _full_header(schema, tensors, header)
     start, order = encode(kinds, {METADATA_KEY: canonical_json(full)})
     with replacing(path) as file:
         file.write(start)
@@ -96,6 +93,26 @@ def write(
             for chunk in _chunks(tensors[name]):
                 file.write(byte_view(chunk))
     return str(full["content_id"])
+
+
+def file_bytes(
+    schema: Schema, tensors: Mapping[str, Array] | Mapping[str, Streamed], header: dict[str, Any]
+) -> int:
+    """How many bytes `write` would write of these."""
+    kinds = {name: _kind(tensor) for name, tensor in tensors.items()}
+    start, _ = encode(kinds, {METADATA_KEY: canonical_json(_full_header(schema, tensors, header))})
+    return len(start) + sum(math.prod(s) * np.dtype(dtype).itemsize for dtype, s in kinds.values())
+
+
+def _full_header(
+    schema: Schema, tensors: Mapping[str, Array] | Mapping[str, Streamed], header: dict[str, Any]
+) -> dict[str, Any]:
+    """The header as it is written: plain values with format, version and digests."""
+    full = {name: value for name, value in plain(header).items() if name not in OWN_FIELDS}
+    full |= {"format": schema.format, "format_version": schema.version}
+    full["content_id"] = content_id(tensors)
+    full["header_id"] = _header_id(full)
+    return full
 
 
 def content_id(tensors: Mapping[str, Array] | Mapping[str, Streamed]) -> str:

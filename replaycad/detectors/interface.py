@@ -53,6 +53,10 @@ class Detector(nn.Module):
         """
         raise NotImplementedError
 
+    def shrink(self) -> None:
+        """Keep of all fitted classes, each alike, no more than `fit` may keep of one."""
+        raise NotImplementedError
+
     def anomaly_maps(self, features: Sequence[torch.Tensor]) -> torch.Tensor:
         """Maps `[B, image_size, image_size]` float32 without gradient, computed in eval mode."""
         raise NotImplementedError

@@ -227,6 +227,19 @@ class PatchCore(Detector):
         self.bank = torch.cat([self.bank[others], patches[picks]])
         self.bank_class_index = torch.cat([self.bank_class_index[others], index])
 
+    def shrink(self) -> None:
+        """Keep the first picks of each class, as many in all as one bank may have.
+
+        Picks are made farthest first, so those that stay are the coreset of the smaller size: a
+        coreset of fixed size over a growing number of classes, after CADIC (arXiv 2511.08634).
+        """
+        classes, counts = self.bank_class_index.unique(return_counts=True)
+        room = max(1, self.preset.bank_limit // max(1, len(classes)))
+        if int(counts.sum()) <= self.preset.bank_limit:
+            return
+        kept = torch.cat([(self.bank_class_index == c).nonzero()[:room, 0] for c in classes])
+        self.bank, self.bank_class_index = self.bank[kept], self.bank_class_index[kept]
+
     @torch.no_grad()
     def anomaly_maps(self, features: Sequence[torch.Tensor]) -> torch.Tensor:
         """Smoothed squared distance of every patch to the nearest patch of any class.

@@ -71,6 +71,13 @@ def to_pose(pictures: torch.Tensor, poses: torch.Tensor, fill: str = "reflection
     )
 
 
+def between(
+    pictures: torch.Tensor, poses: torch.Tensor, wanted: torch.Tensor, fill: str = "reflection"
+) -> torch.Tensor:
+    """Move pictures `[N, C, H, W]` from their poses `[N, 3]` to others, resampled once."""
+    return to_frame(pictures, _compose(poses, _inverse(wanted)), fill)
+
+
 def beyond_border(mask_rule: str) -> str:
     """What to fill with: a surface goes on as its mirror image, a background in its last colour."""
     return "reflection" if mask_rule == "frame" else "border"
@@ -218,6 +225,14 @@ def _compose(poses: torch.Tensor, step: torch.Tensor) -> torch.Tensor:
     right, down = step[:, 1], step[:, 2]
     shift = torch.stack([cos * right - sin * down, sin * right + cos * down], 1)
     return torch.cat([poses[:, :1] + step[:, :1], poses[:, 1:] + shift], 1)
+
+
+def _inverse(poses: torch.Tensor) -> torch.Tensor:
+    """The poses `[N, 3]` whose `to_frame` undoes that of `poses`."""
+    cos, sin = _cos_sin(poses)
+    right, down = poses[:, 1], poses[:, 2]
+    shift = torch.stack([-(cos * right + sin * down), sin * right - cos * down], 1)
+    return torch.cat([-poses[:, :1], shift], 1)
 
 
 def _variance(pictures: torch.Tensor) -> torch.Tensor:

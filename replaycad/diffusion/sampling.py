@@ -66,6 +66,7 @@ def sample(
     config: ReplayConfig,
     report: Report = silent,
     coefficients: np.ndarray | None = None,
+    starts: Iterable[np.ndarray] | None = None,
 ) -> Iterator[torch.Tensor]:
     """Draw a class's images again (paper section 3.3).
 
@@ -78,12 +79,15 @@ def sample(
         config: sampler, num_inference_steps, guidance_scale, batch_size; `num_images` is not read.
         report: hears of the images done.
         coefficients: `[N, R]` float32, one row per seed, for conditions that hold variations.
+        starts: one image `[3, S, S]` uint8 per seed to start from in place of noise, read a pass at
+            a time: it is noised as far as `config.strength` says and denoised from there (SDEdit,
+            Meng et al. 2022).
 
     Yields:
         `[B, 3, H, W]` uint8 RGB on the CPU, B up to `pass_size`, in the order of the seeds.
 
     Raises:
-        ConfigError: fewer masks than seeds, or none where the conditions need them.
+        ConfigError: fewer masks or starts than seeds, or none where the conditions need them.
     """
     make_scheduler(config.sampler, diffusion.scheduler_config)  # an unknown name fails at once
     spatial = conditions.spatial_encoder is not None
@@ -94,6 +98,7 @@ def sample(
     prompts = Prompts(tokenizer, text_encoder, texts, conditions.placement, conditions.num_tokens)
     empty_prompt = encode_texts(tokenizer, text_encoder, [""])
     masks = iter(() if object_masks is None else object_masks)
+    pictures = None if starts is None else iter(starts)
     size = pass_size(config, diffusion.device)
     for start in range(0, len(seeds), size):
         batch = [int(seed) for seed in seeds[start : start + size]]
@@ -101,14 +106,12 @@ def sample(
         batch += batch[-1:] * (size - count)
         mask_latents = None
         if spatial:
-            chosen = list(islice(masks, count))
-            if len(chosen) < count:
-                raise ConfigError(
-                    f"{start + len(chosen)} object masks for {len(seeds)} images",
-                    "give one mask per image",
-                )
-            chosen += chosen[-1:] * (size - count)
+            chosen = _next(masks, count, size, f"object masks for {len(seeds)} images", start)
             mask_latents = _sample_masks(diffusion, chosen, batch)
+        started = None
+        if pictures is not None:
+            shown = _next(pictures, count, size, f"images to start {len(seeds)} from", start)
+            started = diffusion.encode_images(torch.from_numpy(np.stack(shown)))[0]
         with torch.no_grad():
             index = torch.zeros(size, dtype=torch.long)
             placed = None
@@ -116,10 +119,20 @@ def sample(
                 rows = [min(start + i, len(seeds) - 1) for i in range(size)]
                 placed = torch.from_numpy(coefficients[rows]).to(diffusion.device)
             hidden_states = conditions(prompts, index, mask_latents, placed)
-            latents = _denoise(diffusion, hidden_states, empty_prompt, batch, config)
+            latents = _denoise(diffusion, hidden_states, empty_prompt, batch, config, started)
             images = diffusion.decode(latents)[:count]
         yield images
         report.step("replay", start + count, len(seeds))
+
+
+def _next(
+    given: Iterator[np.ndarray], count: int, size: int, what: str, before: int
+) -> list[np.ndarray]:
+    """The next `count`, filled up to `size` by repeats of the last."""
+    found = list(islice(given, count))
+    if len(found) < count:
+        raise ConfigError(f"{before + len(found)} {what}", "give one per image")
+    return found + found[-1:] * (size - count)
 
 
 def _noise(purpose: str, seeds: Sequence[int], shape: Sequence[int]) -> torch.Tensor:
@@ -141,8 +154,12 @@ def _denoise(
     empty_prompt: torch.Tensor,
     seeds: Sequence[int],
     config: ReplayConfig,
+    started: torch.Tensor | None,
 ) -> torch.Tensor:
-    """Noise -> latents `[B, C, h, w]` float32, scaled, by the config's sampler and guidance."""
+    """Noise -> latents `[B, C, h, w]` float32, scaled, by the config's sampler and guidance.
+
+    `started` are latents likewise, to be noised and denoised by a part of the steps; None for none.
+    """
     scale = config.guidance_scale
     padded = config.zero_padding or isinstance(diffusion.unet, CellUNet)
     if scale != 1 and padded:  # the bundled unet tells its tokens apart by their places
@@ -154,7 +171,14 @@ def _denoise(
     if isinstance(diffusion.unet, CellUNet):
         known = (diffusion.unet.read(hidden_states).narrowed(config.spread),)
     latents = _noise("latents", seeds, diffusion.latent_shape).to(diffusion.device)
-    for timestep in scheduler.timesteps:
+    timesteps = scheduler.timesteps
+    if started is not None:
+        first = min(round((1 - config.strength) * len(timesteps)), len(timesteps) - 1)
+        timesteps = timesteps[first:]
+        if config.sampler == "dpm++":  # which counts its steps itself
+            scheduler.set_begin_index(first)
+        latents = scheduler.add_noise(started.float(), latents, timesteps[:1].expand(len(latents)))
+    for timestep in timesteps:
         if scale == 1 or padded:
             noise_pred = _predict(diffusion, latents, timestep, (hidden_states, *known), scale)
         else:

@@ -1,6 +1,7 @@
 """Turns a class into conditions of a frozen diffusion model (paper section 3.2)."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -8,15 +9,20 @@ import torch
 
 from replaycad.artifacts.conditions import ConditionsArtifact
 from replaycad.artifacts.masks import MasksArtifact
+from replaycad.continual.budget import MAX_POSES, affordable
+from replaycad.continual.exemplars import coverage_order, describe, encode, fill
 from replaycad.data.images import evenly, load_images
 from replaycad.data.samples import Sample
+from replaycad.detectors.encoders import Encoder
 from replaycad.diffusion.alignment import Alignment, align, all_to_frame, beyond_border, to_frame
 from replaycad.diffusion.backbones import Diffusion, mask_images
 from replaycad.diffusion.conditioning import Conditions
 from replaycad.diffusion.posterior import encode_posterior
+from replaycad.diffusion.presets import BACKBONES
 from replaycad.diffusion.search import SearchCheckpoint, search
 from replaycad.diffusion.start import start_conditions
 from replaycad.diffusion.variation import principal_variation
+from replaycad.errors import ConfigError
 from replaycad.mask_ops import apply_to_images, apply_to_masks, augmentations, resize_masks
 from replaycad.progress import Report, silent
 from replaycad.recipes import CompressConfig
@@ -26,7 +32,8 @@ MAX_MASK_SIZE = 256
 """Side in pixels above which stored masks are halved: ten of 512 px would weigh more than all that
 the search learns, and the VAE sees an eighth of the side anyway."""
 
-MAX_POSES = 256  # kept of a class, and coefficients likewise
+IMAGE_BUDGET = 200_000  # bytes of a file with real images, unless the config says how many
+MAX_EXEMPLAR_POSES = 64  # fewer where bytes are counted
 MAX_LATENT_BYTES = 2 * 10**9  # above this many the latents of all augmentations are kept in 16 bits
 
 
@@ -60,7 +67,9 @@ def compress_class(
     Raises:
         DatasetError: if an image cannot be read.
         TrainingError: if the loss stops being finite.
+        ConfigError: if the budget does not hold the tokens.
     """
+    config = _within_budget(config, diffusion, masks)
     policy = masks.header["policy"]
     augmentation = policy["train_augmentation"]
     images = load_images(samples, diffusion.image_size)
@@ -107,6 +116,106 @@ def compress_class(
     return _artifact(
         masks.class_name, conditions, kept, poses, coefficients, policy, config, header
     )
+
+
+def keep_exemplars(
+    samples: Sequence[Sample],
+    masks: MasksArtifact,
+    encoder: Encoder,
+    image_size: int,
+    config: CompressConfig,
+    seed: int,
+    header: dict[str, Any],
+    report: Report = silent,
+    conditions: ConditionsArtifact | None = None,
+) -> ConditionsArtifact:
+    """Keep real images of one class in place of conditions, or beside them, at equal bytes.
+
+    Args:
+        samples: training images, in the order of the masks.
+        masks: of these images, with the class's policy in the header.
+        encoder: frozen; says which images cover the class.
+        image_size: side in pixels at which they are kept.
+        config: of the stage.
+        seed: of every random draw.
+        header: common part of the artifact's header.
+        report: hears how many are kept.
+        conditions: that they are kept beside; None for images alone.
+
+    Returns:
+        the conditions, or such without tokens and masks, with as many images as the budget holds:
+        the file has at most `config.budget` bytes.
+
+    Raises:
+        ConfigError: if not a single image fits.
+        DatasetError: if an image cannot be read.
+    """
+    policy = masks.header["policy"]
+    images = load_images(samples, image_size)
+    budget = config.budget or IMAGE_BUDGET
+    poses, targets, framed = np.zeros((len(images), 3), np.float32), None, images
+    if config.alignment == "auto":
+        whole = np.ones((len(images), image_size, image_size), np.bool_)
+        found, framed, _ = _into_frame(images, whole, policy["mask_rule"], seed)
+        poses = found.poses.numpy()
+        targets = poses[evenly(len(samples), MAX_EXEMPLAR_POSES)]
+    order = coverage_order(describe(framed, encoder), generator(seed, "exemplars"))
+    empty = conditions or ConditionsArtifact(
+        class_name=masks.class_name,
+        semantic_embedding=np.zeros((0, 0), np.float32),
+        spatial_weight=None,
+        spatial_bias=None,
+        object_masks=np.zeros((0, image_size, image_size), np.bool_),
+        policy=policy,
+        header={**header, "placement": config.semantic_placement},
+        half=config.half,
+        poses=targets,
+    )
+    stored = list(fill(images, order, config.exemplar_quality, budget - empty.file_bytes()))
+    while stored:
+        kept = replace(empty, exemplars=tuple(stored), exemplar_poses=poses[order[: len(stored)]])
+        if kept.file_bytes() <= budget:
+            report.note(f"{masks.class_name}: {len(stored)} of {len(samples)} images kept")
+            return kept
+        stored.pop()
+    raise ConfigError(
+        f"compress: a budget of {budget} bytes holds no image of {masks.class_name}",
+        f"give {_room_for_one(empty, images[order[0]], config)} bytes or more",
+    )
+
+
+def _within_budget(
+    config: CompressConfig, diffusion: Diffusion, masks: MasksArtifact
+) -> CompressConfig:
+    """As many variations and masks as the budget holds; real images beside them have half of it."""
+    images_too = config.keep == "hybrid"
+    budget = config.budget or (IMAGE_BUDGET if images_too else 0)
+    if not budget:
+        return config
+    preset = BACKBONES["ldm256"]
+    num_tokens = config.num_tokens or diffusion.num_placed_tokens or preset.num_tokens
+    trained = diffusion.spatial_init or preset
+    size = min(diffusion.image_size, MAX_MASK_SIZE)
+    found = affordable(
+        config, budget // 2 if images_too else budget,
+        tokens=num_tokens * diffusion.cross_attention_dim,
+        spatial=(config.out_features or trained.out_features)
+        * ((config.in_features or trained.in_features) + 1),
+        mask_bytes=size * -(-size // 8),
+        num_images=len(masks.object_masks),
+    )  # fmt: skip
+    if found is None:
+        raise ConfigError(
+            f"compress: a budget of {budget} bytes does not hold the tokens of {masks.class_name}",
+            "give more, or keep=exemplars",
+        )
+    return found
+
+
+def _room_for_one(empty: ConditionsArtifact, image: np.ndarray, config: CompressConfig) -> int:
+    """Bytes of the file with this one image, and of a budget of more digits in its header."""
+    stored, pose = (encode(image, config.exemplar_quality),), np.zeros((1, 3), np.float32)
+    return replace(empty, exemplars=stored, exemplar_poses=pose).file_bytes() + 8
 
 
 def _into_frame(

@@ -1,8 +1,6 @@
 """Draws images of a class from its conditions (paper section 3.3)."""
 
 import io
-from collections.abc import Iterator, Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -10,10 +8,11 @@ from PIL import Image
 
 from replaycad.artifacts.conditions import ConditionsArtifact
 from replaycad.artifacts.replay_writer import ReplaysWriter
+from replaycad.continual.exemplars import decode, vary
 from replaycad.diffusion.alignment import beyond_border, to_pose
 from replaycad.diffusion.backbones import Diffusion
 from replaycad.diffusion.conditioning import Conditions, SpatialEncoder
-from replaycad.diffusion.sampling import sample
+from replaycad.diffusion.sampling import pass_size, sample
 from replaycad.errors import ArtifactError
 from replaycad.mask_ops import replay_mask, resize_masks
 from replaycad.progress import Report, silent
@@ -102,32 +101,137 @@ def replay_class(
         ArtifactError: if conditions and backbone do not fit, or the disk is full.
     """
     built = rebuild_conditions(conditions, diffusion)
+    kept = Kept(conditions) if conditions.exemplars else None
     # A batch begun by a killed run is drawn again whole: on some machines the last bit of an image
     # depends on how many are drawn beside it.
     done = writer.rows_done
-    first = done - done % config.batch_size
-    seeds = image_seeds(conditions.class_name, seed, config.num_images)[first:]
-    masks = _PosedMasks(conditions, seeds)
-    shifted = _Offset(report, first, config.num_images)
+    seeds = image_seeds(conditions.class_name, seed, config.num_images)
+    at_once = pass_size(config, diffusion.device)
+    step = -(-config.batch_size // at_once) * at_once  # whole passes: a part would be filled up
+    for start in range(done - done % step, config.num_images, step):
+        batch = seeds[start : start + step]
+        drawn, masks = _draw(conditions, built, diffusion, config, batch, kept)
+        if config.jpeg_quality:
+            drawn = through_jpeg(drawn, config.jpeg_quality)
+        fresh = slice(max(done - start, 0), None)
+        writer.append(drawn[fresh], masks[fresh], batch[fresh])
+        report.step("replay", start + len(batch), config.num_images)
+
+
+def _draw(
+    conditions: ConditionsArtifact,
+    built: Conditions,
+    diffusion: Diffusion,
+    config: ReplayConfig,
+    seeds: np.ndarray,
+    kept: "Kept | None",
+) -> tuple[np.ndarray, np.ndarray]:
+    """Images `[B, 3, H, W]` uint8 and masks `[B, H, W]` bool of these seeds.
+
+    Where real images are kept, every second one is one of those, moved, and the others start from
+    them in place of noise.
+    """
+    size = diffusion.image_size
+    images = np.empty((len(seeds), 3, size, size), np.uint8)
+    masks = np.ones((len(seeds), size, size), np.bool_)
+    where = np.arange(len(seeds)) % 2 == 0 if kept else np.ones(len(seeds), np.bool_)
+    own = seeds[where]
+    posed = [pose_mask(conditions, one) for one in own]
     placed = None
     if conditions.coefficients is not None:
-        placed = pick_rows(conditions.coefficients, seeds)
-    start = 0
-    for images in sample(diffusion, built, masks, seeds.tolist(), config, shifted, placed):
-        stop = start + len(images)
-        fresh = slice(min(max(start, done - first), stop), stop)
-        if fresh.start < stop:
-            drawn = images.numpy()[fresh.start - start :]
-            posed = np.stack([masks[index] for index in range(fresh.start, stop)])
-            drawn_masks = resize_masks(posed, diffusion.image_size)
-            if conditions.poses is not None:
-                fill = beyond_border(conditions.policy["mask_rule"])
-                poses = pick_rows(conditions.poses, seeds[fresh])
-                drawn, drawn_masks = move(drawn, drawn_masks, poses, fill)
-            if config.jpeg_quality:
-                drawn = through_jpeg(drawn, config.jpeg_quality)
-            writer.append(drawn, drawn_masks, seeds[fresh])
-        start = stop
+        placed = pick_rows(conditions.coefficients, own)
+    starts = None if kept is None else (kept.in_frame(one) for one in own)
+    passes = sample(diffusion, built, posed, own.tolist(), config, silent, placed, starts)
+    drawn = np.concatenate([one.numpy() for one in passes])
+    drawn_masks = resize_masks(np.stack(posed), size)
+    if conditions.poses is not None:
+        fill = beyond_border(conditions.policy["mask_rule"])
+        poses = pick_rows(conditions.poses, own)
+        drawn, drawn_masks = move(drawn, drawn_masks, poses, fill)
+    images[where], masks[where] = drawn, drawn_masks
+    if kept is not None:
+        for number in np.flatnonzero(~where):
+            images[number] = kept.varied(seeds[number])
+    return images, masks
+
+
+def vary_exemplars(
+    conditions: ConditionsArtifact,
+    config: ReplayConfig,
+    seed: int,
+    writer: ReplaysWriter,
+    report: Report = silent,
+) -> None:
+    """Fill a replay set with real images that were kept, each moved as the class moves.
+
+    Args:
+        conditions: of one class, with exemplars.
+        config: of the stage; only `num_images` and `jpeg_quality` are read.
+        seed: of the images' seeds; each alone picks an exemplar, a pose of the class and a flip.
+        writer: takes the images; may hold some from a killed run.
+        report: hears of the images done.
+
+    Raises:
+        ArtifactError: if the disk is full.
+    """
+    kept = Kept(conditions)
+    seeds = image_seeds(conditions.class_name, seed, config.num_images)
+    whole = np.ones((1, *kept.images.shape[2:]), np.bool_)
+    for number in range(writer.rows_done, config.num_images):
+        drawn = kept.varied(seeds[number])[None]
+        if config.jpeg_quality:
+            drawn = through_jpeg(drawn, config.jpeg_quality)
+        writer.append(drawn, whole, seeds[number : number + 1])
+        report.step("replay", number + 1, config.num_images)
+
+
+class Kept:
+    """The real images among the conditions of a class.
+
+    Args:
+        conditions: with exemplars.
+
+    Attributes:
+        images: `[E, 3, S, S]` uint8.
+
+    Raises:
+        ArtifactError: if an image cannot be decoded.
+    """
+
+    def __init__(self, conditions: ConditionsArtifact) -> None:
+        if conditions.exemplar_poses is None:
+            raise ArtifactError(f"the conditions of {conditions.class_name} hold no images")
+        try:
+            self.images = np.stack([decode(one) for one in conditions.exemplars])
+        except (OSError, ValueError) as error:
+            message = f"an image among the conditions of {conditions.class_name} cannot be read"
+            raise ArtifactError(f"{message}: {error}", "compress the class again") from None
+        self._own, self._poses = conditions.exemplar_poses, conditions.poses
+        self._policy = conditions.policy
+        self._beyond = beyond_border(conditions.policy["mask_rule"])
+
+    def in_frame(self, seed: int) -> np.ndarray:
+        """The image that a seed picks, in the common frame: `[3, S, S]` uint8."""
+        picked = self._stream(seed).integers(len(self.images), size=1)
+        still = np.zeros((1, 3), np.float32)
+        return vary(self.images[picked], self._own[picked], still, self._beyond, "none", [])[0]
+
+    def varied(self, seed: int) -> np.ndarray:
+        """The image that a seed picks, moved and turned as the class is: `[3, S, S]` uint8."""
+        rng = self._stream(seed)
+        picked = rng.integers(len(self.images), size=1)
+        wanted = self._own[picked]
+        if self._poses is not None:
+            wanted = self._poses[rng.integers(len(self._poses), size=1)]
+        elif self._policy["replay_augmentation"] == "free_rotation":
+            wanted = wanted + np.array([[rng.uniform(0, 360), 0, 0]], np.float32)
+        augmentation = self._policy["train_augmentation"]
+        return vary(
+            self.images[picked], self._own[picked], wanted, self._beyond, augmentation, [rng]
+        )[0]
+
+    def _stream(self, seed: int) -> np.random.Generator:
+        return np.random.default_rng(stream_seed(int(seed), "exemplar"))
 
 
 def through_jpeg(images: np.ndarray, quality: int) -> np.ndarray:
@@ -172,34 +276,3 @@ def move(
     masks = torch.from_numpy(object_masks)[:, None].float()
     moved_masks = to_pose(masks, placed, fill)[:, 0] > 0.5
     return moved.to(torch.uint8).numpy(), moved_masks.numpy()
-
-
-class _PosedMasks(Sequence[np.ndarray]):
-    """Posed masks `[H, W]` bool by image number, made when asked for."""
-
-    def __init__(self, conditions: ConditionsArtifact, seeds: np.ndarray) -> None:
-        self._conditions, self._seeds = conditions, seeds
-
-    def __len__(self) -> int:
-        return len(self._seeds)
-
-    def __getitem__(self, index: Any) -> Any:
-        if index >= len(self):
-            raise IndexError(index)
-        return pose_mask(self._conditions, self._seeds[index])
-
-    def __iter__(self) -> Iterator[np.ndarray]:
-        return (self[index] for index in range(len(self)))
-
-
-class _Offset:
-    """A report that counts the images of the killed run as well."""
-
-    def __init__(self, report: Report, first: int, total: int) -> None:
-        self._report, self._first, self._total = report, first, total
-
-    def step(self, what: str, done: int, total: int, **values: float) -> None:  # noqa: ARG002
-        self._report.step(what, self._first + done, self._total, **values)
-
-    def note(self, text: str) -> None:
-        self._report.note(text)

@@ -84,12 +84,14 @@ def train_detector(
     if init is not None:
         _check_same_kind(init, config, header)
         # To fine-tune a memory bank is to replace it: adding to it would keep the old classes.
-        if detector.trained_by == "loss":
+        if detector.trained_by == "loss" or config.banks == "extend":
             detector.load_state_dict({k: torch.from_numpy(v) for k, v in init.state.items()})
     detector.to(device)
     remembered = _remembered(init, config)
     if detector.trained_by == "fit":
         _fit(detector, mixture, class_order, encoder, config, seed, report)
+        if config.banks == "extend":
+            detector.shrink()
     else:
         held = Penalty(detector, remembered, config.penalty_weight) if remembered else None
         loop = _Loop(detector, encoder, mixture, config, seed, report, held)

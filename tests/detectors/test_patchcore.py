@@ -152,6 +152,26 @@ def test_bank_limit_holds():
     assert len(detector.bank) == 5
 
 
+def test_shrinking_keeps_the_coreset_of_the_smaller_size_of_every_class():
+    preset = PatchCorePreset(image_size=32, bank_fraction=1.0, bank_limit=9)
+    detector = PatchCore((4, 6, 8), (4, 8, 16), 32, preset)
+    pyramids = [random_pyramid(seed, offset=20.0 * seed) for seed in range(3)]
+    for index, pyramid in enumerate(pyramids):
+        detector.fit([pyramid], index, stream())
+    whole = detector.bank
+
+    detector.shrink()
+
+    assert detector.bank_class_index.tolist() == [0] * 3 + [1] * 3 + [2] * 3
+    for index, pyramid in enumerate(pyramids):
+        picks = greedy_coreset(detector._patches(pyramid), 3, stream(), 128)
+        own = detector.bank[detector.bank_class_index == index]
+        assert torch.equal(own, detector._patches(pyramid)[picks])
+    assert len(whole) == 27
+    detector.shrink()
+    assert len(detector.bank) == 9, "what fits stays"
+
+
 def test_state_round_trip_restores_the_banks():
     trained, fresh = small_patchcore(), small_patchcore()
     trained.fit([random_pyramid(0)], 3, stream())

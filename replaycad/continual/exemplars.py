@@ -1,0 +1,110 @@
+"""Real images at equal bytes: which of a class to keep, how to store them, how to vary them."""
+
+import io
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch.nn import functional as F
+
+from replaycad.detectors.encoders import Encoder
+from replaycad.detectors.patchcore import greedy_coreset
+from replaycad.diffusion.alignment import between
+from replaycad.mask_ops import apply_to_images, augmentations
+
+ByteArray = NDArray[np.uint8]
+
+_GRID = 4  # cells a side that the features of an image are averaged over
+_CHUNK = 32
+
+
+def encode(image: ByteArray, quality: int) -> bytes:
+    """One image `[3, H, W]` uint8 as AVIF, whose bytes depend on nothing but these arguments."""
+    with io.BytesIO() as file:
+        picture = Image.fromarray(np.ascontiguousarray(image.transpose(1, 2, 0)))
+        picture.save(file, "AVIF", quality=quality, speed=4, max_threads=1)
+        return file.getvalue()
+
+
+def decode(stored: bytes) -> ByteArray:
+    """Undo `encode` but for what the quality lost: `[3, H, W]` uint8."""
+    with io.BytesIO(stored) as file:
+        return np.asarray(Image.open(file).convert("RGB")).transpose(2, 0, 1)
+
+
+def describe(images: ByteArray, encoder: Encoder) -> torch.Tensor:
+    """What each image looks like to an encoder: `[N, D]` float32.
+
+    Args:
+        images: `[N, 3, S, S]` uint8, best in their common frame: then only what varies beside the
+            pose tells them apart.
+        encoder: frozen.
+    """
+    rows = []
+    for chunk in torch.from_numpy(images).split(_CHUNK):
+        levels = encoder.encode_images(chunk)[-2:]
+        pooled = [F.adaptive_avg_pool2d(level.float(), _GRID).flatten(1) for level in levels]
+        rows.append(torch.cat([F.normalize(level, dim=1) for level in pooled], dim=1).cpu())
+    return torch.cat(rows)
+
+
+def coverage_order(described: torch.Tensor, generator: torch.Generator) -> list[int]:
+    """All images, each the one farthest from those before it (k-centre, greedily).
+
+    Whatever number is kept of the front covers the class about as well as any so many can.
+
+    Args:
+        described: `[N, D]`, as `describe` gives.
+        generator: CPU random stream.
+    """
+    count = len(described)
+    picked = []
+    if count > 1:  # all at once would come in no order
+        picked = greedy_coreset(described, count - 1, generator, described.shape[1]).tolist()
+    return picked + list(set(range(count)) - set(picked))
+
+
+def fill(images: ByteArray, order: Sequence[int], quality: int, room: int) -> Iterator[bytes]:
+    """Store images in the order given until the next does not fit into `room` bytes."""
+    for index in order:
+        stored = encode(images[index], quality)
+        room -= len(stored)
+        if room < 0:
+            return
+        yield stored
+
+
+def vary(
+    images: ByteArray,
+    poses: NDArray[np.float32],
+    wanted: NDArray[np.float32],
+    beyond: str,
+    augmentation: str,
+    choices: Sequence[np.random.Generator],
+) -> ByteArray:
+    """Move images from their own poses to others of the class, and turn or flip as it allows.
+
+    Args:
+        images: `[N, 3, S, S]` uint8.
+        poses: `[N, 3]` of these images, as `diffusion.alignment` finds them.
+        wanted: `[N, 3]` to move to.
+        beyond: what is seen beyond the border, as in `diffusion.alignment`.
+        augmentation: of `mask_ops.TRAIN_AUGMENTATIONS`; free rotation is left to the poses.
+        choices: random streams, one per image.
+
+    Returns:
+        `[N, 3, S, S]` uint8.
+    """
+    moved = between(
+        torch.from_numpy(images).float(), torch.from_numpy(poses), torch.from_numpy(wanted), beyond
+    )
+    drawn = moved.round().clamp(0, 255).to(torch.uint8).numpy()
+    if augmentation in ("none", "free_rotation"):
+        return drawn
+    operations = augmentations(augmentation)
+    picked = [operations[choice.integers(len(operations))] for choice in choices]
+    return np.concatenate(
+        [apply_to_images(one, image[None]) for one, image in zip(picked, drawn, strict=True)]
+    )
