@@ -71,6 +71,12 @@ BatchSize = Annotated[
         help="Images at once, for less memory; compress adds passes up to its batch; 0: what fits.",
     ),
 ]
+Keep = Annotated[
+    str, typer.Option("--keep", help="What stays: conditions, exemplars, hybrid or auto.")
+]
+Budget = Annotated[
+    int, typer.Option("--budget", min=0, help="Bytes that it may take; 0: 200,000 with images.")
+]
 Detector = Annotated[
     str,
     typer.Option(
@@ -120,6 +126,8 @@ def compress(
     data: Data = DATA,
     store: StoreRoot = STORE,
     recipe: Recipe = "mini",
+    keep: Keep = "",
+    budget: Budget = 0,
     backbone: Backbone = "",
     batch_size: BatchSize = 0,
     settings: Settings = [],  # noqa: B006
@@ -141,7 +149,8 @@ def compress(
     perform(
         shared,
         "compress",
-        {"backbone": backbone, "pass_size": str(batch_size or "")},
+        {"keep": keep, "budget": str(budget or ""), "backbone": backbone,
+         "pass_size": str(batch_size or "")},
         lambda pipeline, names: [pipeline.compress(name) for name in names],
     )
 
@@ -269,6 +278,7 @@ def run(
     store: StoreRoot = STORE,
     recipe: Recipe = "mini",
     segmenter: Segmenter = "",
+    budget: Budget = 0,
     backbone: Backbone = "",
     detector: Detector = "",
     encoder: Encoder = "",
@@ -286,8 +296,9 @@ def run(
     """
     shared = Shared(classes, data, store, recipe, settings, device, seed, force, dry_run, as_json,
                     quiet)  # fmt: skip
-    choices = {"mask.segmenter": segmenter, "compress.backbone": backbone,
-               "train.detector": detector, "train.encoder": encoder}  # fmt: skip
+    choices = {"mask.segmenter": segmenter, "compress.budget": str(budget or ""),
+               "compress.backbone": backbone, "train.detector": detector,
+               "train.encoder": encoder}  # fmt: skip
     numbers = split_numbers(seeds) if seeds else [seed]
     with session(shared, None, choices) as pipeline:
         from replaycad import walk

@@ -5,9 +5,13 @@ Each stage's networks are imported by the stage alone: training need not wait fo
 
 # ruff: noqa: PLC0415
 
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from replaycad.artifacts.checkpoints import Checkpoint
 from replaycad.artifacts.conditions import ConditionsArtifact
@@ -16,10 +20,11 @@ from replaycad.artifacts.masks import MasksArtifact
 from replaycad.artifacts.replay_writer import ReplaysWriter
 from replaycad.artifacts.replays import ReplaysReader
 from replaycad.artifacts.store import Store
+from replaycad.data.images import load_images
 from replaycad.data.mixture import Mixture, Source
 from replaycad.data.samples import Sample
 from replaycad.diffusion.presets import backbone_sizes
-from replaycad.errors import ArtifactError
+from replaycad.errors import ArtifactError, ConfigError
 from replaycad.frozen import NO_SEGMENTER
 from replaycad.plans import Plan
 from replaycad.progress import Report
@@ -27,11 +32,18 @@ from replaycad.recipes import (
     EXEMPLAR_ENCODER,
     CompressConfig,
     EvalConfig,
+    Form,
     MaskConfig,
     ReplayConfig,
     TrainConfig,
 )
-from replaycad.runtime import resolve_device
+from replaycad.runtime import generator, resolve_device
+
+FORMS: tuple[Form, ...] = ("exemplars", "hybrid", "conditions")
+"""What `auto` chooses among; of equals the first, which needs the least."""
+FORM_BUDGET = 200_000  # bytes, unless the config says how many
+TRIED_ON = 5  # every fifth image is held out while forms are tried
+TRIED_REPLAYS = 64
 
 
 class Workshop:
@@ -77,17 +89,38 @@ class Workshop:
         samples: Sequence[Sample],
         masks_path: Path,
         config: CompressConfig,
+        drawing: ReplayConfig,
         seed: int,
     ) -> None:
-        """Search the conditions of a class."""
-        from replaycad.stages.compress import compress_class, keep_exemplars
-
+        """Make of a class what is kept; `drawing` is how replays would be drawn, for a choice."""
         masks = MasksArtifact.load(masks_path)
         if masks.image_ids != [sample.image_id for sample in samples]:
             raise ArtifactError(
                 f"{masks_path} holds the masks of other images", "run `replaycad mask --force`"
             )
         checkpoint, header = self._checkpoint(plan), plan.header((class_name,))
+        if config.keep == "auto":
+            distances = self._try_forms(samples, masks, config, drawing, header, seed)
+            best = min(distances, key=lambda form: distances[form])
+            config, header = replace(config, keep=best), {**header, "distances": distances}
+            told = ", ".join(f"{form} {value:.3f}" for form, value in distances.items())
+            self._report.note(f"{class_name}: kept as {best}; distance of other images: {told}")
+        header = {**header, "form": config.keep}
+        self._keep(samples, masks, config, header, seed, checkpoint).save(plan.path)
+        checkpoint.clear()
+
+    def _keep(
+        self,
+        samples: Sequence[Sample],
+        masks: MasksArtifact,
+        config: CompressConfig,
+        header: dict[str, Any],
+        seed: int,
+        checkpoint: Checkpoint | None = None,
+    ) -> ConditionsArtifact:
+        """Conditions, real images, or both."""
+        from replaycad.stages.compress import compress_class, keep_exemplars
+
         kept = None
         if config.keep != "exemplars":
             kept = compress_class(
@@ -95,37 +128,92 @@ class Workshop:
                 checkpoint, self._save_every_seconds,
             )  # fmt: skip
         if kept is None or config.keep == "hybrid":
-            from replaycad.detectors.encoders import load_encoder
-
-            encoder = self._load("encoder of exemplars", EXEMPLAR_ENCODER, load_encoder)
             size = backbone_sizes(config.backbone)[1]
             kept = keep_exemplars(
-                samples, masks, encoder, size, config, seed, header, self._report, kept
+                samples, masks, self._judge(), size, config, seed, header, self._report, kept
             )
-        kept.save(plan.path)
-        checkpoint.clear()
+        return kept
+
+    def _judge(self) -> Any:
+        """The encoder that says which images are alike."""
+        from replaycad.detectors.encoders import load_encoder
+
+        return self._load("encoder of exemplars", EXEMPLAR_ENCODER, load_encoder)
+
+    def _try_forms(
+        self,
+        samples: Sequence[Sample],
+        masks: MasksArtifact,
+        config: CompressConfig,
+        drawing: ReplayConfig,
+        header: dict[str, Any],
+        seed: int,
+    ) -> dict[Form, float]:
+        """Distance of every fifth image from what is drawn of the others, by form; lower is better.
+
+        Raises:
+            ConfigError: if there are too few images, or no form fits into the budget.
+        """
+        from replaycad.continual.coverage import distance
+
+        held_out = np.arange(len(samples)) % TRIED_ON == TRIED_ON - 1
+        if not held_out.any():
+            message = f"compress: {len(samples)} images of {masks.class_name} are too few to choose"
+            raise ConfigError(message, f"give {TRIED_ON} or more, or another keep than auto")
+        rest = [sample for sample, out in zip(samples, held_out, strict=True) if not out]
+        others = replace(
+            masks, image_ids=[sample.image_id for sample in rest],
+            object_masks=masks.object_masks[~held_out],
+            area_fraction=masks.area_fraction[~held_out],
+        )  # fmt: skip
+        tested = [sample for sample, out in zip(samples, held_out, strict=True) if out]
+        drawing = replace(drawing, num_images=TRIED_REPLAYS, backbone=config.backbone)
+        found: dict[Form, float] = {}
+        for form in FORMS:
+            trial = replace(config, keep=form, budget=config.budget or FORM_BUDGET)
+            try:
+                kept = self._keep(rest, others, trial, {**header, "form": form}, seed)
+            except ConfigError as error:
+                self._report.note(f"{masks.class_name}: not as {form}: {error.message}")
+                continue
+            with tempfile.TemporaryDirectory() as folder:
+                path = Path(folder) / "replays.safetensors"
+                self._draw(kept, path, {**header, "key": form}, drawing, seed)
+                with ReplaysReader(path) as replays:
+                    drawn = replays.images(range(len(replays)))
+            real = load_images(tested, drawn.shape[-1])
+            found[form] = distance(drawn, real, self._judge(), generator(seed, "auto"))
+        if not found:
+            message = f"compress: a budget of {config.budget} bytes is too small for any form"
+            raise ConfigError(message, "give more")
+        return found
 
     def replay(
         self, plan: Plan, conditions_path: Path, config: ReplayConfig, seed: int
     ) -> None:
         """Draw the images of a class."""
+        conditions = ConditionsArtifact.load(conditions_path)
+        self._draw(conditions, plan.path, plan.header((conditions.class_name,)), config, seed)
+
+    def _draw(
+        self,
+        conditions: ConditionsArtifact,
+        path: Path,
+        header: dict[str, Any],
+        config: ReplayConfig,
+        seed: int,
+    ) -> None:
         from replaycad.stages.replay import replay_class, vary_exemplars
 
-        conditions = ConditionsArtifact.load(conditions_path)
-        if not conditions.is_drawn:
-            header = plan.header((conditions.class_name,))
-            size = conditions.exemplar_size
-            with ReplaysWriter(plan.path, header, config.num_images, size) as writer:
-                vary_exemplars(conditions, config, seed, writer, self._report)
-                writer.close()
-            return
-        diffusion = self._load_backbone(config)
-        header = plan.header((conditions.class_name,))
-        writer = ReplaysWriter(plan.path, header, config.num_images, diffusion.image_size)
-        with writer:
+        diffusion = self._load_backbone(config) if conditions.is_drawn else None
+        size = diffusion.image_size if diffusion else conditions.exemplar_size
+        with ReplaysWriter(path, header, config.num_images, size) as writer:
             if writer.rows_done:
                 self._report.note(f"going on from image {writer.rows_done} of {config.num_images}")
-            replay_class(conditions, diffusion, config, seed, writer, self._report)
+            if diffusion:
+                replay_class(conditions, diffusion, config, seed, writer, self._report)
+            else:
+                vary_exemplars(conditions, config, seed, writer, self._report)
             writer.close()
 
     def train(

@@ -145,11 +145,16 @@ class Pipeline:
             f"masks/{class_name}": self.making.content("masks", class_name),
             "policy": plans.digest_of({"policy": masks_header.get("policy")}),
         }
+        drawing = self.config(ReplayConfig, class_name)
+        if config.keep == "auto":
+            inputs["drawing"] = plans.digest_of(asdict(drawing))
         plan = self.making.plan("compress", name, config, seed, inputs, weights)
         masks = self.store.path("masks", class_name)
         return self.making.finish(
             plan, len(samples), f"replaycad replay --class {name}", self.wishes.force,
-            lambda workshop: workshop.compress(plan, class_name, samples, masks, config, seed),
+            lambda workshop: workshop.compress(
+                plan, class_name, samples, masks, config, drawing, seed
+            ),
             config,
         )  # fmt: skip
 
@@ -193,8 +198,8 @@ class Pipeline:
     ) -> Outcome:
         inputs = self._replay_inputs(name)
         path, header = self.store.path("conditions", name), self.making.header("conditions", name)
-        keep = header.get("config", {}).get("keep") or self.config(CompressConfig, class_name).keep
-        if keep == "exemplars":
+        form = header.get("form") or self.config(CompressConfig, class_name).keep
+        if form == "exemplars":
             return self._drawn(name, path, config, seed, force, inputs, {})
         # What was typed comes first: a folder is more than the name that a header keeps of it.
         backbone = config.backbone or self._typed("compress", "backbone")

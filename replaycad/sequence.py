@@ -7,6 +7,7 @@ Strategies, each ending with one detector for all classes:
 * `ewc`, `mas`: as `finetune`, with a penalty on leaving the weights that earlier classes need.
 * `exemplars`: as `replay`, from as many real images as fit into a budget of bytes.
 * `hybrid`: likewise, from conditions and real images in one budget.
+* `auto`: likewise, from whichever form of these three covers other images of the class best.
 * `features`: as `finetune`, but the memory banks of earlier classes stay, each a part of a whole
   that does not grow.
 * `final`: only the last step of `replay`, which is all that the authors ran.
@@ -25,13 +26,14 @@ from replaycad.errors import ConfigError
 
 Changes = tuple[tuple[str, Any], ...]
 
-STRATEGIES = ("finetune", "ewc", "mas", "replay", "exemplars", "hybrid", "features",
-              "joint", "final")  # fmt: skip
+STRATEGIES = ("finetune", "ewc", "mas", "replay", "exemplars", "hybrid", "auto",
+              "features", "joint", "final")  # fmt: skip
 PENALIZED = ("ewc", "mas")
 KEEPING: dict[str, Changes] = {
     "replay": (),
     "exemplars": (("keep", "exemplars"),),
     "hybrid": (("keep", "hybrid"),),
+    "auto": (("keep", "auto"),),
 }
 """What is kept of a class, to be drawn again -> what `compress` is told; names of strategies."""
 _GOING_ON: dict[str, Changes] = {

@@ -42,13 +42,13 @@ SHARED_OPTIONS = {
 }  # fmt: skip
 OPTIONS = {
     "mask": SHARED_OPTIONS | {"--segmenter"},
-    "compress": SHARED_OPTIONS | {"--backbone", "--batch-size"},
+    "compress": SHARED_OPTIONS | {"--keep", "--budget", "--backbone", "--batch-size"},
     "replay": (SHARED_OPTIONS - {"--data"}) | {"--num", "--backbone", "--batch-size"},
     "train": SHARED_OPTIONS | {"--past", "--detector", "--encoder", "--init", "--name"},
     "eval": SHARED_OPTIONS | {"--encoder", "--name"},
     "run": SHARED_OPTIONS
     | {"--strategy", "--seeds", "--name", "--sheet", "--backbone", "--segmenter"}
-    | {"--detector", "--encoder"},
+    | {"--detector", "--encoder", "--budget"},
     "export": {"--class", "--out", "--token", "--store"},
     "import": {"--class", "--backbone", "--store", "--force"},
     "inspect": {"--verify", "--json"},

@@ -10,13 +10,15 @@ from replaycad.artifacts.conditions import ConditionsArtifact
 from replaycad.artifacts.detector import DetectorArtifact
 from replaycad.artifacts.replays import ReplaysReader
 from replaycad.continual.budget import affordable
+from replaycad.continual.coverage import distance
 from replaycad.continual.exemplars import coverage_order, decode, encode, fill, vary
 from replaycad.data.images import load_images
 from replaycad.data.samples import train_samples
+from replaycad.detectors.encoders import load_encoder
 from replaycad.recipes import CompressConfig
 from replaycad.runtime import generator
 
-EXEMPLARS = ("--set", "keep=exemplars")
+EXEMPLARS = ("--keep", "exemplars")
 
 
 def smooth(seed=0, size=64, count=1):
@@ -133,7 +135,7 @@ def test_exemplars_are_replayed_without_a_diffusion_model_and_the_same_each_time
 
 
 def test_a_budget_too_small_for_one_image_says_how_much_is_needed(run, tmp_path):
-    result = run("compress", "--class", "disc", *EXEMPLARS, "--set", "budget=500")
+    result = run("compress", "--class", "disc", *EXEMPLARS, "--budget", "500")
 
     assert result.exit_code == 1
     assert "a budget of 500 bytes holds no image of disc" in result.stderr
@@ -176,7 +178,7 @@ def test_a_sequence_with_exemplars_counts_the_bytes_of_its_files(run, tmp_path):
 
 def hybrid(run, tmp_path, *settings):
     """Conditions with real images beside them, as many as the settings allow."""
-    result = run("compress", "--class", "disc", "--set", "keep=hybrid", *settings)
+    result = run("compress", "--class", "disc", "--keep", "hybrid", *settings)
     assert result.exit_code == 0, result.output
     return ConditionsArtifact.load(tmp_path / "store" / "conditions" / "disc.safetensors")
 
@@ -236,3 +238,47 @@ def test_what_is_left_out_first_where_bytes_are_few(room, form):
 
     assert (config.conditioning, config.num_variations, config.num_masks) == form
     assert affordable(config, 20_000, **sizes) is None
+
+
+def test_auto_takes_the_form_that_lies_nearest_to_images_it_has_not_seen(run, tmp_path):
+    result = run("compress", "--class", "disc", "--keep", "auto")
+
+    assert result.exit_code == 0, result.output
+    kept = ConditionsArtifact.load(tmp_path / "store" / "conditions" / "disc.safetensors")
+    distances = kept.header["distances"]
+    assert set(distances) == {"exemplars", "hybrid", "conditions"}
+    # A tiny model of random weights draws noise, so what is real covers the class better.
+    assert distances["conditions"] > max(distances["exemplars"], distances["hybrid"])
+    assert kept.header["form"] == min(distances, key=distances.get)
+    assert len(kept.exemplars) == 6, "of all images, once the form is found"
+    assert run("replay", "--class", "disc").exit_code == 0
+    assert "hit" in run("compress", "--class", "disc", "--keep", "auto", "--dry-run").stdout
+
+
+def test_auto_leaves_out_what_the_budget_does_not_hold(run, tmp_path):
+    result = run("compress", "--class", "disc", "--keep", "auto", "--budget", "5000")
+
+    assert result.exit_code == 0, result.output
+    path = tmp_path / "store" / "conditions" / "disc.safetensors"
+    kept = ConditionsArtifact.load(path)
+    assert set(kept.header["distances"]) == {"exemplars"}
+    assert path.stat().st_size <= 5000
+
+    assert run("compress", "--class", "disc", "--keep", "auto", "--budget", "900").exit_code == 1
+
+
+def test_distance_is_nought_for_the_same_images_and_grows_with_what_is_missing(bundled_encoder):
+    images = smooth(count=6, size=64)
+
+    found = [
+        distance(images[:count], images, bundled_encoder, generator(0, "bank"))
+        for count in (6, 3, 1)
+    ]
+
+    assert found[0] < 0.2 * found[1]
+    assert found[1] < found[2]
+
+
+@pytest.fixture(scope="session")
+def bundled_encoder():
+    return load_encoder("mini")
