@@ -90,7 +90,7 @@ DETECTORS: Mapping[str, Mapping[str, Preset]] = MappingProxyType(
                 num_blocks=1,
                 generator_widths=(32, 64, 96),
                 training=TrainingSettings(
-                    optimizers=(replace(_INVAD_ADAM, learning_rate=1e-2),), num_steps=600
+                    optimizers=(replace(_INVAD_ADAM, learning_rate=1e-2),), num_steps=1500
                 ),
             ),
         },
@@ -106,7 +106,16 @@ DETECTORS: Mapping[str, Mapping[str, Preset]] = MappingProxyType(
             "mini": SimpleNetPreset(
                 width=384,
                 hidden_width=256,
-                training=replace(_SIMPLENET_TRAINING, batch_size=8, epochs=0, num_steps=600),
+                training=replace(
+                    _SIMPLENET_TRAINING,
+                    optimizers=tuple(
+                        replace(one, learning_rate=3 * one.learning_rate)
+                        for one in _SIMPLENET_TRAINING.optimizers
+                    ),
+                    batch_size=8,
+                    epochs=0,
+                    num_steps=600,
+                ),
             ),
         },
         "dinomaly": {
@@ -152,7 +161,7 @@ DETECTORS: Mapping[str, Mapping[str, Preset]] = MappingProxyType(
                 num_layers=2,
                 training=replace(
                     _RLR_TRAINING,
-                    optimizers=(OptimizerSettings(learning_rate=1e-3),),
+                    optimizers=(OptimizerSettings(learning_rate=2e-3),),
                     batch_size=8,
                     epochs=0,
                     num_steps=400,
