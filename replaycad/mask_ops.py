@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageFilter
 
 from replaycad.errors import ConfigError
 
@@ -13,6 +13,8 @@ ByteArray = NDArray[np.uint8]
 
 TRAIN_AUGMENTATIONS = ("none", "rotate_180", "six_way", "free_rotation")
 REPLAY_AUGMENTATIONS = ("identity", "six_way", "free_rotation", "small", "one_object")
+
+WORN_SHARE, WORN_FRACTION = 0.3, 0.05  # of the masks; of the width, to either side
 
 # The release measures the border in 20 px strips of native images of about 1024 px.
 BORDER_STRIP_FRACTION = 20 / 1024
@@ -51,6 +53,35 @@ def resize_masks(object_masks: BoolArray, size: int) -> BoolArray:
         grey = Image.fromarray(object_mask.astype(np.uint8) * 255)
         resized[index] = np.asarray(grey.resize((size, size), Image.Resampling.BILINEAR)) >= 128
     return resized
+
+
+def bounding_boxes(object_masks: BoolArray) -> BoolArray:
+    """Fill the upright rectangle around each mask's object: `[N, H, W]` bool."""
+    rows: BoolArray = np.any(object_masks, axis=2)
+    columns: BoolArray = np.any(object_masks, axis=1)
+    filled: BoolArray = _between_ends(rows)[:, :, None] & _between_ends(columns)[:, None, :]
+    return filled
+
+
+def _between_ends(line: BoolArray) -> BoolArray:
+    """True from the first to the last true place of each row of `[N, n]`."""
+    before = np.maximum.accumulate(line, axis=1)
+    after = np.maximum.accumulate(line[:, ::-1], axis=1)[:, ::-1]
+    return before & after
+
+
+def worn(object_masks: BoolArray, rng: np.random.Generator) -> BoolArray:
+    """Grow or shrink `WORN_SHARE` of the masks `[N, H, W]` bool by `WORN_FRACTION` (Table 5).
+
+    The paper says how many masks change, and neither which nor by how much.
+    """
+    spoilt = object_masks.copy()
+    size = 2 * max(1, round(WORN_FRACTION * object_masks.shape[-1])) + 1
+    filters = (ImageFilter.MaxFilter(size), ImageFilter.MinFilter(size))
+    for index in rng.permutation(len(spoilt))[: round(WORN_SHARE * len(spoilt))]:
+        grey = Image.fromarray(object_masks[index].astype(np.uint8))
+        spoilt[index] = np.asarray(grey.filter(filters[rng.integers(2)])) > 0
+    return spoilt
 
 
 def augmentations(name: str, num_angles: int = 24) -> list[Operation]:

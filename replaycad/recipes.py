@@ -82,6 +82,7 @@ class CompressConfig:
     weight_decay: float = _at_least(0.0, 0.01)
     timestep_law: Literal["uniform", "cubic"] = "uniform"
     num_variations: int = _at_least(0, 8)  # R, ways in which context tokens vary
+    spoil_masks: Literal["none", "noisy", "box"] = "none"  # for the paper's Table 5
     num_masks: int = _at_least(0, 10)  # M; 0 only without a spatial encoder
     alignment: Literal["auto", "none"] = "auto"  # find the poses of the images before the search
     half: bool = True  # stored in 16 bits

@@ -5,6 +5,8 @@ Strategies, each ending with one detector for all classes:
 * `finetune`: step t goes on from the detector of step t - 1 with the real images of class t alone.
 * `replay`: step t starts from scratch on the replays of classes < t and the real images of class t.
 * `ewc`, `mas`: as `finetune`, with a penalty on leaving the weights that earlier classes need.
+* `semantic`, `spatial`, `none`: as `replay`, from one of the two conditions or from neither
+  (paper Table 3); `noisy`, `box`: from worse masks (Table 5).
 * `exemplars`: as `replay`, from as many real images as fit into a budget of bytes.
 * `hybrid`: likewise, from conditions and real images in one budget.
 * `auto`: likewise, from whichever form of these three covers other images of the class best.
@@ -26,11 +28,15 @@ from replaycad.errors import ConfigError
 
 Changes = tuple[tuple[str, Any], ...]
 
-STRATEGIES = ("finetune", "ewc", "mas", "replay", "exemplars", "hybrid", "auto",
-              "features", "joint", "final")  # fmt: skip
 PENALIZED = ("ewc", "mas")
 KEEPING: dict[str, Changes] = {
     "replay": (),
+    "semantic": (("conditioning", "semantic"),),
+    "spatial": (("conditioning", "spatial"),),
+    # The class's word in a prompt, nothing learned: what the model knows without compressing.
+    "none": (("conditioning", "semantic"), ("init", "word"), ("num_steps", 0)),
+    "noisy": (("spoil_masks", "noisy"),),
+    "box": (("spoil_masks", "box"),),
     "exemplars": (("keep", "exemplars"),),
     "hybrid": (("keep", "hybrid"),),
     "auto": (("keep", "auto"),),
@@ -43,6 +49,7 @@ _GOING_ON: dict[str, Changes] = {
     "features": (("banks", "extend"),),
 }
 """Strategies that go on from the detector of the step before -> what `train` is told."""
+STRATEGIES = (*_GOING_ON, *KEEPING, "joint", "final")
 _LAST_STEP_ONLY = ("joint", "final")
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,11 +13,13 @@ from replaycad.mask_ops import (
     apply_to_masks,
     augmentations,
     border_colour,
+    bounding_boxes,
     label_components,
     pack_bits,
     replay_mask,
     shift,
     unpack_bits,
+    worn,
 )
 
 
@@ -247,3 +249,29 @@ def test_components_are_those_of_scipy(height: int, width: int, share: float, se
     expected, expected_count = ndimage.label(mask, np.ones((3, 3)))
     assert count == expected_count
     assert np.array_equal(labels, expected)
+
+
+def test_a_bounding_box_fills_the_upright_rectangle_around_every_object():
+    masks = np.zeros((3, 6, 8), np.bool_)
+    masks[0, 1, 2] = masks[0, 4, 6] = True
+    masks[1, 5, 7] = True
+
+    boxes = bounding_boxes(masks)
+
+    assert boxes[0, 1:5, 2:7].all()
+    assert boxes[0].sum() == 4 * 5
+    assert np.array_equal(boxes[1], masks[1])
+    assert not boxes[2].any()
+
+
+def test_three_of_ten_masks_grow_or_shrink_by_a_twentieth_of_the_width():
+    masks = np.zeros((40, 60, 60), np.bool_)
+    masks[:, 20:40, 15:45] = True
+
+    spoilt = worn(masks, np.random.default_rng(0))
+
+    areas = spoilt.sum((1, 2))
+    assert set(areas.tolist()) == {20 * 30, 26 * 36, 14 * 24}
+    assert np.count_nonzero(areas != 600) == 12
+    assert np.array_equal(spoilt, worn(masks, np.random.default_rng(0)))
+    assert masks.sum() == 40 * 600, "the given masks stay as they are"

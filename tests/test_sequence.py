@@ -83,6 +83,18 @@ def test_each_form_of_keeping_a_class_has_artifacts_of_its_own_but_the_same_mask
     assert trained["run-replay-2"].strategies == ("replay", "final")
 
 
+def test_ablations_differ_from_replay_in_what_compress_is_told_alone():
+    names = ("replay", "semantic", "spatial", "none", "noisy", "box")
+    compressed = by_name(steps(["a"], names, [0], "run"), "compress")
+
+    told = {name: dict(step.changes) for name, step in compressed.items()}
+    assert told == {
+        "a": {}, "a-semantic": {"conditioning": "semantic"}, "a-spatial": {"conditioning": "spatial"},
+        "a-none": {"conditioning": "semantic", "init": "word", "num_steps": 0},
+        "a-noisy": {"spoil_masks": "noisy"}, "a-box": {"spoil_masks": "box"},
+    }  # fmt: skip
+
+
 def test_every_step_is_evaluated_on_the_classes_seen_so_far():
     scored = by_name(steps(["a", "b", "c"], ("replay",), [0], "run"), "eval")
 
@@ -143,7 +155,7 @@ def test_later_seeds_have_their_own_artifacts_but_share_the_masks():
 
 
 def test_unknown_strategy_is_refused_with_the_valid_ones():
-    with pytest.raises(ConfigError, match="finetune, ewc, mas, replay, exemplars, hybrid"):
+    with pytest.raises(ConfigError, match="finetune, ewc, mas, features, replay, semantic"):
         check_strategies(["magic"])
 
 

@@ -23,10 +23,17 @@ from replaycad.diffusion.search import SearchCheckpoint, search
 from replaycad.diffusion.start import start_conditions
 from replaycad.diffusion.variation import principal_variation
 from replaycad.errors import ConfigError
-from replaycad.mask_ops import apply_to_images, apply_to_masks, augmentations, resize_masks
+from replaycad.mask_ops import (
+    apply_to_images,
+    apply_to_masks,
+    augmentations,
+    bounding_boxes,
+    resize_masks,
+    worn,
+)
 from replaycad.progress import Report, silent
 from replaycad.recipes import CompressConfig
-from replaycad.runtime import generator
+from replaycad.runtime import generator, stream_seed
 
 MAX_MASK_SIZE = 256
 """Side in pixels above which stored masks are halved: ten of 512 px would weigh more than all that
@@ -74,7 +81,7 @@ def compress_class(
     augmentation = policy["train_augmentation"]
     images = load_images(samples, diffusion.image_size)
     spatial = config.conditioning != "semantic"
-    resized = resize_masks(masks.object_masks, diffusion.image_size)
+    resized = _spoilt(resize_masks(masks.object_masks, diffusion.image_size), config, seed)
     poses = None
     if config.alignment == "auto":
         # The poses say how the class moves, better than the policy's guess.
@@ -216,6 +223,15 @@ def _room_for_one(empty: ConditionsArtifact, image: np.ndarray, config: Compress
     """Bytes of the file with this one image, and of a budget of more digits in its header."""
     stored, pose = (encode(image, config.exemplar_quality),), np.zeros((1, 3), np.float32)
     return replace(empty, exemplars=stored, exemplar_poses=pose).file_bytes() + 8
+
+
+def _spoilt(object_masks: np.ndarray, config: CompressConfig, seed: int) -> np.ndarray:
+    """Masks `[N, H, W]` bool as worse segmenters would make them (paper Table 5)."""
+    if config.spoil_masks == "box":
+        return bounding_boxes(object_masks)
+    if config.spoil_masks == "noisy":
+        return worn(object_masks, np.random.default_rng(stream_seed(seed, "noisy-masks")))
+    return object_masks
 
 
 def _into_frame(
