@@ -89,7 +89,9 @@ def test_ablations_differ_from_replay_in_what_compress_is_told_alone():
 
     told = {name: dict(step.changes) for name, step in compressed.items()}
     assert told == {
-        "a": {}, "a-semantic": {"conditioning": "semantic"}, "a-spatial": {"conditioning": "spatial"},
+        "a": {},
+        "a-semantic": {"conditioning": "semantic"},
+        "a-spatial": {"conditioning": "spatial"},
         "a-none": {"conditioning": "semantic", "init": "word", "num_steps": 0},
         "a-noisy": {"spoil_masks": "noisy"}, "a-box": {"spoil_masks": "box"},
     }  # fmt: skip

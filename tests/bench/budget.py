@@ -1,0 +1,91 @@
+"""Quality against bytes: `python -m tests.bench.budget --data FOLDER --budget 25000 50000`.
+
+The last step of a sequence: all classes but the last are replayed from what is kept of them in so
+many bytes, the last is real. Every way to keep a class beside every other, on the same images.
+"""
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import fmean, pstdev
+from typing import Any
+
+from replaycad.artifacts.format import read_header
+from replaycad.data.samples import find_classes
+from replaycad.errors import ConfigError
+from replaycad.making import Wishes
+from replaycad.pipeline import Pipeline
+from replaycad.progress import silent
+
+FORMS = ("exemplars", "conditions", "hybrid", "auto")
+FIGURES = ("image_auroc", "pixel_ap")
+
+
+def last_step(
+    typed: argparse.Namespace, classes: Sequence[str], form: str, budget: int, seed: int
+) -> dict[str, Any]:
+    """Figures of one detector, as fractions; `bytes` is the mean of the past classes' files."""
+    name = f"{form}-{budget}-{seed}"
+    wishes = Wishes(
+        data=typed.data, root=typed.store, seed=seed,
+        overrides={
+            "compress": {"keep": form, "budget": str(budget)},
+            "replay": {"num_images": str(typed.num)},
+            "train": {"detector": typed.detector, "encoder": typed.encoder, "preset": "mini"},
+        },
+    )  # fmt: skip
+    start = time.monotonic()
+    with Pipeline(wishes, silent) as pipeline:
+        past = [f"{one}-{name}" for one in classes[:-1]]
+        for one, stored in zip(classes, past, strict=False):
+            pipeline.compress(one, stored)
+            pipeline.replay(stored, class_name=one)
+        pipeline.train(classes[-1:], past, f"{typed.detector}-{name}")
+        outcome = pipeline.evaluate(classes, f"{typed.detector}-{name}")
+        sizes = [pipeline.store.path("conditions", one).stat().st_size for one in past]
+        chosen = [read_header(pipeline.store.path("conditions", one)).get("form") for one in past]
+    metrics = read_header(outcome.plan.path)["metrics"]["classes"]
+    return {
+        "form": form, "budget": budget, "seed": seed, "bytes": round(fmean(sizes)),
+        "chosen": chosen, "seconds": round(time.monotonic() - start),
+        **{figure: fmean(metrics[one][figure] for one in classes[:-1]) for figure in FIGURES},
+        "classes": {one: [metrics[one][figure] for figure in FIGURES] for one in classes},
+    }  # fmt: skip
+
+
+def main() -> None:
+    """Print a row of JSON for every detector, and the table over seeds at the end."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--store", type=Path, default=Path("build/budget"))
+    parser.add_argument("--budget", type=int, nargs="+", default=[25_000, 50_000, 100_000, 200_000])
+    parser.add_argument("--form", nargs="+", default=list(FORMS))
+    parser.add_argument("--seed", type=int, nargs="+", default=[0])
+    parser.add_argument("--num", type=int, default=100)
+    parser.add_argument("--detector", default="patchcore")
+    parser.add_argument("--encoder", default="mini")
+    typed = parser.parse_args()
+    classes = find_classes(typed.data)
+    for budget in typed.budget:
+        for form in typed.form:
+            rows = []
+            for seed in typed.seed:
+                try:
+                    rows.append(last_step(typed, classes, form, budget, seed))
+                except ConfigError as error:
+                    sys.stdout.write(f"{form} {budget}: {error.message}\n")
+                    break
+                sys.stdout.write(json.dumps(rows[-1]) + "\n")
+            if rows:
+                columns = [[100 * row[figure] for row in rows] for figure in FIGURES]
+                cells = [f"{fmean(column):.1f} +- {pstdev(column):.1f}" for column in columns]
+                told = (str(budget), form, str(rows[0]["bytes"]), *cells)
+                sys.stdout.write(f"| {' | '.join(told)} |\n")
+            sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()
