@@ -12,6 +12,8 @@ Strategies, each ending with one detector for all classes:
 * `auto`: likewise, from whichever form of these three covers other images of the class best.
 * `features`: as `finetune`, but the memory banks of earlier classes stay, each a part of a whole
   that does not grow.
+* `ucad`: as `features`, but with small banks of a fixed size, each image held against one of them:
+  UCAD (Liu et al. 2024) without its prompts, with routing by image and no test-set choice.
 * `final`: only the last step of `replay`, which is all that the authors ran.
 * `joint`: the upper line, trained once on the real images of all classes; only the last row of its
   matrix exists (those before would cost N - 1 trainings that no reported figure needs).
@@ -28,7 +30,8 @@ from replaycad.errors import ConfigError
 
 Changes = tuple[tuple[str, Any], ...]
 
-PENALIZED = ("ewc", "mas")
+PENALIZED, BANKED = ("ewc", "mas"), ("features", "ucad")
+_ALONE = (*PENALIZED, "ucad")  # their first training is another than that of the rest
 KEEPING: dict[str, Changes] = {
     "replay": (),
     "semantic": (("conditioning", "semantic"),),
@@ -47,6 +50,7 @@ _GOING_ON: dict[str, Changes] = {
     "ewc": (("penalty", "ewc"),),
     "mas": (("penalty", "mas"),),
     "features": (("banks", "extend"),),
+    "ucad": (("banks", "extend"), ("preset", "ucad")),
 }
 """Strategies that go on from the detector of the step before -> what `train` is told."""
 STRATEGIES = (*_GOING_ON, *KEEPING, "joint", "final")
@@ -110,7 +114,7 @@ def detector_name(
     run_name: str, strategy: str, step: int, seed: int, seeds: Sequence[int]
 ) -> str:
     """Name of the detector after `step` (from 1); most strategies share the one of step 1."""
-    middle = "step" if step == 1 and strategy not in PENALIZED else strategy
+    middle = "step" if step == 1 and strategy not in _ALONE else strategy
     name = f"{run_name}-{middle}-{step}"
     return name if seed == seeds[0] else f"{name}-seed{seed}"
 
@@ -162,7 +166,7 @@ def _steps_of_seed(
                 class_names=seen if own == "joint" else (new,),
                 sources=replayed if own in KEEPING else (),
                 init=before if own in _GOING_ON and number > 1 else "",
-                changes=_GOING_ON.get(own, ()) if number > 1 or own in PENALIZED else (),
+                changes=_GOING_ON.get(own, ()) if number > 1 or own in _ALONE else (),
             ))  # fmt: skip
             planned.append(Step(stage="eval", name=name, seed=seed, strategies=owners,
                                 class_names=seen, sources=(name,)))  # fmt: skip
@@ -203,8 +207,8 @@ def _trainings(
     shared: dict[str, tuple[str, ...]] = {}
     for name in walking:
         # A first training that remembers nothing beside its weights is the same for all.
-        first = number == 1 and name not in PENALIZED
-        own = next((one for one in shared if one not in PENALIZED), name) if first else name
+        first = number == 1 and name not in _ALONE
+        own = next((one for one in shared if one not in _ALONE), name) if first else name
         own = form_of(own)
         shared[own] = (*shared.get(own, ()), name)
     return list(shared.items())

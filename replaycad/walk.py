@@ -103,7 +103,7 @@ def _check_fits(config: TrainConfig, step: Step) -> None:
         )
     if "banks" in changes and has_weights:
         raise ConfigError(
-            f"strategy 'features' keeps memory banks, and {config.detector} has none",
+            f"the strategy of '{step.name}' keeps memory banks, and {config.detector} has none",
             "use --detector patchcore",
         )
 
@@ -156,10 +156,10 @@ def _bytes_kept(pipeline: Pipeline, planned: Sequence[Step], strategy: str, name
     """
     if strategy == "finetune":
         return 0
-    if strategy in (*sequence.PENALIZED, "features"):
+    if strategy in (*sequence.PENALIZED, *sequence.BANKED):
         last = next(s for s in reversed(planned) if s.stage == "train" and strategy in s.strategies)
         detector = DetectorArtifact.load(pipeline.store.path("detectors", last.name))
-        kept = detector.state if strategy == "features" else detector.penalty
+        kept = detector.state if strategy in sequence.BANKED else detector.penalty
         num_classes = max(len(s.class_names) for s in planned if s.stage == "eval")
         return sum(values.nbytes for values in kept.values()) // num_classes
     if strategy == "joint":

@@ -201,7 +201,7 @@ def test_run_prints_the_matrix_and_keeps_document_and_sheet(run, tmp_path):
 def test_run_with_an_unknown_strategy_makes_nothing(run, tmp_path):
     line = one_line_error(run("run", "--class", "disc", "--strategy", "magic"))
 
-    assert "finetune, ewc, mas, features, replay, semantic" in line
+    assert "finetune, ewc, mas, features, ucad, replay" in line
     assert not (tmp_path / "store" / "masks").exists()
 
 

@@ -66,6 +66,11 @@ def test_banks_walk_from_the_shared_first_step_and_are_extended():
     assert trained["run-features-2"].changes == (("banks", "extend"),)
     assert trained["run-features-2"].init == "run-step-1"
 
+    trained = by_name(steps(["a", "b"], ("features", "ucad"), [0], "run"), "train")
+    assert list(trained) == ["run-step-1", "run-ucad-1", "run-features-2", "run-ucad-2"]
+    assert trained["run-ucad-1"].changes == trained["run-ucad-2"].changes
+    assert trained["run-ucad-2"].init == "run-ucad-1"
+
 
 def test_each_form_of_keeping_a_class_has_artifacts_of_its_own_but_the_same_masks():
     planned = steps(["a", "b"], ("replay", "exemplars", "final"), [0, 1], "run")
@@ -157,7 +162,7 @@ def test_later_seeds_have_their_own_artifacts_but_share_the_masks():
 
 
 def test_unknown_strategy_is_refused_with_the_valid_ones():
-    with pytest.raises(ConfigError, match="finetune, ewc, mas, features, replay, semantic"):
+    with pytest.raises(ConfigError, match="finetune, ewc, mas, features, ucad, replay, semantic"):
         check_strategies(["magic"])
 
 

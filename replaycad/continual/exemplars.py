@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from replaycad.detectors.encoders import Encoder
 from replaycad.detectors.patchcore import greedy_coreset
 from replaycad.diffusion.alignment import between
-from replaycad.mask_ops import apply_to_images, augmentations
+from replaycad.mask_ops import Operation, apply_to_images
 
 ByteArray = NDArray[np.uint8]
 
@@ -81,7 +81,7 @@ def vary(
     poses: NDArray[np.float32],
     wanted: NDArray[np.float32],
     beyond: str,
-    augmentation: str,
+    operations: Sequence[Operation],
     choices: Sequence[np.random.Generator],
 ) -> ByteArray:
     """Move images from their own poses to others of the class, and turn or flip as it allows.
@@ -91,7 +91,7 @@ def vary(
         poses: `[N, 3]` of these images, as `diffusion.alignment` finds them.
         wanted: `[N, 3]` to move to.
         beyond: what is seen beyond the border, as in `diffusion.alignment`.
-        augmentation: of `mask_ops.TRAIN_AUGMENTATIONS`; free rotation is left to the poses.
+        operations: turns and flips, of which each image gets one; none for images as they are.
         choices: random streams, one per image.
 
     Returns:
@@ -101,10 +101,9 @@ def vary(
         torch.from_numpy(images).float(), torch.from_numpy(poses), torch.from_numpy(wanted), beyond
     )
     drawn = moved.round().clamp(0, 255).to(torch.uint8).numpy()
-    if augmentation in ("none", "free_rotation"):
+    if not operations:
         return drawn
-    operations = augmentations(augmentation)
-    picked = [operations[choice.integers(len(operations))] for choice in choices]
+    picked = [operations[int(choice.integers(len(operations)))] for choice in choices]
     return np.concatenate(
         [apply_to_images(one, image[None]) for one, image in zip(picked, drawn, strict=True)]
     )

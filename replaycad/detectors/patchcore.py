@@ -232,7 +232,10 @@ class PatchCore(Detector):
 
         Picks are made farthest first, so those that stay are the coreset of the smaller size: a
         coreset of fixed size over a growing number of classes, after CADIC (arXiv 2511.08634).
+        Banks that images are routed to stay whole, as UCAD's do.
         """
+        if self.preset.is_routed:
+            return
         classes, counts = self.bank_class_index.unique(return_counts=True)
         room = max(1, self.preset.bank_limit // max(1, len(classes)))
         if int(counts.sum()) <= self.preset.bank_limit:
@@ -242,7 +245,7 @@ class PatchCore(Detector):
 
     @torch.no_grad()
     def anomaly_maps(self, features: Sequence[torch.Tensor]) -> torch.Tensor:
-        """Smoothed squared distance of every patch to the nearest patch of any class.
+        """Smoothed squared distance of every patch to the nearest of any class, or of one.
 
         Returns:
             `[B, image_size, image_size]` float32, at least 0 up to rounding, higher is more
@@ -253,8 +256,15 @@ class PatchCore(Detector):
         """
         if not len(self.bank):
             raise ValueError("PatchCore has no memory bank yet: call fit first")
-        distances = nearest_squared_distances(self._patches(features), self.bank)
+        patches = self._patches(features)
         height, width = features[-2].shape[-2:]
+        if self.preset.is_routed:
+            banks = [self.bank[self.bank_class_index == c] for c in self.bank_class_index.unique()]
+            found = torch.stack([nearest_squared_distances(patches, bank) for bank in banks])
+            found = found.reshape(len(banks), -1, height * width)  # [classes, B, patches]
+            distances = found.gather(0, found.sum(2).argmin(0)[None, :, None].expand_as(found[:1]))
+        else:
+            distances = nearest_squared_distances(patches, self.bank)
         return apply_both_axes(distances.reshape(-1, height, width), self._to_image)
 
     def _patches(self, features: Sequence[torch.Tensor]) -> torch.Tensor:

@@ -98,12 +98,15 @@ class PatchCorePreset(Preset):
         bank_fraction: share of a class's patches that its bank keeps.
         bank_limit: largest number of patches in the bank of one class.
         projection_width: width of the random projection in which the coreset is chosen.
+        is_routed: whether an image is held against the bank of one class alone, the one that lies
+            nearest to all its patches together.
     """
 
     levels: tuple[int, ...] = (2, 3)
     bank_fraction: float = 0.1
     bank_limit: int = 10_000
     projection_width: int = 128
+    is_routed: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

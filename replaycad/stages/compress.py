@@ -10,6 +10,7 @@ import torch
 from replaycad.artifacts.conditions import ConditionsArtifact
 from replaycad.artifacts.masks import MasksArtifact
 from replaycad.continual.budget import MAX_POSES, affordable
+from replaycad.continual.coverage import symmetries
 from replaycad.continual.exemplars import coverage_order, describe, encode, fill
 from replaycad.data.images import evenly, load_images
 from replaycad.data.samples import Sample
@@ -166,6 +167,9 @@ def keep_exemplars(
         found, framed, _ = _into_frame(images, whole, policy["mask_rule"], seed)
         poses = found.poses.numpy()
         targets = poses[evenly(len(samples), MAX_EXEMPLAR_POSES)]
+    operations = symmetries(framed, encoder, generator(seed, "symmetries"))
+    if policy["train_augmentation"] in ("rotate_180", "six_way"):
+        operations = augmentations(policy["train_augmentation"])
     order = coverage_order(describe(framed, encoder), generator(seed, "exemplars"))
     empty = conditions or ConditionsArtifact(
         class_name=masks.class_name,
@@ -178,11 +182,16 @@ def keep_exemplars(
         half=config.half,
         poses=targets,
     )
+    named = [[one.rotate_degrees, one.flip] for one in operations]
+    empty = replace(empty, header={**empty.header, "symmetries": named})
     stored = list(fill(images, order, config.exemplar_quality, budget - empty.file_bytes()))
     while stored:
         kept = replace(empty, exemplars=tuple(stored), exemplar_poses=poses[order[: len(stored)]])
         if kept.file_bytes() <= budget:
-            report.note(f"{masks.class_name}: {len(stored)} of {len(samples)} images kept")
+            report.note(
+                f"{masks.class_name}: {len(stored)} of {len(samples)} images kept, with "
+                f"{len(operations) - 1} turns and flips"
+            )
             return kept
         stored.pop()
     raise ConfigError(

@@ -14,7 +14,7 @@ from replaycad.diffusion.backbones import Diffusion
 from replaycad.diffusion.conditioning import Conditions, SpatialEncoder
 from replaycad.diffusion.sampling import pass_size, sample
 from replaycad.errors import ArtifactError
-from replaycad.mask_ops import replay_mask, resize_masks
+from replaycad.mask_ops import Operation, replay_mask, resize_masks
 from replaycad.progress import Report, silent
 from replaycad.recipes import ReplayConfig
 from replaycad.runtime import stream_seed
@@ -208,13 +208,15 @@ class Kept:
             raise ArtifactError(f"{message}: {error}", "compress the class again") from None
         self._own, self._poses = conditions.exemplar_poses, conditions.poses
         self._policy = conditions.policy
+        named = conditions.header.get("symmetries", [])
+        self._operations = [Operation(rotate_degrees=turn, flip=flip) for turn, flip in named]
         self._beyond = beyond_border(conditions.policy["mask_rule"])
 
     def in_frame(self, seed: int) -> np.ndarray:
         """The image that a seed picks, in the common frame: `[3, S, S]` uint8."""
         picked = self._stream(seed).integers(len(self.images), size=1)
         still = np.zeros((1, 3), np.float32)
-        return vary(self.images[picked], self._own[picked], still, self._beyond, "none", [])[0]
+        return vary(self.images[picked], self._own[picked], still, self._beyond, (), [])[0]
 
     def varied(self, seed: int) -> np.ndarray:
         """The image that a seed picks, moved and turned as the class is: `[3, S, S]` uint8."""
@@ -225,10 +227,8 @@ class Kept:
             wanted = self._poses[rng.integers(len(self._poses), size=1)]
         elif self._policy["replay_augmentation"] == "free_rotation":
             wanted = wanted + np.array([[rng.uniform(0, 360), 0, 0]], np.float32)
-        augmentation = self._policy["train_augmentation"]
-        return vary(
-            self.images[picked], self._own[picked], wanted, self._beyond, augmentation, [rng]
-        )[0]
+        images, own = self.images[picked], self._own[picked]
+        return vary(images, own, wanted, self._beyond, self._operations, [rng])[0]
 
     def _stream(self, seed: int) -> np.random.Generator:
         return np.random.default_rng(stream_seed(int(seed), "exemplar"))

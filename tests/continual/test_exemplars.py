@@ -10,11 +10,12 @@ from replaycad.artifacts.conditions import ConditionsArtifact
 from replaycad.artifacts.detector import DetectorArtifact
 from replaycad.artifacts.replays import ReplaysReader
 from replaycad.continual.budget import affordable
-from replaycad.continual.coverage import distance
+from replaycad.continual.coverage import distance, symmetries
 from replaycad.continual.exemplars import coverage_order, decode, encode, fill, vary
 from replaycad.data.images import load_images
 from replaycad.data.samples import train_samples
 from replaycad.detectors.encoders import load_encoder
+from replaycad.mask_ops import Operation, augmentations
 from replaycad.recipes import CompressConfig
 from replaycad.runtime import generator
 
@@ -69,14 +70,14 @@ def test_an_image_is_moved_from_its_pose_to_another_and_back_again():
     image, quarter = smooth(), np.array([[90.0, 0, 0]], np.float32)
     still, rng = np.zeros((1, 3), np.float32), [np.random.default_rng(0)]
 
-    turned = vary(image, still, quarter, "border", "none", rng)
-    back = vary(turned, quarter, still, "border", "none", rng)
+    turned = vary(image, still, quarter, "border", (), rng)
+    back = vary(turned, quarter, still, "border", (), rng)
 
     # A pose is clockwise; numpy turns the other way.
     assert difference(turned, np.rot90(image, -1, axes=(2, 3))) < 1
     assert difference(back, image) < 1
     assert difference(turned, image) > 10
-    assert np.array_equal(vary(image, quarter, quarter, "border", "free_rotation", rng), image)
+    assert np.array_equal(vary(image, quarter, quarter, "border", (), rng), image)
 
 
 def test_a_class_that_may_be_flipped_is_flipped():
@@ -84,8 +85,9 @@ def test_a_class_that_may_be_flipped_is_flipped():
     allowed = [np.rot90(image, turns, axes=(2, 3)) for turns in range(4)]
     allowed += [image[..., ::-1], image[:, :, ::-1]]
 
+    operations = augmentations("six_way")
     drawn = [
-        vary(image, still, still, "reflection", "six_way", [np.random.default_rng(seed)])
+        vary(image, still, still, "reflection", operations, [np.random.default_rng(seed)])
         for seed in range(40)
     ]
 
@@ -148,7 +150,7 @@ def test_a_budget_too_small_for_one_image_says_how_much_is_needed(run, tmp_path)
 
 def test_the_banks_of_earlier_classes_stay_within_the_room_of_one(run, tmp_path):
     result = run(
-        "run", "--class", "disc,plate", "--strategy", "finetune,features", "--detector",
+        "run", "--class", "disc,plate", "--strategy", "finetune,features,ucad", "--detector",
         "patchcore", "--json",
     )  # fmt: skip
 
@@ -277,6 +279,21 @@ def test_distance_is_nought_for_the_same_images_and_grows_with_what_is_missing(b
 
     assert found[0] < 0.2 * found[1]
     assert found[1] < found[2]
+
+
+def test_symmetries_of_noise_are_all_and_of_a_gradient_the_one_that_keeps_it(bundled_encoder):
+    rng = np.random.default_rng(0)
+    noise = rng.integers(0, 256, (24, 3, 64, 64), np.uint8)
+    ramp = np.broadcast_to(np.linspace(30, 220, 64), (24, 3, 64, 64))  # dark to the left
+    ramp = (ramp + rng.normal(0, 4, ramp.shape)).clip(0, 255).astype(np.uint8)
+
+    of_noise, of_ramp = (
+        symmetries(images, bundled_encoder, generator(0, "halves")) for images in (noise, ramp)
+    )
+
+    assert of_noise == augmentations("six_way")
+    assert of_ramp == [Operation(), Operation(flip="up_down")]
+    assert symmetries(noise[:1], bundled_encoder, generator(0, "halves")) == [Operation()]
 
 
 @pytest.fixture(scope="session")

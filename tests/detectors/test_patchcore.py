@@ -172,6 +172,30 @@ def test_shrinking_keeps_the_coreset_of_the_smaller_size_of_every_class():
     assert len(detector.bank) == 9, "what fits stays"
 
 
+def test_a_routed_image_is_held_against_the_class_that_lies_nearest_to_all_of_it():
+    near, far = random_pyramid(0), random_pyramid(2, offset=9.0)
+    detectors = []
+    for routed in (False, True):
+        preset = PatchCorePreset(image_size=32, bank_fraction=1.0, is_routed=routed)
+        detectors.append(PatchCore((4, 6, 8), (4, 8, 16), 32, preset))
+        detectors[-1].fit([near], 0, stream())
+        detectors[-1].fit([far], 1, stream())
+    plain, routed = detectors
+
+    # One corner of an image of the first class looks like the second class.
+    mixed = [level.clone() for level in near]
+    for level, other in zip(mixed, far, strict=True):
+        level[:, :, : level.shape[2] // 2, : level.shape[3] // 2] = other[
+            :, :, : level.shape[2] // 2, : level.shape[3] // 2
+        ]
+
+    assert torch.allclose(routed.anomaly_maps(near), plain.anomaly_maps(near), atol=1e-5)
+    assert torch.allclose(routed.anomaly_maps(far), plain.anomaly_maps(far), atol=1e-5)
+    assert routed.anomaly_maps(mixed).max() > 2 * plain.anomaly_maps(mixed).max()
+    routed.shrink()
+    assert routed.bank_class_index.bincount().tolist() == [32, 32]
+
+
 def test_state_round_trip_restores_the_banks():
     trained, fresh = small_patchcore(), small_patchcore()
     trained.fit([random_pyramid(0)], 3, stream())
