@@ -14,7 +14,7 @@ from replaycad.mask_ops import Operation, apply_to_images, augmentations
 BANK_LIMIT = 4_000  # patches of the drawn images that are kept, as the detector's mini preset
 SYMMETRY_IMAGES = 24  # of either half of a class
 SYMMETRY_SLACK = 1.15
-"""Turned images may lie so much farther than images as they are. Measured on ten classes, two draws:
+"""Turned images may lie so much farther than images as they are. Measured on ten classes, twice:
 grid, tile and a texture up to 1.15 whatever the turn, all others from 1.16 to 45."""
 _CHUNK = 32
 
