@@ -165,13 +165,11 @@ def test_jpeg_costs_detail_and_keeps_the_picture():
 @pytest.fixture
 def hub(tmp_path, monkeypatch):
     """A Hugging Face cache that holds tiny models under the names of the large ones."""
-    cache, commit = tmp_path / "hub", "0123456789abcdef" * 2 + "01234567"
+    cache = tmp_path / "hub"
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(cache))
     for name, text in (("sd15", "clip"), ("ldm256", "ldmbert")):
         model = cache / f"models--{BACKBONES[name].hub_id.replace('/', '--')}"
-        make_tiny_backbone(model / "snapshots" / commit, text)
-        (model / "refs").mkdir()
-        (model / "refs" / "main").write_text(commit)
+        make_tiny_backbone(model / "snapshots" / BACKBONES[name].revision, text)
     return cache
 
 

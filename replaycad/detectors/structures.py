@@ -104,7 +104,7 @@ class PatchCorePreset(Preset):
 
     levels: tuple[int, ...] = (2, 3)
     bank_fraction: float = 0.1
-    bank_limit: int = 10_000
+    bank_limit: int = 8_000
     projection_width: int = 128
     is_routed: bool = False
 

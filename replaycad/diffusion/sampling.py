@@ -154,7 +154,7 @@ def _denoise(
     empty_prompt: torch.Tensor,
     seeds: Sequence[int],
     config: ReplayConfig,
-    started: torch.Tensor | None,
+    started: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Noise -> latents `[B, C, h, w]` float32, scaled, by the config's sampler and guidance.
 
