@@ -252,3 +252,31 @@ def test_the_report_hears_of_every_image(diffusion, conditions):
     list(sample(diffusion, conditions, masks(), SEEDS, CONFIG, Listener()))
 
     assert heard == [("replay", 4, 6), ("replay", 6, 6)]
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "dpm++"])
+def test_images_to_start_from_are_kept_the_more_the_less_noise_is_put_on_them(
+    diffusion, conditions, sampler
+):
+    size = diffusion.image_size
+    starts = np.random.default_rng(0).integers(0, 256, (4, 3, size, size), np.uint8)
+    whole = diffusion.decode(diffusion.encode_images(torch.from_numpy(starts))[0]).float()
+
+    def away(strength):
+        config = dataclasses.replace(
+            CONFIG, sampler=sampler, num_inference_steps=10, guidance_scale=1.0, strength=strength
+        )
+        drawn = sample(diffusion, conditions, masks(4), SEEDS[:4], config, starts=iter(starts))
+        return (torch.cat(list(drawn)).float() - whole).abs().mean().item()
+
+    distances = [away(strength) for strength in (0.0, 0.3, 0.6, 1.0)]
+
+    assert distances == sorted(distances)
+    assert distances[0] < 0.9 * distances[-1]
+
+
+def test_too_few_images_to_start_from_are_refused(diffusion, conditions):
+    starts = np.zeros((3, 3, diffusion.image_size, diffusion.image_size), np.uint8)
+
+    with pytest.raises(ConfigError, match="3 images to start 6 from"):
+        list(sample(diffusion, conditions, masks(), SEEDS, CONFIG, starts=iter(starts)))
