@@ -61,6 +61,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--store", type=Path, default=Path("build/budget"))
+    parser.add_argument("--order", nargs="+", default=[], help="of the classes; default: by name")
     parser.add_argument("--budget", type=int, nargs="+", default=[25_000, 50_000, 100_000, 200_000])
     parser.add_argument("--form", nargs="+", default=list(FORMS))
     parser.add_argument("--seed", type=int, nargs="+", default=[0])
@@ -68,7 +69,7 @@ def main() -> None:
     parser.add_argument("--detector", default="patchcore")
     parser.add_argument("--encoder", default="mini")
     typed = parser.parse_args()
-    classes = find_classes(typed.data)
+    classes = typed.order or find_classes(typed.data)
     for budget in typed.budget:
         for form in typed.form:
             rows = []
