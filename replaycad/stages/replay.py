@@ -223,7 +223,9 @@ class Kept:
         rng = self._stream(seed)
         picked = rng.integers(len(self.images), size=1)
         wanted = self._own[picked]
-        if self._poses is not None:
+        if self._policy["mask_rule"] == "frame":
+            pass  # a surface that is turned goes on beyond its border, where a mirror shows kinks
+        elif self._poses is not None:
             wanted = self._poses[rng.integers(len(self._poses), size=1)]
         elif self._policy["replay_augmentation"] == "free_rotation":
             wanted = wanted + np.array([[rng.uniform(0, 360), 0, 0]], np.float32)
