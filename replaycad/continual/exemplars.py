@@ -28,10 +28,20 @@ def encode(image: ByteArray, quality: int) -> bytes:
         return file.getvalue()
 
 
-def decode(stored: bytes) -> ByteArray:
-    """Undo `encode` but for what the quality lost: `[3, H, W]` uint8."""
+def decode(stored: bytes, size: int) -> ByteArray:
+    """Undo `encode` but for what the quality lost: `[3, size, size]` uint8.
+
+    Raises:
+        ValueError: if it is no image, or one of another size, which is seen before it is unpacked.
+    """
     with io.BytesIO(stored) as file:
-        return np.asarray(Image.open(file).convert("RGB")).transpose(2, 0, 1)
+        try:
+            picture = Image.open(file, formats=["AVIF"])
+            if picture.size != (size, size):
+                raise ValueError(f"it has {picture.size[0]} x {picture.size[1]} px, not {size}")
+            return np.asarray(picture.convert("RGB")).transpose(2, 0, 1)
+        except (OSError, Image.DecompressionBombError) as error:
+            raise ValueError(str(error)) from None
 
 
 def describe(images: ByteArray, encoder: Encoder) -> torch.Tensor:

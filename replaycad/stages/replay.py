@@ -202,8 +202,9 @@ class Kept:
         if conditions.exemplar_poses is None:
             raise ArtifactError(f"the conditions of {conditions.class_name} hold no images")
         try:
-            self.images = np.stack([decode(one) for one in conditions.exemplars])
-        except (OSError, ValueError) as error:
+            size = conditions.exemplar_size
+            self.images = np.stack([decode(one, size) for one in conditions.exemplars])
+        except ValueError as error:
             message = f"an image among the conditions of {conditions.class_name} cannot be read"
             raise ArtifactError(f"{message}: {error}", "compress the class again") from None
         self._own, self._poses = conditions.exemplar_poses, conditions.poses
