@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from replaycad.diffusion.alignment import align, all_to_frame, to_frame, to_pose
+from replaycad.diffusion.alignment import align, all_to_frame, between, to_frame, to_pose
 from replaycad.runtime import generator
 
 
@@ -97,3 +97,14 @@ def test_the_frame_stays_in_the_middle_of_the_pictures() -> None:
     assert not found.is_free
     assert found.poses[:, 1:].mean(0).abs().max() < 0.01
     assert found.poses[:, 0].mean().abs() < 0.1
+
+
+def test_a_picture_moved_between_poses_is_the_one_moved_through_the_frame() -> None:
+    picture = _picture()
+    own, wanted = torch.tensor([[33.0, 0.05, -0.03]]), torch.tensor([[-70.0, -0.04, 0.06]])
+    through = to_pose(to_frame(picture, own), wanted)
+    moved = between(picture, own, wanted)
+    middle = slice(20, 44)
+    assert (moved - through)[..., middle, middle].abs().mean() < 1.5
+    assert (moved - picture)[..., middle, middle].abs().mean() > 10
+    assert torch.allclose(between(picture, own, own), picture, atol=0.05)
