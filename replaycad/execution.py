@@ -20,6 +20,7 @@ from replaycad.artifacts.masks import MasksArtifact
 from replaycad.artifacts.replay_writer import ReplaysWriter
 from replaycad.artifacts.replays import ReplaysReader
 from replaycad.artifacts.store import Store
+from replaycad.continual.budget import IMAGE_BUDGET
 from replaycad.data.images import load_images
 from replaycad.data.mixture import Mixture, Source
 from replaycad.data.samples import Sample
@@ -41,7 +42,6 @@ from replaycad.runtime import generator, resolve_device
 
 FORMS: tuple[Form, ...] = ("exemplars", "hybrid", "conditions")
 """What `auto` chooses among; of equals the first, which needs the least."""
-FORM_BUDGET = 200_000  # bytes, unless the config says how many
 TRIED_ON = 5  # every fifth image is held out while forms are tried
 TRIED_REPLAYS = 64
 
@@ -132,6 +132,10 @@ class Workshop:
             kept = keep_exemplars(
                 samples, masks, self._judge(), size, config, seed, header, self._report, kept
             )
+        num_bytes = kept.file_bytes()
+        if config.budget and num_bytes > config.budget:  # the header alone was only guessed at
+            message = f"compress: {masks.class_name} takes {num_bytes} bytes as {config.keep}"
+            raise ConfigError(f"{message}, more than the budget of {config.budget}", "give more")
         return kept
 
     def _judge(self) -> Any:
@@ -170,7 +174,7 @@ class Workshop:
         drawing = replace(drawing, num_images=TRIED_REPLAYS, backbone=config.backbone)
         found: dict[Form, float] = {}
         for form in FORMS:
-            trial = replace(config, keep=form, budget=config.budget or FORM_BUDGET)
+            trial = replace(config, keep=form, budget=config.budget or IMAGE_BUDGET)
             try:
                 kept = self._keep(rest, others, trial, {**header, "form": form}, seed)
             except ConfigError as error:

@@ -137,7 +137,7 @@ class Pipeline:
         name, seed = name or class_name, self.wishes.seed if seed is None else seed
         samples = train_samples(self.wishes.data, class_name)
         config = replace(self.config(CompressConfig, class_name), **changes)
-        weights = self._weights_of_compress(config)
+        weights = self.weights_of_compress(config)
         self._prepare_masks(class_name, samples)
         masks_header = self.making.header("masks", class_name)
         inputs = {
@@ -158,7 +158,7 @@ class Pipeline:
             config,
         )  # fmt: skip
 
-    def _weights_of_compress(self, config: CompressConfig) -> dict[str, str]:
+    def weights_of_compress(self, config: CompressConfig) -> dict[str, str]:
         """Digests of the networks that it asks; to pick real images takes no diffusion model."""
         if config.keep == "exemplars":
             return self.frozen.encoder(EXEMPLAR_ENCODER)

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -84,9 +85,8 @@ def _check_networks(pipeline: Pipeline, planned: Sequence[Step]) -> None:
             masking = pipeline.config(MaskConfig, step.class_names[0])
             pipeline.frozen.segmenter(masking.segmenter)
         elif step.stage == "compress":
-            if dict(step.changes).get("keep") != "exemplars":
-                compressing = pipeline.config(CompressConfig, step.class_names[0])
-                pipeline.frozen.backbone(compressing.backbone)
+            compressing = pipeline.config(CompressConfig, step.class_names[0])
+            pipeline.weights_of_compress(replace(compressing, **dict(step.changes)))
         elif step.stage == "train":
             config = settle(pipeline.config(TrainConfig))
             pipeline.frozen.encoder(config.encoder)

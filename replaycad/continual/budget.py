@@ -4,6 +4,7 @@ from dataclasses import replace
 
 from replaycad.recipes import CompressConfig
 
+IMAGE_BUDGET = 200_000  # bytes of a file with real images, unless the config says how many
 HEADER_BYTES = 4_000  # of a file, about; what is written in the end is counted exactly
 MAX_POSES = 256  # kept of a class, and coefficients likewise
 

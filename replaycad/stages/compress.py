@@ -9,7 +9,7 @@ import torch
 
 from replaycad.artifacts.conditions import ConditionsArtifact
 from replaycad.artifacts.masks import MasksArtifact
-from replaycad.continual.budget import MAX_POSES, affordable
+from replaycad.continual.budget import IMAGE_BUDGET, MAX_POSES, affordable
 from replaycad.continual.coverage import symmetries
 from replaycad.continual.exemplars import coverage_order, describe, encode, fill
 from replaycad.data.images import evenly, load_images
@@ -40,7 +40,6 @@ MAX_MASK_SIZE = 256
 """Side in pixels above which stored masks are halved: ten of 512 px would weigh more than all that
 the search learns, and the VAE sees an eighth of the side anyway."""
 
-IMAGE_BUDGET = 200_000  # bytes of a file with real images, unless the config says how many
 MAX_EXEMPLAR_POSES = 64  # fewer where bytes are counted
 MAX_LATENT_BYTES = 2 * 10**9  # above this many the latents of all augmentations are kept in 16 bits
 
@@ -167,9 +166,10 @@ def keep_exemplars(
         found, framed, _ = _into_frame(images, whole, policy["mask_rule"], seed)
         poses = found.poses.numpy()
         targets = poses[evenly(len(samples), MAX_EXEMPLAR_POSES)]
-    operations = symmetries(framed, encoder, generator(seed, "symmetries"))
     if policy["train_augmentation"] in ("rotate_180", "six_way"):
         operations = augmentations(policy["train_augmentation"])
+    else:
+        operations = symmetries(framed, encoder, generator(seed, "symmetries"))
     order = coverage_order(describe(framed, encoder), generator(seed, "exemplars"))
     empty = conditions or ConditionsArtifact(
         class_name=masks.class_name,

@@ -224,11 +224,11 @@ class Kept:
         rng = self._stream(seed)
         picked = rng.integers(len(self.images), size=1)
         wanted = self._own[picked]
-        if self._policy["mask_rule"] == "frame":
-            pass  # a surface that is turned goes on beyond its border, where a mirror shows kinks
-        elif self._poses is not None:
+        # A surface stays: turned, it would go on beyond its border, where a mirror shows kinks.
+        is_moved = self._policy["mask_rule"] != "frame"
+        if is_moved and self._poses is not None:
             wanted = self._poses[rng.integers(len(self._poses), size=1)]
-        elif self._policy["replay_augmentation"] == "free_rotation":
+        elif is_moved and self._policy["replay_augmentation"] == "free_rotation":
             wanted = wanted + np.array([[rng.uniform(0, 360), 0, 0]], np.float32)
         images, own = self.images[picked], self._own[picked]
         return vary(images, own, wanted, self._beyond, self._operations, [rng])[0]

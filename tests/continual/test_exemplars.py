@@ -350,3 +350,16 @@ def test_exemplars_whose_ends_do_not_rise_are_damaged(tmp_path):
 
     with pytest.raises(ArtifactError, match="expected rising `exemplar_ends` up to 9"):
         ConditionsArtifact.load(tmp_path / "one.safetensors")
+
+
+def test_a_file_is_refused_that_grew_beyond_its_budget(run, monkeypatch, tmp_path):
+    assert run("compress", "--class", "disc").exit_code == 0
+    path = tmp_path / "store" / "conditions" / "disc.safetensors"
+    before, size = path.read_bytes(), path.stat().st_size
+    monkeypatch.setattr("replaycad.continual.budget.HEADER_BYTES", -size)
+
+    result = run("compress", "--class", "disc", "--budget", str(size - 100))
+
+    assert result.exit_code == 1
+    assert f"more than the budget of {size - 100}" in result.stderr
+    assert path.read_bytes() == before

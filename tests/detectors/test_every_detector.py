@@ -30,6 +30,7 @@ PUBLISHED = {  # trained parameters, detectors.md
     ("rlr", "full"): 21_514_512,
     ("mambaad", "full"): 17_456_960,
 }
+UNPUBLISHED = ("mini", "ucad")  # the bundled encoder's
 STEPS = {"invad": 60, "simplenet": 60, "dinomaly": 60, "uniad": 60, "mambaad": 20, "rlr": 60}
 BY_LOSS = [name for name in DETECTORS if name != "patchcore"]
 
@@ -73,7 +74,7 @@ def learn(detector, name, features, num_steps):
 
 @pytest.mark.parametrize(
     ("name", "size"),
-    [(name, size) for name in DETECTORS for size in DETECTORS[name] if (name, size) in PUBLISHED],
+    [(name, size) for name in DETECTORS for size in DETECTORS[name] if size not in UNPUBLISHED],
 )
 def test_presets_of_the_papers_have_the_published_number_of_parameters(name, size):
     preset = preset_for(name, size)
