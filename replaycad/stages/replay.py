@@ -1,6 +1,7 @@
 """Draws images of a class from its conditions (paper section 3.3)."""
 
 import io
+from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -100,59 +101,57 @@ def replay_class(
     Raises:
         ArtifactError: if conditions and backbone do not fit, or the disk is full.
     """
-    built = rebuild_conditions(conditions, diffusion)
     kept = Kept(conditions) if conditions.exemplars else None
     # A batch begun by a killed run is drawn again whole: on some machines the last bit of an image
     # depends on how many are drawn beside it.
     done = writer.rows_done
-    seeds = image_seeds(conditions.class_name, seed, config.num_images)
     at_once = pass_size(config, diffusion.device)
     step = -(-config.batch_size // at_once) * at_once  # whole passes: a part would be filled up
-    for start in range(done - done % step, config.num_images, step):
-        batch = seeds[start : start + step]
-        drawn, masks = _draw(conditions, built, diffusion, config, batch, kept)
+    first = done - done % step
+    seeds = image_seeds(conditions.class_name, seed, config.num_images)
+    # Where real images are kept, every second replay is one of those; the others start from them.
+    is_real = np.arange(len(seeds)) % 2 == (1 if kept else 2)
+    drawn = _drawn(conditions, diffusion, config, seeds[first:][~is_real[first:]], kept)
+    for start in range(first, config.num_images, step):
+        batch = slice(start, min(start + step, config.num_images))
+        pairs = [
+            (kept.varied(one), np.ones((diffusion.image_size,) * 2, np.bool_))
+            if kept and real else next(drawn)
+            for one, real in zip(seeds[batch], is_real[batch], strict=True)
+        ]  # fmt: skip
+        images, masks = (np.stack(part) for part in zip(*pairs, strict=True))
         if config.jpeg_quality:
-            drawn = through_jpeg(drawn, config.jpeg_quality)
+            images = through_jpeg(images, config.jpeg_quality)
         fresh = slice(max(done - start, 0), None)
-        writer.append(drawn[fresh], masks[fresh], batch[fresh])
-        report.step("replay", start + len(batch), config.num_images)
+        writer.append(images[fresh], masks[fresh], seeds[batch][fresh])
+        report.step("replay", batch.stop, config.num_images)
 
 
-def _draw(
+def _drawn(
     conditions: ConditionsArtifact,
-    built: Conditions,
     diffusion: Diffusion,
     config: ReplayConfig,
     seeds: np.ndarray,
     kept: "Kept | None",
-) -> tuple[np.ndarray, np.ndarray]:
-    """Images `[B, 3, H, W]` uint8 and masks `[B, H, W]` bool of these seeds.
-
-    Where real images are kept, every second one is one of those, moved, and the others start from
-    them in place of noise.
-    """
-    size = diffusion.image_size
-    images = np.empty((len(seeds), 3, size, size), np.uint8)
-    masks = np.ones((len(seeds), size, size), np.bool_)
-    where = np.arange(len(seeds)) % 2 == 0 if kept else np.ones(len(seeds), np.bool_)
-    own = seeds[where]
-    posed = [pose_mask(conditions, one) for one in own]
-    placed = None
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Images `[3, H, W]` uint8 and masks `[H, W]` bool of these seeds, drawn a pass at a time."""
+    built, placed, starts = rebuild_conditions(conditions, diffusion), None, None
     if conditions.coefficients is not None:
-        placed = pick_rows(conditions.coefficients, own)
-    starts = None if kept is None else (kept.in_frame(one) for one in own)
-    passes = sample(diffusion, built, posed, own.tolist(), config, silent, placed, starts)
-    drawn = np.concatenate([one.numpy() for one in passes])
-    drawn_masks = resize_masks(np.stack(posed), size)
-    if conditions.poses is not None:
-        fill = beyond_border(conditions.policy["mask_rule"])
-        poses = pick_rows(conditions.poses, own)
-        drawn, drawn_masks = move(drawn, drawn_masks, poses, fill)
-    images[where], masks[where] = drawn, drawn_masks
+        placed = pick_rows(conditions.coefficients, seeds)
     if kept is not None:
-        for number in np.flatnonzero(~where):
-            images[number] = kept.varied(seeds[number])
-    return images, masks
+        starts = (kept.in_frame(one) for one in seeds)
+    posed = (pose_mask(conditions, one) for one in seeds)
+    start = 0
+    for passed in sample(diffusion, built, posed, seeds.tolist(), config, silent, placed, starts):
+        own = seeds[start : start + len(passed)]
+        start += len(passed)
+        images = passed.numpy()
+        masks = np.stack([pose_mask(conditions, one) for one in own])
+        masks = resize_masks(masks, diffusion.image_size)
+        if conditions.poses is not None:
+            fill = beyond_border(conditions.policy["mask_rule"])
+            images, masks = move(images, masks, pick_rows(conditions.poses, own), fill)
+        yield from zip(images, masks, strict=True)
 
 
 def vary_exemplars(
