@@ -41,9 +41,9 @@ def distance(
     size = real.shape[-1]
     preset = PatchCorePreset(image_size=size, bank_fraction=1.0, bank_limit=BANK_LIMIT)
     detector = PatchCore(encoder.channels, encoder.strides, size, preset)
-    detector.fit(_features(drawn, encoder), 0, generator)
+    detector.fit(pyramids(drawn, encoder), 0, generator)
     scores = [
-        detector.image_scores(detector.anomaly_maps(levels)) for levels in _features(real, encoder)
+        detector.image_scores(detector.anomaly_maps(levels)) for levels in pyramids(real, encoder)
     ]
     return float(torch.cat(scores).mean())
 
@@ -76,6 +76,7 @@ def symmetries(
     return [one for one, value in zip(operations, found, strict=True) if value <= limit]
 
 
-def _features(images: NDArray[np.uint8], encoder: Encoder) -> Iterator[Sequence[torch.Tensor]]:
+def pyramids(images: NDArray[np.uint8], encoder: Encoder) -> Iterator[Sequence[torch.Tensor]]:
+    """Features of images `[N, 3, S, S]` uint8, a few images at a time: levels `[B, C, H, W]`."""
     for chunk in torch.from_numpy(images).split(_CHUNK):
         yield encoder.encode_images(chunk)

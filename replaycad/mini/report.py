@@ -5,7 +5,7 @@ are measured. Nothing here is trained on what is measured, and nothing is chosen
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from statistics import mean
 from typing import Annotated
@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from replaycad.contact_sheet import draw_sheet
+from replaycad.continual.coverage import pyramids
 from replaycad.data.images import load_images
 from replaycad.data.samples import find_classes, test_samples, train_samples
 from replaycad.detectors.encoders import IMAGENET_MEAN, IMAGENET_STD, Encoder, load_encoder
@@ -137,17 +138,12 @@ def nearest_neighbour_auroc(data: Path, encoder: Encoder) -> Figures:
         detector = PatchCore(encoder.channels, encoder.strides, IMAGE_SIZE, preset)
         normal, tested = train_samples(data, name), test_samples(data, name)
         detector.fit(
-            _features(encoder, load_images(normal, IMAGE_SIZE)), 0, generator(0, "report", name)
+            pyramids(load_images(normal, IMAGE_SIZE), encoder), 0, generator(0, "report", name)
         )
-        pyramids = _features(encoder, load_images(tested, IMAGE_SIZE))
-        scores = torch.cat([detector.anomaly_maps(levels).amax((1, 2)) for levels in pyramids])
+        shown = pyramids(load_images(tested, IMAGE_SIZE), encoder)
+        scores = torch.cat([detector.anomaly_maps(levels).amax((1, 2)) for levels in shown])
         found[name] = image_auroc(scores.numpy(), [sample.is_anomalous for sample in tested])
     return {**found, "mean": mean(found.values())}
-
-
-def _features(encoder: Encoder, images: np.ndarray) -> Iterator[Sequence[torch.Tensor]]:
-    for chunk in torch.from_numpy(images).split(32):
-        yield encoder.encode_images(chunk)
 
 
 def inversion(
