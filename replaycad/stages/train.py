@@ -14,6 +14,7 @@ from replaycad.data.images import evenly
 from replaycad.data.mixture import Mixture, batches
 from replaycad.detectors.build import build_detector
 from replaycad.detectors.encoders import Encoder
+from replaycad.detectors.feature_cache import FeatureCache
 from replaycad.detectors.interface import Detector
 from replaycad.detectors.optimization import make_optimizers, optimize_step
 from replaycad.detectors.presets import preset_for, settle
@@ -88,17 +89,21 @@ def train_detector(
             detector.load_state_dict({k: torch.from_numpy(v) for k, v in init.state.items()})
     detector.to(device)
     remembered = _remembered(init, config)
+    uses = _uses(config, mixture) if detector.trained_by == "loss" else 1.0
+    features = FeatureCache(
+        encoder, mixture.images, len(mixture), config.batch_size, uses, report
+    )
     if detector.trained_by == "fit":
-        _fit(detector, mixture, class_order, encoder, config, seed, report)
+        _fit(detector, mixture, class_order, features, config, seed, report)
         if config.banks == "extend":
             detector.shrink()
     else:
         held = Penalty(detector, remembered, config.penalty_weight) if remembered else None
-        loop = _Loop(detector, encoder, mixture, config, seed, report, held)
+        loop = _Loop(detector, features, mixture, config, seed, report, held)
         loop.run(checkpoint, save_every_seconds)
     detector.eval()
     if config.penalty != "none":
-        found = _importances(detector, encoder, mixture, config, seed)
+        found = _importances(detector, features, mixture, config, seed)
         remembered = added(found, remembered) if remembered else found
     return DetectorArtifact(
         detector=config.detector,
@@ -107,7 +112,7 @@ def train_detector(
         image_size=config.image_size,
         class_order=list(class_order),
         state={name: value.cpu().numpy() for name, value in detector.state_dict().items()},
-        thresholds=_thresholds(detector, encoder, mixture, config.batch_size),
+        thresholds=_thresholds(detector, features, mixture, config.batch_size),
         header=header,
         mean=tuple(encoder.mean),
         std=tuple(encoder.std),
@@ -144,21 +149,21 @@ def _remembered(
 
 
 def _importances(
-    detector: Detector, encoder: Encoder, mixture: Mixture, config: TrainConfig, seed: int
+    detector: Detector, features: FeatureCache, mixture: Mixture, config: TrainConfig, seed: int
 ) -> dict[str, torch.Tensor]:
     """Of every weight to the classes just learned, with a mean of 1."""
     rows = evenly(len(mixture), IMPORTANCE_IMAGES)
     chunks = np.array_split(rows, math.ceil(len(rows) / config.batch_size))
-    pyramids = (encoder.encode_images(torch.from_numpy(mixture.images(c))) for c in chunks)
-    with global_stream(next(encoder.buffers()).device, seed, "importances", 0):
-        return normalized(IMPORTANCES[config.penalty](detector, pyramids))
+    device = next(detector.parameters()).device
+    with global_stream(device, seed, "importances", 0):
+        return normalized(IMPORTANCES[config.penalty](detector, map(features, chunks)))
 
 
 def _fit(
     detector: Detector,
     mixture: Mixture,
     class_order: Sequence[str],
-    encoder: Encoder,
+    features: FeatureCache,
     config: TrainConfig,
     seed: int,
     report: Report,
@@ -168,9 +173,24 @@ def _fit(
     for number, index in enumerate(present, start=1):
         rows = np.flatnonzero(mixture.class_index == index)
         chunks = np.array_split(rows, math.ceil(len(rows) / config.batch_size))
-        features = (encoder.encode_images(torch.from_numpy(mixture.images(c))) for c in chunks)
-        detector.fit(features, int(index), generator(seed, "fit", class_order[index]))
+        stream = generator(seed, "fit", class_order[index])
+        detector.fit(map(features, chunks), int(index), stream)
         report.step("fit", number, len(present))
+
+
+def _batching(config: TrainConfig, mixture: Mixture) -> tuple[int, int]:
+    """Images of a batch and whole batches of an epoch; a smaller set than a batch is one."""
+    size = min(config.batch_size, len(mixture))
+    return size, len(mixture) // size
+
+
+def _num_steps(config: TrainConfig, mixture: Mixture) -> int:
+    return config.num_steps or config.epochs * _batching(config, mixture)[1]
+
+
+def _uses(config: TrainConfig, mixture: Mixture) -> float:
+    """How often a training asks for each image."""
+    return _num_steps(config, mixture) * _batching(config, mixture)[0] / len(mixture)
 
 
 class _Loop:
@@ -179,20 +199,18 @@ class _Loop:
     def __init__(
         self,
         detector: Detector,
-        encoder: Encoder,
+        features: FeatureCache,
         mixture: Mixture,
         config: TrainConfig,
         seed: int,
         report: Report,
         penalty: Penalty | None = None,
     ) -> None:
-        self._detector, self._encoder, self._mixture = detector, encoder, mixture
+        self._detector, self._features, self._mixture = detector, features, mixture
         self._penalty = penalty
         self._config, self._seed, self._report = config, seed, report
-        # A set smaller than one batch is one batch.
-        self._batch_size = min(config.batch_size, len(mixture))
-        self._per_epoch = len(mixture) // self._batch_size
-        self._total = config.num_steps or config.epochs * self._per_epoch
+        self._batch_size, self._per_epoch = _batching(config, mixture)
+        self._total = _num_steps(config, mixture)
         self._training = preset_for(config.detector, config.preset).training
         self._optimizers = make_optimizers(detector, self._training, config.learning_rate)
 
@@ -227,8 +245,7 @@ class _Loop:
                 step += 1
 
     def _step(self, done: int, rows: np.ndarray) -> None:
-        images = torch.from_numpy(self._mixture.images(rows))
-        features = self._encoder.encode_images(images)
+        features = self._features(rows)
         # noise and dropout of a step are drawn from its own stream
         with global_stream(features[0].device, self._seed, "noise", done):
             loss = optimize_step(
@@ -284,7 +301,7 @@ class _Loop:
 
 @torch.no_grad()
 def _thresholds(
-    detector: Detector, encoder: Encoder, mixture: Mixture, batch_size: int
+    detector: Detector, features: FeatureCache, mixture: Mixture, batch_size: int
 ) -> dict[str, float]:
     """Image score and map value that 1 % of the normal training images and pixels exceed.
 
@@ -294,8 +311,7 @@ def _thresholds(
     rows = evenly(len(mixture), THRESHOLD_IMAGES)
     scores, pixels = [], []
     for chunk in np.array_split(rows, math.ceil(len(rows) / batch_size)):
-        features = encoder.encode_images(torch.from_numpy(mixture.images(chunk)))
-        maps = detector.anomaly_maps(features)
+        maps = detector.anomaly_maps(features(chunk))
         scores.append(detector.image_scores(maps).cpu().numpy())
         pixels.append(maps[:, ::2, ::2].cpu().numpy().ravel())
     found = {"false_alarm_rate": FALSE_ALARM_RATE}
