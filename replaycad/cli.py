@@ -5,6 +5,28 @@ from typing import Annotated
 
 import typer
 
+from replaycad.options import (
+    DATA,
+    STORE,
+    AsJson,
+    Backbone,
+    BatchSize,
+    Budget,
+    Classes,
+    Data,
+    Detector,
+    Device,
+    DryRun,
+    Encoder,
+    Force,
+    Keep,
+    Quiet,
+    Recipe,
+    Seed,
+    Segmenter,
+    Settings,
+    StoreRoot,
+)
 from replaycad.sequence import STRATEGIES
 from replaycad.session import (
     Shared,
@@ -13,7 +35,8 @@ from replaycad.session import (
     session,
     show_run,
     split_names,
-    split_numbers,
+    split_seeds,
+    split_sizes,
 )
 
 app = typer.Typer(
@@ -26,69 +49,6 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-Classes = Annotated[
-    list[str],
-    typer.Option("--class", help="Class names, comma separated or repeated, or 'all'."),
-]
-Data = Annotated[
-    Path, typer.Option("--data", envvar="REPLAYCAD_DATA", help="Folder of the images.")
-]
-StoreRoot = Annotated[
-    Path, typer.Option("--store", envvar="REPLAYCAD_STORE", help="Folder of the artifacts.")
-]
-Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or mps.")]
-Seed = Annotated[int, typer.Option("--seed", min=0, help="Of every random stream.")]
-Force = Annotated[bool, typer.Option("--force", help="Make it again even if it is up to date.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no notes.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Only say what is up to date and why.")]
-Recipe = Annotated[
-    str, typer.Option("--recipe", help="Set of defaults: mini, paper, release or fast.")
-]
-Settings = Annotated[
-    list[str],
-    typer.Option(
-        "--set",
-        metavar="FIELD=VALUE",
-        help="Any other setting, repeatable; STAGE.FIELD=VALUE for a stage that runs before.",
-    ),
-]
-Segmenter = Annotated[
-    str, typer.Option("--segmenter", help="mini, vit_b, vit_l, vit_h, a path, or none.")
-]
-Backbone = Annotated[
-    str,
-    typer.Option(
-        "--backbone",
-        help="mini, sd15, ldm256, a folder or a hub id; behind it :ema, :non_ema or :fp16.",
-    ),
-]
-BatchSize = Annotated[
-    int,
-    typer.Option(
-        "--batch-size",
-        min=0,
-        help="Images at once, for less memory; compress adds passes up to its batch; 0: what fits.",
-    ),
-]
-Keep = Annotated[
-    str, typer.Option("--keep", help="What stays: conditions, exemplars, hybrid or auto.")
-]
-Budget = Annotated[
-    int, typer.Option("--budget", min=0, help="Bytes that it may take; 0: 200,000 with images.")
-]
-Detector = Annotated[
-    str,
-    typer.Option(
-        "--detector",
-        help="invad, patchcore, simplenet, dinomaly, uniad, rlr or mambaad.",
-    ),
-]
-Encoder = Annotated[
-    str, typer.Option("--encoder", help="Frozen encoder: mini, a timm name, or TIMM_NAME:FILE.")
-]
-
-DATA, STORE = Path("data"), Path("artifacts")
 
 
 @app.command()
@@ -127,7 +87,7 @@ def compress(
     store: StoreRoot = STORE,
     recipe: Recipe = "mini",
     keep: Keep = "",
-    budget: Budget = 0,
+    budget: Budget = "",
     backbone: Backbone = "",
     batch_size: BatchSize = 0,
     settings: Settings = [],  # noqa: B006
@@ -146,10 +106,13 @@ def compress(
     """
     shared = Shared(classes, data, store, recipe, settings, device, seed, force, dry_run, as_json,
                     quiet)  # fmt: skip
+    sizes = split_sizes(budget)
+    if len(sizes) > 1:
+        raise typer.BadParameter("compress takes one budget; `replaycad run` compares several")
     perform(
         shared,
         "compress",
-        {"keep": keep, "budget": str(budget or ""), "backbone": backbone,
+        {"keep": keep, "budget": str(*sizes), "backbone": backbone,
          "pass_size": str(batch_size or "")},
         lambda pipeline, names: [pipeline.compress(name) for name in names],
     )
@@ -266,8 +229,11 @@ def run(
         list[str], typer.Option("--strategy", help=f"Of {', '.join(STRATEGIES)}.")
     ] = ["replay"],  # noqa: B006
     seeds: Annotated[
-        str, typer.Option("--seeds", help="Comma separated; the whole sequence once per seed.")
+        str, typer.Option("--seeds", help="How many, from --seed on; or which, comma separated.")
     ] = "",
+    num_orders: Annotated[
+        int, typer.Option("--orders", min=1, help="How many orders of the classes.")
+    ] = 1,
     name: Annotated[
         str, typer.Option("--name", help="Of the result and of the detectors.")
     ] = "run",
@@ -278,9 +244,13 @@ def run(
     store: StoreRoot = STORE,
     recipe: Recipe = "mini",
     segmenter: Segmenter = "",
-    budget: Budget = 0,
+    budget: Annotated[
+        str, typer.Option("--budget", help="Bytes of a class, comma separated, as 25kB,50kB.")
+    ] = "",
     backbone: Backbone = "",
-    detector: Detector = "",
+    detector: Annotated[
+        list[str], typer.Option("--detector", help="One or more, comma separated or repeated.")
+    ] = [],  # noqa: B006
     encoder: Encoder = "",
     settings: Settings = [],  # noqa: B006
     device: Device = "auto",
@@ -292,22 +262,24 @@ def run(
 ) -> None:
     """Walk the whole sequence and print the step x class matrix.
 
+    Several strategies, detectors, budgets, orders and seeds are compared with each other.
+
     Example: replaycad run --class bottle,grid,screw --strategy finetune,replay,joint
     """
     shared = Shared(classes, data, store, recipe, settings, device, seed, force, dry_run, as_json,
                     quiet)  # fmt: skip
-    choices = {"mask.segmenter": segmenter, "compress.budget": str(budget or ""),
-               "compress.backbone": backbone, "train.detector": detector,
+    choices = {"mask.segmenter": segmenter, "compress.backbone": backbone,
                "train.encoder": encoder}  # fmt: skip
-    numbers = split_numbers(seeds) if seeds else [seed]
+    numbers, sizes = split_seeds(seeds, seed), split_sizes(budget)
     with session(shared, None, choices) as pipeline:
         from replaycad import walk
+        from replaycad.sequence import comparison
 
-        result = walk.run_sequence(
-            pipeline, pipeline.class_names(split_names(classes)), split_names(strategy), numbers,
-            name, sheet,
+        cells = comparison(
+            pipeline.class_names(split_names(classes)), split_names(strategy), numbers,
+            split_names(detector) or [""], sizes or [0], num_orders,
         )  # fmt: skip
-        show_run(result, as_json, dry_run)
+        show_run(walk.run_sequence(pipeline, cells, name, sheet), as_json, dry_run)
 
 
 @app.command("export")

@@ -1,6 +1,6 @@
 """Real image, object mask and replay of each class side by side in one PNG."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -18,13 +18,13 @@ GROUND, INK = (24, 24, 24), (230, 230, 230)
 KINDS = ("real", "mask", "replay")
 
 
-def draw_sheet(data: Path, store: Store, classes: Sequence[str], target: Path) -> None:
+def draw_sheet(data: Path, store: Store, replays: Mapping[str, str], target: Path) -> None:
     """Write the sheet: one row per class; a cell stays empty where there is no such artifact.
 
     Args:
         data: folder of the images.
         store: with masks and replays.
-        classes: one row each.
+        replays: class -> name of its replays; one row each.
         target: the PNG.
 
     Raises:
@@ -32,12 +32,13 @@ def draw_sheet(data: Path, store: Store, classes: Sequence[str], target: Path) -
         ArtifactError: if the sheet cannot be written or an artifact is damaged.
     """
     width = len(KINDS) * (PER_KIND * (CELL + GAP) + 2 * GAP)
-    height = len(classes) * (CELL + HEAD + GAP)
+    height = len(replays) * (CELL + HEAD + GAP)
     sheet = Image.new("RGB", (width, height), GROUND)
     pen = ImageDraw.Draw(sheet)
-    for row, class_name in enumerate(classes):
+    for row, (class_name, drawn) in enumerate(replays.items()):
         top = row * (CELL + HEAD + GAP)
-        for column, (kind, pictures) in enumerate(_pictures(data, store, class_name).items()):
+        found = _pictures(data, store, class_name, drawn)
+        for column, (kind, pictures) in enumerate(found.items()):
             left = column * (PER_KIND * (CELL + GAP) + 2 * GAP) + GAP
             label = f"{class_name}: {kind}" + ("" if pictures else " (none)")
             pen.text((left, top + 3), label, fill=INK)
@@ -49,14 +50,16 @@ def draw_sheet(data: Path, store: Store, classes: Sequence[str], target: Path) -
         sheet.save(file, format="PNG")
 
 
-def _pictures(data: Path, store: Store, class_name: str) -> dict[str, list[np.ndarray]]:
+def _pictures(
+    data: Path, store: Store, class_name: str, drawn: str
+) -> dict[str, list[np.ndarray]]:
     """Pictures `[H, W, 3]` uint8 per kind; real ones and their masks belong together."""
     samples = train_samples(data, class_name)
     rows = evenly(len(samples), PER_KIND)
     found: dict[str, list[np.ndarray]] = {
         "real": [load_image(samples[row].path, CELL) for row in rows]
     }
-    masks_path, replays_path = store.path("masks", class_name), store.path("replays", class_name)
+    masks_path, replays_path = store.path("masks", class_name), store.path("replays", drawn)
     found["mask"] = []
     if masks_path.exists():
         masks = MasksArtifact.load(masks_path).object_masks

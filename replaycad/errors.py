@@ -34,5 +34,9 @@ class ConfigError(ReplayCadError):
     """An option or a combination of options makes no sense."""
 
 
+class BudgetError(ConfigError):
+    """What shall be kept of a class does not fit into the bytes that it may take."""
+
+
 class TrainingError(ReplayCadError):
     """A loss became NaN or infinite; the last good checkpoint is kept."""

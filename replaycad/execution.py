@@ -25,7 +25,7 @@ from replaycad.data.images import load_images
 from replaycad.data.mixture import Mixture, Source
 from replaycad.data.samples import Sample
 from replaycad.diffusion.presets import backbone_sizes
-from replaycad.errors import ArtifactError, ConfigError
+from replaycad.errors import ArtifactError, BudgetError, ConfigError
 from replaycad.frozen import NO_SEGMENTER
 from replaycad.plans import Plan
 from replaycad.progress import Report
@@ -135,7 +135,7 @@ class Workshop:
         num_bytes = kept.file_bytes()
         if config.budget and num_bytes > config.budget:  # the header alone was only guessed at
             message = f"compress: {masks.class_name} takes {num_bytes} bytes as {config.keep}"
-            raise ConfigError(f"{message}, more than the budget of {config.budget}", "give more")
+            raise BudgetError(f"{message}, more than the budget of {config.budget}", "give more")
         return kept
 
     def _judge(self) -> Any:
@@ -177,7 +177,7 @@ class Workshop:
             trial = replace(config, keep=form, budget=config.budget or IMAGE_BUDGET)
             try:
                 kept = self._keep(rest, others, trial, {**header, "form": form}, seed)
-            except ConfigError as error:
+            except BudgetError as error:
                 self._report.note(f"{masks.class_name}: not as {form}: {error.message}")
                 continue
             with tempfile.TemporaryDirectory() as folder:
@@ -189,7 +189,7 @@ class Workshop:
             found[form] = distance(drawn, real, self._judge(), generator(seed, "auto"))
         if not found:
             message = f"compress: a budget of {config.budget} bytes is too small for any form"
-            raise ConfigError(message, "give more")
+            raise BudgetError(message, "give more")
         return found
 
     def replay(

@@ -262,8 +262,9 @@ class Pipeline:
     ) -> Outcome:
         """A detector from real images of `class_names` and the replays called `past`."""
         seed = self.wishes.seed if seed is None else seed
-        config = settle(self.config(TrainConfig))
-        config = replace(config, init=init or config.init, **changes)
+        config, told = self.config(TrainConfig), dict(changes)
+        config = settle(replace(config, detector=told.pop("detector", config.detector)))
+        config = replace(config, init=init or config.init, **told)
         if config.init == name:
             raise ConfigError(f"detector '{name}' cannot go on from itself", "give another --name")
         samples = {one: train_samples(self.wishes.data, one) for one in class_names}

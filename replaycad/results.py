@@ -1,5 +1,7 @@
 """What a sequence came to: the step x class matrices and the numbers read from them."""
 
+import csv
+import io
 from collections.abc import Callable, Mapping, Sequence
 from math import isfinite
 from statistics import fmean, pstdev
@@ -8,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from replaycad.metrics import forgetting, joint_gap, mean_final, mean_past
-from replaycad.sequence import Step
+from replaycad.sequence import Cell, Step
 
 METRICS = ("image_auroc", "pixel_ap")
 FIGURES = ("mean", "mean_past", "fm", "joint_gap")
@@ -78,45 +80,93 @@ def _over(runs: Sequence[dict[str, Any]], of: Callable[[list[float]], float]) ->
 
 def results_document(
     *,
-    classes: Sequence[str],
-    strategies: Sequence[str],
-    seeds: Sequence[int],
+    named: Mapping[Cell, str],
     detector: str,
     planned: Sequence[Step],
     scores: Callable[[Step], Mapping[str, Mapping[str, float | None]]],
     seconds: Callable[[Step], float],
-    num_bytes: Callable[[str, str], int],
+    num_bytes: Callable[[Cell, str], int],
 ) -> dict[str, Any]:
     """The document that `run` prints and keeps (design section 2).
 
     Args:
-        classes: in order.
-        strategies: that were run.
-        seeds: that were run.
-        detector: its name.
-        planned: what `steps` gave.
+        named: cells that were run, and what each is called; those of one name make one entry.
+        detector: name of the one that cells without one use.
+        planned: what `steps` gave of these cells.
         scores: of an eval step: class -> metric -> value.
         seconds: that a step's artifact took to make, whenever it was made.
-        num_bytes: (strategy, class) -> bytes kept for the class between steps.
+        num_bytes: (cell, class) -> bytes kept for the class between steps.
+
+    Returns:
+        An entry's `matrix` is that of the order that was typed, the mean over seeds. Its other
+        figures are means over seeds and orders; where there are several, they stand under `runs`.
     """
-    rows: dict[tuple[int, str], dict[int, Mapping]] = {}
+    cells = list(named)
+    rows: dict[Cell, dict[int, Mapping]] = {cell: {} for cell in cells}
+    spent = dict.fromkeys(cells, 0.0)
     for step in planned:
-        if step.stage == "eval":
-            for strategy in step.strategies:
-                rows.setdefault((step.seed, strategy), {})[len(step.class_names)] = scores(step)
-    document: dict[str, Any] = {"classes": list(classes), "seeds": list(seeds), "strategies": {}}
-    for strategy in strategies:
-        entry: dict[str, Any] = {"detector": detector}
-        for metric in METRICS:
-            runs = []
-            for seed in seeds:
-                matrix = matrix_of(classes, rows[seed, strategy], metric)
-                joint = rows.get((seed, "joint"))
-                top = matrix_of(classes, joint, metric)[-1] if joint else None
-                runs.append(figures(matrix, top))
-            entry[metric] = spread(runs)
-        entry["bytes_per_class"] = {name: num_bytes(strategy, name) for name in classes}
-        own = [step for step in planned if strategy in step.strategies]
-        entry["seconds"] = round(sum(seconds(step) for step in own) / len(seeds), 1)
-        document["strategies"][strategy] = entry
-    return document
+        found = scores(step) if step.stage == "eval" else {}
+        taken = seconds(step)
+        for cell in step.cells:
+            spent[cell] += taken
+            if step.stage == "eval":
+                rows[cell][len(step.class_names)] = found
+    entries: dict[str, list[Cell]] = {}
+    for cell in cells:
+        entries.setdefault(named[cell], []).append(cell)
+    joint = {(c.detector, c.seed): rows[c] for c in cells if c.strategy == "joint"}
+    typed = [cell for cell in cells if not cell.order]
+    return {
+        "classes": list(typed[0].classes),
+        "seeds": list(dict.fromkeys(cell.seed for cell in cells)),
+        "strategies": {
+            name: _entry(own, detector, rows, joint)
+            | {
+                "bytes_per_class": {one: num_bytes(own[0], one) for one in typed[0].classes},
+                "seconds": round(sum(spent[cell] for cell in own) / len(own), 1),
+            }
+            for name, own in entries.items()
+        },
+    }
+
+
+def _entry(
+    own: Sequence[Cell],
+    detector: str,
+    rows: Mapping[Cell, Mapping[int, Mapping]],
+    joint: Mapping[tuple[str, int], Mapping[int, Mapping]],
+) -> dict[str, Any]:
+    """Figures of the cells that differ in seed and order alone."""
+    entry: dict[str, Any] = {"detector": own[0].detector or detector}
+    entry |= {"budget": own[0].budget} if own[0].budget else {}
+    told: list[dict[str, Any]] = [{"seed": c.seed, "order": list(c.classes)} for c in own]
+    for metric in METRICS:
+        runs = []
+        for cell, shown in zip(own, told, strict=True):
+            top = joint.get((cell.detector, cell.seed))
+            upper = matrix_of(cell.classes, top, metric)[-1] if top else None
+            runs.append(figures(matrix_of(cell.classes, rows[cell], metric), upper))
+            shown[metric] = {name: runs[-1][name] for name in FIGURES}
+        first = [run for run, cell in zip(runs, own, strict=True) if not cell.order]
+        entry[metric] = {**spread(runs), "matrix": _over(first, fmean)["matrix"]}
+    return entry | ({"runs": told} if len(own) > 1 else {})
+
+
+def results_csv(document: Mapping[str, Any]) -> str:
+    """The document as rows for a spreadsheet: one per strategy, run and metric, values 0..1."""
+    with io.StringIO() as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(("strategy", "detector", "budget", "seed", "order", "metric", *FIGURES,
+                         "bytes_per_class", "seconds"))  # fmt: skip
+        for name, entry in document["strategies"].items():
+            sizes = entry["bytes_per_class"].values()
+            alone = {"seed": document["seeds"][0], "order": document["classes"]}
+            for run in entry.get("runs", [alone | {metric: entry[metric] for metric in METRICS}]):
+                for metric in METRICS:
+                    writer.writerow((
+                        name, entry["detector"], entry.get("budget", ""), run["seed"],
+                        " ".join(run["order"]), metric,
+                        *(run[metric][figure] for figure in FIGURES),
+                        round(fmean(sizes)), entry["seconds"],
+                    ))  # fmt: skip
+        return file.getvalue()

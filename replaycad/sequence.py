@@ -20,10 +20,13 @@ Strategies, each ending with one detector for all classes:
 
 Step 1 is the same training for all but those that remember something of it beside the weights, so
 it is done once; with one class it is also the joint one.
+
+A comparison is a list of cells: one sequence each, of a strategy, a detector, a budget of bytes, an
+order of the classes and a seed. What two cells have in common is done once.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from replaycad.errors import ConfigError
@@ -57,6 +60,27 @@ STRATEGIES = (*_GOING_ON, *KEEPING, "joint", "final")
 _LAST_STEP_ONLY = ("joint", "final")
 
 @dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One sequence of a comparison.
+
+    Args:
+        strategy: of `STRATEGIES`.
+        classes: in the order in which the detector meets them.
+        seed: of every random stream.
+        detector: its name; empty for the one of the recipe.
+        budget: bytes of a class; 0 where none was named or nothing is kept of a class.
+        order: number of the order of the classes, 0 for the one that was typed.
+    """
+
+    strategy: str
+    classes: tuple[str, ...]
+    seed: int = 0
+    detector: str = ""
+    budget: int = 0
+    order: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
 class Step:
     """One stage invocation of the sequence.
 
@@ -64,7 +88,7 @@ class Step:
         stage: one of `recipes.STAGES`.
         name: of the artifact that it makes.
         seed: of this run of the sequence.
-        strategies: which strategies need it.
+        cells: that need it.
         class_names: mask, compress, replay: the one class; train: whose real images; eval: whose
             test images.
         sources: names of the artifacts that it reads: masks (compress), conditions (replay),
@@ -76,7 +100,7 @@ class Step:
     stage: str
     name: str
     seed: int
-    strategies: tuple[str, ...]
+    cells: tuple[Cell, ...]
     class_names: tuple[str, ...]
     sources: tuple[str, ...] = ()
     init: str = ""
@@ -95,85 +119,116 @@ def check_strategies(strategies: Sequence[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(strategies))
 
 
-def artifact_name(
-    class_name: str, seed: int, seeds: Sequence[int], form: str = "replay"
-) -> str:
-    """Name of a class's artifact: the class, for single commands; others stand apart.
+def orders(classes: Sequence[str], count: int) -> list[tuple[str, ...]]:
+    """So many orders of the classes, the first as typed.
+
+    Turned by one class after another, so that as many orders as classes put each class once at
+    each place; then the same backwards.
+
+    Raises:
+        ConfigError: if there are not so many.
+    """
+    typed = tuple(classes)
+    turned = [one[k:] + one[:k] for one in (typed, typed[::-1]) for k in range(len(typed))]
+    found = list(dict.fromkeys(turned))
+    if not 1 <= count <= len(found):
+        raise ConfigError(f"{len(typed)} classes have no {count} orders here", f"1 to {len(found)}")
+    return found[:count]
+
+
+def comparison(
+    classes: Sequence[str],
+    strategies: Sequence[str],
+    seeds: Sequence[int] = (0,),
+    detectors: Sequence[str] = ("",),
+    budgets: Sequence[int] = (0,),
+    num_orders: int = 1,
+) -> list[Cell]:
+    """Every sequence of a comparison, none twice.
+
+    Budgets matter to strategies that keep something of each class, orders to all but `joint`.
+
+    Raises:
+        ConfigError: unknown strategy, or too many orders.
+    """
+    return [
+        Cell(strategy=strategy, classes=order, seed=seed, detector=detector, budget=budget,
+             order=number)
+        for strategy in check_strategies(strategies)
+        for detector in detectors
+        for budget in (budgets if form_of(strategy) in KEEPING else (0,))
+        for number, order in enumerate(orders(classes, 1 if strategy == "joint" else num_orders))
+        for seed in seeds
+    ]  # fmt: skip
+
+
+def artifact_name(class_name: str, cell: Cell, plain_seed: int = 0) -> str:
+    """Name of what a cell keeps of a class: the class's own unless the cell asks for another form.
 
     Args:
         class_name: the class.
-        seed: of the sequence.
-        seeds: of the whole run; the first has the plain names.
-        form: what is kept of the class, a key of `KEEPING`.
+        cell: that needs it.
+        plain_seed: whose artifacts have plain names, as those of single commands.
     """
-    name = class_name if form == "replay" else f"{class_name}-{form}"
-    return name if seed == seeds[0] else f"{name}-seed{seed}"
+    form = form_of(cell.strategy)
+    parts = [
+        class_name,
+        "" if form == "replay" else form,
+        size_text(cell.budget) if cell.budget else "",
+        "" if cell.seed == plain_seed else f"seed{cell.seed}",
+    ]
+    return "-".join(part for part in parts if part)
 
 
-def detector_name(
-    run_name: str, strategy: str, step: int, seed: int, seeds: Sequence[int]
-) -> str:
-    """Name of the detector after `step` (from 1); most strategies share the one of step 1."""
-    middle = "step" if step == 1 and strategy not in _ALONE else strategy
-    name = f"{run_name}-{middle}-{step}"
-    return name if seed == seeds[0] else f"{name}-seed{seed}"
+def detector_name(run_name: str, cell: Cell, number: int, plain_seed: int = 0) -> str:
+    """Name of a cell's detector after step `number`; most cells share the one of step 1."""
+    is_shared = number == 1 and cell.strategy not in _ALONE
+    parts = [
+        f"{run_name}-{'step' if is_shared else form_of(cell.strategy)}-{number}",
+        cell.detector,
+        size_text(cell.budget) if cell.budget and not is_shared else "",
+        f"order{cell.order}" if cell.order else "",
+        "" if cell.seed == plain_seed else f"seed{cell.seed}",
+    ]
+    return "-".join(part for part in parts if part)
 
 
-def steps(
-    classes: Sequence[str], strategies: Sequence[str], seeds: Sequence[int], run_name: str
-) -> list[Step]:
-    """Every stage invocation of the sequence, each after all that it reads, none twice.
+def size_text(num_bytes: int) -> str:
+    """A budget as it is typed: 25kB, 1.5MB, or the bare number."""
+    for unit, size in (("MB", 1_000_000), ("kB", 1_000)):
+        if num_bytes >= size and num_bytes * 10 % size == 0:
+            return f"{num_bytes / size:g}{unit}"
+    return str(num_bytes)
+
+
+def label(cell: Cell, cells: Sequence[Cell]) -> str:
+    """A strategy's name, with its detector and budget where the comparison has several."""
+    parts = [cell.strategy]
+    if len({one.detector for one in cells}) > 1:
+        parts.append(cell.detector)
+    if cell.budget and len({one.budget for one in cells if one.budget}) > 1:
+        parts.append(size_text(cell.budget))
+    return " ".join(parts)
+
+
+def steps(cells: Sequence[Cell], run_name: str, plain_seed: int = 0) -> list[Step]:
+    """Every stage invocation of the cells, each after all that it reads, none twice.
 
     Args:
-        classes: in the order in which the detector meets them.
-        strategies: of `STRATEGIES`.
-        seeds: one whole sequence per seed; masks are shared.
+        cells: as `comparison` gives them.
         run_name: first part of the detectors' names.
+        plain_seed: whose artifacts have plain names.
     """
-    planned: list[Step] = []
-    for seed in seeds:
-        planned += _steps_of_seed(tuple(classes), tuple(strategies), seed, seeds, run_name)
-    return planned
-
-
-def _steps_of_seed(
-    classes: tuple[str, ...],
-    strategies: tuple[str, ...],
-    seed: int,
-    seeds: Sequence[int],
-    run_name: str,
-) -> list[Step]:
-    planned: list[Step] = []
-    forms = _forms(strategies)
-    drawing = tuple(name for owners in forms.values() for name in owners)
-    for number, new in enumerate(classes, start=1):
-        seen, past = classes[:number], classes[: number - 1]
-        if drawing and seed == seeds[0]:
-            planned.append(Step(stage="mask", name=new, seed=seed, strategies=drawing,
-                                class_names=(new,)))  # fmt: skip
-        for form, owners in forms.items():
-            stored = artifact_name(new, seed, seeds, form)
-            planned.append(Step(stage="compress", name=stored, seed=seed, strategies=owners,
-                                class_names=(new,), sources=(new,), changes=KEEPING[form]))
-            if past:  # those before it were drawn at earlier steps
-                planned.append(_replay(past[-1], seed, seeds, form, owners))
-        for own, owners in _trainings(strategies, number, len(classes)):
-            name = detector_name(run_name, own, number, seed, seeds)
-            before = detector_name(run_name, own, number - 1, seed, seeds)
-            replayed = tuple(artifact_name(one, seed, seeds, own) for one in past)
-            planned.append(Step(
-                stage="train", name=name, seed=seed, strategies=owners,
-                class_names=seen if own == "joint" else (new,),
-                sources=replayed if own in KEEPING else (),
-                init=before if own in _GOING_ON and number > 1 else "",
-                changes=_GOING_ON.get(own, ()) if number > 1 or own in _ALONE else (),
-            ))  # fmt: skip
-            planned.append(Step(stage="eval", name=name, seed=seed, strategies=owners,
-                                class_names=seen, sources=(name,)))  # fmt: skip
-    for form, owners in forms.items():
-        # to be looked at, and what the next class will be learned beside
-        planned.append(_replay(classes[-1], seed, seeds, form, owners))
-    return planned
+    planned: dict[tuple[str, str], Step] = {}
+    for number in range(1, max(len(cell.classes) for cell in cells) + 2):
+        for cell in cells:
+            for step in _steps_of(cell, number, run_name, plain_seed):
+                key = (step.stage, step.name)
+                known = planned.get(key)
+                if known:
+                    step = replace(known, cells=(*known.cells, cell))
+                planned[key] = step
+    return list(planned.values())
 
 
 def form_of(strategy: str) -> str:
@@ -181,34 +236,32 @@ def form_of(strategy: str) -> str:
     return "replay" if strategy == "final" else strategy
 
 
-def _forms(strategies: Sequence[str]) -> dict[str, tuple[str, ...]]:
-    """What is kept of a class -> the strategies that draw from it."""
-    found: dict[str, tuple[str, ...]] = {}
-    for name in strategies:
-        form = form_of(name)
-        if form in KEEPING:
-            found[form] = (*found.get(form, ()), name)
-    return found
-
-
-def _replay(
-    class_name: str, seed: int, seeds: Sequence[int], form: str, owners: tuple[str, ...]
-) -> Step:
-    stored = artifact_name(class_name, seed, seeds, form)
-    return Step(stage="replay", name=stored, seed=seed, strategies=owners,
-                class_names=(class_name,), sources=(stored,))  # fmt: skip
-
-
-def _trainings(
-    strategies: tuple[str, ...], number: int, total: int
-) -> list[tuple[str, tuple[str, ...]]]:
-    """The trainings of step `number`: whose name it bears, and the strategies that share it."""
-    walking = [name for name in strategies if number == total or name not in _LAST_STEP_ONLY]
-    shared: dict[str, tuple[str, ...]] = {}
-    for name in walking:
-        # A first training that remembers nothing beside its weights is the same for all.
-        first = number == 1 and name not in _ALONE
-        own = next((one for one in shared if one not in _ALONE), name) if first else name
-        own = form_of(own)
-        shared[own] = (*shared.get(own, ()), name)
-    return list(shared.items())
+def _steps_of(cell: Cell, number: int, run_name: str, plain_seed: int) -> Iterator[Step]:
+    """What a cell does at step `number`, from 1; behind the last, it draws the newest class."""
+    past, seen = cell.classes[: number - 1], cell.classes[:number]
+    form = form_of(cell.strategy)
+    new = cell.classes[number - 1] if number <= len(cell.classes) else ""
+    stored = {one: artifact_name(one, cell, plain_seed) for one in seen}
+    if form in KEEPING and new:
+        yield Step(stage="mask", name=new, seed=cell.seed, cells=(cell,), class_names=(new,))
+        budget = (("budget", cell.budget),) if cell.budget else ()
+        yield Step(stage="compress", name=stored[new], seed=cell.seed, cells=(cell,),
+                   class_names=(new,), sources=(new,), changes=(*KEEPING[form], *budget))
+    if form in KEEPING and past:  # those before it were drawn at earlier steps
+        # At last to be looked at, and what the next class will be learned beside.
+        yield Step(stage="replay", name=stored[past[-1]], seed=cell.seed, cells=(cell,),
+                   class_names=past[-1:], sources=(stored[past[-1]],))  # fmt: skip
+    if not new or (cell.strategy in _LAST_STEP_ONLY and number < len(cell.classes)):
+        return
+    name = detector_name(run_name, cell, number, plain_seed)
+    goes_on = cell.strategy in _GOING_ON and number > 1
+    told = _GOING_ON.get(cell.strategy, ()) if goes_on or cell.strategy in _ALONE else ()
+    yield Step(
+        stage="train", name=name, seed=cell.seed, cells=(cell,),
+        class_names=seen if cell.strategy == "joint" else (new,),
+        sources=tuple(stored[one] for one in past) if form in KEEPING else (),
+        init=detector_name(run_name, cell, number - 1, plain_seed) if goes_on else "",
+        changes=(("detector", cell.detector), *told) if cell.detector else told,
+    )  # fmt: skip
+    yield Step(stage="eval", name=name, seed=cell.seed, cells=(cell,), class_names=seen,
+               sources=(name,))  # fmt: skip

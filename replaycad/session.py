@@ -38,12 +38,34 @@ def split_names(texts: list[str]) -> list[str]:
     return list(dict.fromkeys(part for part in parts if part))
 
 
-def split_numbers(text: str) -> list[int]:
-    """Whole numbers, comma separated, without repeats."""
+def split_seeds(text: str, first: int) -> list[int]:
+    """Which seeds: `3` for three from `first` on, `0,4` for these, nothing for `first` alone."""
     try:
-        return list(dict.fromkeys(int(part) for part in text.split(",")))
+        numbers = list(dict.fromkeys(int(part) for part in text.split(","))) if text else [1]
     except ValueError:
-        raise typer.BadParameter(f"'{text}' is no list of numbers, such as 0,1,2") from None
+        numbers = []
+    if len(numbers) == 1 and "," not in text and numbers[0] > 0:
+        return list(range(first, first + numbers[0]))
+    if not numbers or min(numbers) < 0 or "," not in text:
+        raise typer.BadParameter(f"'{text}' is neither a number of seeds nor a list such as 0,1,2")
+    return numbers
+
+
+def split_sizes(text: str) -> list[int]:
+    """Bytes, comma separated, such as 25000, 25kB or 1.5MB (1 kB is 1,000 bytes)."""
+    found = []
+    for part in text.split(",") if text else []:
+        number, unit = part.strip(), 1
+        for name, size in (("kb", 1_000), ("mb", 1_000_000)):
+            if number.lower().endswith(name):
+                number, unit = number[:-2].strip(), size
+        try:
+            found.append(round(float(number) * unit))
+        except (ValueError, OverflowError):
+            found.append(0)
+        if found[-1] <= 0:
+            raise typer.BadParameter(f"'{part}' is no number of bytes, such as 25000 or 25kB")
+    return list(dict.fromkeys(found))
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from replaycad.plans import Outcome
 METRICS = ("image_auroc", "pixel_ap")
 FIGURES = ("image_auroc", "pixel_ap", "pixel_auroc", "aupro30", "f1_max")
 SHOWN_TENSORS = 20
+SHOWN_MATRICES = 6
 TITLES = {"image_auroc": "image AUROC", "pixel_ap": "pixel AP"}
 
 
@@ -53,7 +54,9 @@ def show_results(document: Mapping[str, Any], files: Sequence[Path], as_json: bo
          "bytes/class", "seconds"),
         [_strategy_row(name, entry) for name, entry in strategies.items()],
     )  # fmt: skip
-    for name, entry in strategies.items():
+    for name, reason in document.get("left_out", {}).items():
+        print_line(f"left out: {name}: {reason}")
+    for name, entry in strategies.items() if len(strategies) <= SHOWN_MATRICES else ():
         for metric in METRICS:
             print_line("")
             print_line(f"{name}: {TITLES[metric]} after each step")

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,28 +12,21 @@ from replaycad.artifacts.detector import DetectorArtifact
 from replaycad.artifacts.format import read_header
 from replaycad.data.samples import test_samples, train_samples
 from replaycad.detectors.presets import preset_for, settle
-from replaycad.errors import ConfigError
+from replaycad.errors import BudgetError, ConfigError
 from replaycad.pipeline import Pipeline
 from replaycad.plans import Outcome, digest_of
 from replaycad.recipes import CompressConfig, MaskConfig, TrainConfig
-from replaycad.sequence import Step
+from replaycad.sequence import Cell, Step
 
 
 def run_sequence(
-    pipeline: Pipeline,
-    classes: Sequence[str],
-    strategies: Sequence[str],
-    seeds: Sequence[int],
-    run_name: str,
-    sheet: Path | None,
+    pipeline: Pipeline, cells: Sequence[Cell], run_name: str, sheet: Path | None = None
 ) -> dict[str, Any]:
-    """Do everything of the sequence that is not up to date.
+    """Do everything of a comparison that is not up to date.
 
     Args:
         pipeline: that does single stages.
-        classes: in the order in which the detector meets them.
-        strategies: of `sequence.STRATEGIES`.
-        seeds: one whole sequence each.
+        cells: as `sequence.comparison` gives them.
         run_name: of the results and of the detectors.
         sheet: where the contact sheet goes; None for beside the results.
 
@@ -41,41 +34,96 @@ def run_sequence(
         `outcomes`, and unless it is a dry run the results `document` and the written `files`.
 
     Raises:
-        ConfigError: unknown strategy, or one that the detector has no use for.
+        ConfigError: a strategy that the detector has no use for.
+        BudgetError: if no cell that keeps something of its classes fits into its budget.
         DatasetError: before anything is made, if a class lacks training or test images.
         WeightsError: before anything is made, if a frozen network is missing.
     """
-    strategies = sequence.check_strategies(strategies)
-    target = pipeline.store.path("results", run_name, ".json")
-    for class_name in classes:
+    for class_name in cells[0].classes:
         train_samples(pipeline.wishes.data, class_name)
         test_samples(pipeline.wishes.data, class_name)
-    planned = sequence.steps(classes, strategies, seeds, run_name)
+    cells = _fitting(pipeline, cells)
+    planned = sequence.steps(cells, run_name, pipeline.wishes.seed)
     _check_networks(pipeline, planned)
-    outcomes: list[Outcome] = []
+    outcomes, refused = _perform(pipeline, planned)
+    if pipeline.wishes.dry_run:
+        return {"outcomes": list(outcomes.values())}
+    left = [cell for cell in cells if cell not in refused]
+    done = sequence.steps(left, run_name, pipeline.wishes.seed)
+    by_step = {step: outcomes[step.stage, step.name] for step in done}
+    named = {cell: sequence.label(cell, cells) for cell in left}
+    left_out = {sequence.label(cell, cells): reason for cell, reason in refused.items()}
+    result = _kept_results(pipeline, named, left_out, run_name, by_step)
+    picture = sheet or pipeline.store.path("results", run_name, ".png")
+    if result.pop("is_new") or not picture.exists():
+        # PIL is not needed while all is up to date.
+        from replaycad.contact_sheet import draw_sheet  # noqa: PLC0415
+
+        drawing = [cell for cell in left if sequence.form_of(cell.strategy) in sequence.KEEPING]
+        stored = {
+            one: sequence.artifact_name(one, drawing[0], pipeline.wishes.seed) if drawing else one
+            for one in cells[0].classes
+        }
+        draw_sheet(pipeline.wishes.data, pipeline.store, stored, picture)
+    result["files"].append(picture)
+    return {"outcomes": list(outcomes.values()), **result}
+
+
+def _fitting(pipeline: Pipeline, cells: Sequence[Cell]) -> list[Cell]:
+    """The cells whose detector has a use for their strategy; each strategy has to have one."""
+    found: list[Cell] = []
+    reasons: dict[str, dict[str, ConfigError | None]] = {}
+    for cell in cells:
+        config = pipeline.config(TrainConfig)
+        config = replace(config, detector=cell.detector or config.detector)
+        reason = _misfit(config, cell.strategy)
+        if not reason:
+            found.append(cell)
+        reasons.setdefault(cell.strategy, {})[config.detector] = reason
+    for strategy, by_detector in reasons.items():
+        wrong = [reason for reason in by_detector.values() if reason is not None]
+        if len(wrong) == len(by_detector):
+            raise wrong[0]
+        for reason in wrong:
+            pipeline.report.note(f"left out: {strategy}: {reason.message}")
+    return found
+
+
+def _misfit(config: TrainConfig, strategy: str) -> ConfigError | None:
+    has_weights = bool(preset_for(config.detector, config.preset).training.optimizers)
+    if strategy in sequence.PENALIZED and not has_weights:
+        return ConfigError(
+            f"strategy '{strategy}' holds weights still, and {config.detector} has none",
+            "use a detector that is trained by a loss",
+        )
+    if strategy in sequence.BANKED and has_weights:
+        return ConfigError(
+            f"strategy '{strategy}' keeps memory banks, and {config.detector} has none",
+            "use --detector patchcore",
+        )
+    return None
+
+
+def _perform(
+    pipeline: Pipeline, planned: Sequence[Step]
+) -> tuple[dict[tuple[str, str], Outcome], dict[Cell, str]]:
+    """Do the steps; a cell whose budget is too small is left out, and is told why."""
+    outcomes: dict[tuple[str, str], Outcome] = {}
+    refused: dict[Cell, str] = {}
+    everyone = {cell for step in planned for cell in step.cells}
     for number, step in enumerate(planned):
         pipeline.report.step("sequence", number, len(planned))
-        outcomes.append(pipeline.perform(step))
+        if all(cell in refused for cell in step.cells):
+            continue
+        try:
+            outcomes[step.stage, step.name] = pipeline.perform(step)
+        except BudgetError as error:
+            refused |= dict.fromkeys(step.cells, error.message)
+            if not any(cell.budget for cell in everyone - set(refused)):
+                raise  # no other budget is left to be compared
+            pipeline.report.note(f"left out: {step.name}: {error.message}")
     pipeline.report.step("sequence", len(planned), len(planned))
-    if pipeline.wishes.dry_run:
-        return {"outcomes": outcomes}
-    digest = digest_of({
-        "keys": [outcome.plan.key for outcome in outcomes], "classes": list(classes),
-        "strategies": list(strategies), "seeds": list(seeds),
-    })  # fmt: skip
-    picture = sheet or pipeline.store.path("results", run_name, ".png")
-    document = _unchanged(pipeline, run_name, target, digest)
-    if document is None:
-        document = _document(pipeline, classes, strategies, seeds, planned, outcomes)
-        write_text(target, json.dumps(document, indent=2) + "\n")
-        write_text(_digest_path(pipeline, run_name), digest)
-    elif picture.exists():
-        return {"outcomes": outcomes, "document": document, "files": [target, picture]}
-    # PIL is not needed while all is up to date.
-    from replaycad.contact_sheet import draw_sheet  # noqa: PLC0415
-
-    draw_sheet(pipeline.wishes.data, pipeline.store, classes, picture)
-    return {"outcomes": outcomes, "document": document, "files": [target, picture]}
+    return outcomes, refused
 
 
 def _check_networks(pipeline: Pipeline, planned: Sequence[Step]) -> None:
@@ -88,24 +136,42 @@ def _check_networks(pipeline: Pipeline, planned: Sequence[Step]) -> None:
             compressing = pipeline.config(CompressConfig, step.class_names[0])
             pipeline.weights_of_compress(replace(compressing, **dict(step.changes)))
         elif step.stage == "train":
-            config = settle(pipeline.config(TrainConfig))
-            pipeline.frozen.encoder(config.encoder)
-            _check_fits(config, step)
+            config = pipeline.config(TrainConfig)
+            named = dict(step.changes).get("detector", config.detector)
+            pipeline.frozen.encoder(settle(replace(config, detector=named)).encoder)
 
 
-def _check_fits(config: TrainConfig, step: Step) -> None:
-    has_weights = bool(preset_for(config.detector, config.preset).training.optimizers)
-    changes = dict(step.changes)
-    if "penalty" in changes and not has_weights:
-        raise ConfigError(
-            f"strategy '{changes['penalty']}' holds weights still, and {config.detector} has none",
-            "use a detector that is trained by a loss",
-        )
-    if "banks" in changes and has_weights:
-        raise ConfigError(
-            f"the strategy of '{step.name}' keeps memory banks, and {config.detector} has none",
-            "use --detector patchcore",
-        )
+def _kept_results(
+    pipeline: Pipeline,
+    named: Mapping[Cell, str],
+    left_out: Mapping[str, str],
+    run_name: str,
+    by_step: Mapping[Step, Outcome],
+) -> dict[str, Any]:
+    """The document and its files; written anew only if anything behind it changed."""
+    target = pipeline.store.path("results", run_name, ".json")
+    table = pipeline.store.path("results", run_name, ".csv")
+    digest = digest_of({
+        "keys": [outcome.plan.key for outcome in by_step.values()],
+        "cells": [asdict(cell) for cell in named], "left_out": left_out,
+    })  # fmt: skip
+    document = _unchanged(pipeline, run_name, target, digest)
+    is_new = document is None or not table.exists()
+    if document is None or is_new:
+        # Its scipy takes longer to import than an up-to-date run may last.
+        from replaycad.results import results_csv, results_document  # noqa: PLC0415
+
+        document = results_document(
+            named=named, detector=pipeline.config(TrainConfig).detector, planned=list(by_step),
+            scores=lambda step: _scores(by_step[step]),
+            seconds=lambda step: by_step[step].seconds,
+            num_bytes=lambda cell, name: _bytes_kept(pipeline, by_step, cell, name),
+        )  # fmt: skip
+        document |= {"left_out": left_out} if left_out else {}
+        write_text(target, json.dumps(document, indent=2) + "\n")
+        write_text(table, results_csv(document))
+        write_text(_digest_path(pipeline, run_name), digest)
+    return {"document": document, "files": [target, table], "is_new": is_new}
 
 
 def _digest_path(pipeline: Pipeline, run_name: str) -> Path:
@@ -124,49 +190,27 @@ def _unchanged(
         return None
 
 
-def _document(
-    pipeline: Pipeline,
-    classes: Sequence[str],
-    strategies: Sequence[str],
-    seeds: Sequence[int],
-    planned: Sequence[Step],
-    outcomes: Sequence[Outcome],
-) -> dict[str, Any]:
-    # Its scipy takes longer to import than an up-to-date run may last.
-    from replaycad.results import results_document  # noqa: PLC0415
-
-    by_step = dict(zip(planned, outcomes, strict=True))
-    return results_document(
-        classes=classes, strategies=strategies, seeds=seeds,
-        detector=pipeline.config(TrainConfig).detector, planned=planned,
-        scores=lambda step: _scores(by_step[step]),
-        seconds=lambda step: by_step[step].seconds,
-        num_bytes=lambda strategy, name: _bytes_kept(pipeline, planned, strategy, name),
-    )  # fmt: skip
-
-
 def _scores(outcome: Outcome) -> Mapping[str, Mapping[str, float | None]]:
     return read_header(outcome.plan.path)["metrics"]["classes"]
 
 
-def _bytes_kept(pipeline: Pipeline, planned: Sequence[Step], strategy: str, name: str) -> int:
+def _bytes_kept(
+    pipeline: Pipeline, by_step: Mapping[Step, Outcome], cell: Cell, name: str
+) -> int:
     """What a strategy keeps of a class between steps, beside a detector such as `joint` has.
 
     Nothing, conditions, all images, or its part of the importances or banks of all classes.
     """
-    if strategy == "finetune":
+    if cell.strategy == "finetune":
         return 0
-    if strategy in (*sequence.PENALIZED, *sequence.BANKED):
-        last = next(s for s in reversed(planned) if s.stage == "train" and strategy in s.strategies)
-        detector = DetectorArtifact.load(pipeline.store.path("detectors", last.name))
-        kept = detector.state if strategy in sequence.BANKED else detector.penalty
-        num_classes = max(len(s.class_names) for s in planned if s.stage == "eval")
-        return sum(values.nbytes for values in kept.values()) // num_classes
-    if strategy == "joint":
+    own = [step for step in by_step if cell in step.cells]
+    if cell.strategy in (*sequence.PENALIZED, *sequence.BANKED):
+        last = [step for step in own if step.stage == "train"][-1]
+        detector = DetectorArtifact.load(by_step[last].plan.path)
+        kept = detector.state if cell.strategy in sequence.BANKED else detector.penalty
+        return sum(values.nbytes for values in kept.values()) // len(cell.classes)
+    if cell.strategy == "joint":
         images = train_samples(pipeline.wishes.data, name)
         return sum(sample.path.stat().st_size for sample in images)
-    stored = next(
-        s for s in planned
-        if s.stage == "compress" and s.class_names == (name,) and strategy in s.strategies
-    )  # fmt: skip
-    return pipeline.store.path("conditions", stored.name).stat().st_size
+    stored = next(s for s in own if s.stage == "compress" and s.class_names == (name,))
+    return by_step[stored].plan.path.stat().st_size

@@ -26,13 +26,13 @@ LAYERS = [
     {"sequence", "results", "plans", "frozen", "ledger", "execution", "making", "pipeline",
      "walk", "contact_sheet", "exchange"},
     {"console", "doctor", "summary"},
-    {"session"},
+    {"session", "options"},
     {"cli"},
 ]  # fmt: skip
 FORBIDDEN_NAMES = {"utils", "common", "helpers", "base", "core", "misc", "types"}
 TORCH_FREE = [
     "errors", "recipes", "class_recipes", "progress", "plans", "sequence", "cli", "console",
-    "data.samples", "data.classes", "diffusion.presets", "diffusion.memory",
+    "data.samples", "data.classes", "diffusion.presets", "diffusion.memory", "options",
     "segmentation.presets", "detectors.presets", "session",
     "detectors.encoder_files", "detectors.structures",
 ]  # fmt: skip
@@ -48,7 +48,7 @@ OPTIONS = {
     "eval": SHARED_OPTIONS | {"--encoder", "--name"},
     "run": SHARED_OPTIONS
     | {"--strategy", "--seeds", "--name", "--sheet", "--backbone", "--segmenter"}
-    | {"--detector", "--encoder", "--budget"},
+    | {"--detector", "--encoder", "--budget", "--orders"},
     "export": {"--class", "--out", "--token", "--store"},
     "import": {"--class", "--backbone", "--store", "--force"},
     "inspect": {"--verify", "--json"},

@@ -198,6 +198,46 @@ def test_run_prints_the_matrix_and_keeps_document_and_sheet(run, tmp_path):
     assert replay["seconds"] > 0
 
 
+def test_a_comparison_leaves_out_what_does_not_fit_and_computes_no_cell_twice(run, tmp_path):
+    command = (
+        "run", "--class", "disc,plate", "--strategy", "finetune,exemplars,features", "--seeds", "2",
+        "--detector", "invad,patchcore", "--budget", "100,8kB", "--orders", "2",
+    )  # fmt: skip
+
+    result = run(*command)
+
+    assert result.exit_code == 0, result.output
+    assert "left out: exemplars patchcore 100: compress: a budget of 100 bytes" in result.stdout
+    kept = json.loads((tmp_path / "store" / "results" / "run.json").read_text())
+    assert list(kept["strategies"]) == [
+        "finetune invad", "finetune patchcore", "exemplars invad 8kB", "exemplars patchcore 8kB",
+        "features patchcore",
+    ]  # fmt: skip
+    assert kept["strategies"]["exemplars invad 8kB"]["bytes_per_class"]["disc"] <= 8_000
+    assert len(kept["strategies"]["finetune patchcore"]["runs"]) == 4
+    table = (tmp_path / "store" / "results" / "run.csv").read_text()
+    assert len(table.splitlines()) == 1 + 5 * 4 * 2
+    before = {p: p.stat().st_mtime_ns for p in (tmp_path / "store" / "detectors").iterdir()}
+    wider = run(*command[:-1], "1", "--strategy", "joint")
+    assert wider.exit_code == 0, wider.output
+    after = {p: p.stat().st_mtime_ns for p in before}
+    assert after == before
+
+
+def test_run_where_no_budget_is_enough_says_so(run):
+    line = one_line_error(run("run", "--class", "disc", "--strategy", "auto", "--budget", "90"))
+
+    assert "90 bytes is too small for any form" in line
+
+
+@pytest.mark.parametrize(
+    ("option", "text"), [("--seeds", "x"), ("--seeds", "0"), ("--budget", "many"),
+                         ("--budget", "-5"), ("--orders", "0")]
+)  # fmt: skip
+def test_senseless_numbers_are_usage_errors(run, option, text):
+    assert run("run", "--class", "disc", option, text).exit_code == 2
+
+
 def test_run_with_an_unknown_strategy_makes_nothing(run, tmp_path):
     line = one_line_error(run("run", "--class", "disc", "--strategy", "magic"))
 

@@ -1,12 +1,38 @@
 """The protocol as data: what is done, in which order, and what is read from the matrix."""
 
+from collections.abc import Sequence
+
 import pytest
 
 from replaycad.errors import ConfigError
-from replaycad.results import figures, results_document, spread
-from replaycad.sequence import Step, check_strategies, steps
+from replaycad.results import figures, results_csv, results_document, spread
+from replaycad.sequence import (
+    Cell,
+    Step,
+    check_strategies,
+    comparison,
+    label,
+    orders,
+    size_text,
+    steps,
+)
 
 ALL = ("finetune", "replay", "joint")
+
+
+def plan(classes: list[str], strategies: Sequence[str], seeds: list[int]) -> list[Step]:
+    return steps(comparison(classes, strategies, seeds), "run")
+
+
+def owners(step: Step) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(cell.strategy for cell in step.cells))
+
+
+def document_of(cells: list[Cell], scores, seconds=lambda _: 1.0, num_bytes=lambda *_: 10):
+    return results_document(
+        named={cell: label(cell, cells) for cell in cells}, detector="invad",
+        planned=steps(cells, "run"), scores=scores, seconds=seconds, num_bytes=num_bytes,
+    )  # fmt: skip
 
 
 def by_name(planned: list[Step], stage: str) -> dict[str, Step]:
@@ -14,7 +40,7 @@ def by_name(planned: list[Step], stage: str) -> dict[str, Step]:
 
 
 def test_every_step_reads_only_what_was_made_before():
-    planned = steps(["a", "b", "c"], ALL, [0, 1], "run")
+    planned = plan(["a", "b", "c"], ALL, [0, 1])
 
     made: set[tuple[str, str]] = set()
     reads = {"compress": "mask", "replay": "compress", "train": "replay", "eval": "train"}
@@ -28,14 +54,14 @@ def test_every_step_reads_only_what_was_made_before():
 
 
 def test_the_first_training_is_shared_by_all_who_walk():
-    trained = by_name(steps(["a", "b"], ALL, [0], "run"), "train")
+    trained = by_name(plan(["a", "b"], ALL, [0]), "train")
 
-    assert trained["run-step-1"].strategies == ("finetune", "replay")
+    assert owners(trained["run-step-1"]) == ("finetune", "replay")
     assert set(trained) == {"run-step-1", "run-finetune-2", "run-replay-2", "run-joint-2"}
 
 
 def test_finetune_goes_on_and_replay_starts_from_scratch():
-    trained = by_name(steps(["a", "b", "c"], ALL, [0], "run"), "train")
+    trained = by_name(plan(["a", "b", "c"], ALL, [0]), "train")
 
     finetuned, replayed, joint = (trained[f"run-{name}-3"] for name in ALL)
     assert (finetuned.class_names, finetuned.sources, finetuned.init) == (
@@ -46,7 +72,7 @@ def test_finetune_goes_on_and_replay_starts_from_scratch():
 
 
 def test_penalties_walk_alone_from_the_first_step_and_go_on_from_their_own():
-    trained = by_name(steps(["a", "b"], ("finetune", "ewc", "mas"), [0], "run"), "train")
+    trained = by_name(plan(["a", "b"], ("finetune", "ewc", "mas"), [0]), "train")
 
     assert list(trained) == [
         "run-step-1", "run-ewc-1", "run-mas-1", "run-finetune-2", "run-ewc-2", "run-mas-2",
@@ -59,21 +85,21 @@ def test_penalties_walk_alone_from_the_first_step_and_go_on_from_their_own():
 
 
 def test_banks_walk_from_the_shared_first_step_and_are_extended():
-    trained = by_name(steps(["a", "b"], ("finetune", "features"), [0], "run"), "train")
+    trained = by_name(plan(["a", "b"], ("finetune", "features"), [0]), "train")
 
     assert list(trained) == ["run-step-1", "run-finetune-2", "run-features-2"]
     assert trained["run-step-1"].changes == ()
     assert trained["run-features-2"].changes == (("banks", "extend"),)
     assert trained["run-features-2"].init == "run-step-1"
 
-    trained = by_name(steps(["a", "b"], ("features", "ucad"), [0], "run"), "train")
+    trained = by_name(plan(["a", "b"], ("features", "ucad"), [0]), "train")
     assert list(trained) == ["run-step-1", "run-ucad-1", "run-features-2", "run-ucad-2"]
     assert trained["run-ucad-1"].changes == trained["run-ucad-2"].changes
     assert trained["run-ucad-2"].init == "run-ucad-1"
 
 
 def test_each_form_of_keeping_a_class_has_artifacts_of_its_own_but_the_same_masks():
-    planned = steps(["a", "b"], ("replay", "exemplars", "final"), [0, 1], "run")
+    planned = plan(["a", "b"], ("replay", "exemplars", "final"), [0, 1])
 
     assert list(by_name(planned, "mask")) == ["a", "b"]
     compressed = by_name(planned, "compress")
@@ -82,15 +108,15 @@ def test_each_form_of_keeping_a_class_has_artifacts_of_its_own_but_the_same_mask
         for seed in ("", "-seed1")
     )  # fmt: skip
     assert compressed["a-exemplars"].changes == (("keep", "exemplars"),)
-    assert compressed["a"].strategies == ("replay", "final")
+    assert owners(compressed["a"]) == ("replay", "final")
     trained = by_name(planned, "train")
     assert trained["run-exemplars-2-seed1"].sources == ("a-exemplars-seed1",)
-    assert trained["run-replay-2"].strategies == ("replay", "final")
+    assert owners(trained["run-replay-2"]) == ("replay", "final")
 
 
 def test_ablations_differ_from_replay_in_what_compress_is_told_alone():
     names = ("replay", "semantic", "spatial", "none", "noisy", "box")
-    compressed = by_name(steps(["a"], names, [0], "run"), "compress")
+    compressed = by_name(plan(["a"], names, [0]), "compress")
 
     told = {name: dict(step.changes) for name, step in compressed.items()}
     assert told == {
@@ -103,26 +129,26 @@ def test_ablations_differ_from_replay_in_what_compress_is_told_alone():
 
 
 def test_every_step_is_evaluated_on_the_classes_seen_so_far():
-    scored = by_name(steps(["a", "b", "c"], ("replay",), [0], "run"), "eval")
+    scored = by_name(plan(["a", "b", "c"], ("replay",), [0]), "eval")
 
     assert [step.class_names for step in scored.values()] == [("a",), ("a", "b"), ("a", "b", "c")]
 
 
 def test_strategies_without_replay_need_no_generator():
-    stages = {step.stage for step in steps(["a", "b"], ("finetune", "joint"), [0], "run")}
+    stages = {step.stage for step in plan(["a", "b"], ("finetune", "joint"), [0])}
 
     assert stages == {"train", "eval"}
 
 
 def test_one_class_needs_one_training_for_all_strategies():
-    trained = by_name(steps(["a"], ALL, [0], "run"), "train")
+    trained = by_name(plan(["a"], ALL, [0]), "train")
 
-    assert [step.strategies for step in trained.values()] == [ALL]
+    assert [owners(step) for step in trained.values()] == [ALL]
 
 
 def test_final_is_the_last_step_of_replay_and_shares_its_training():
-    alone = steps(["a", "b", "c"], ("final", "joint"), [0], "run")
-    both = by_name(steps(["a", "b", "c"], ("final", "replay"), [0], "run"), "train")
+    alone = plan(["a", "b", "c"], ("final", "joint"), [0])
+    both = by_name(plan(["a", "b", "c"], ("final", "replay"), [0]), "train")
 
     trained = by_name(alone, "train")
     assert set(trained) == {"run-replay-3", "run-joint-3"}
@@ -130,22 +156,19 @@ def test_final_is_the_last_step_of_replay_and_shares_its_training():
         ("c",), ("a", "b"),
     )  # fmt: skip
     assert sorted(by_name(alone, "replay")) == ["a", "b", "c"]
-    assert both["run-replay-3"].strategies == ("final", "replay")
-    assert [name for name in both if "final" in both[name].strategies] == ["run-replay-3"]
+    assert owners(both["run-replay-3"]) == ("final", "replay")
+    assert [name for name in both if "final" in owners(both[name])] == ["run-replay-3"]
 
 
 def test_final_fills_the_last_row_and_has_a_gap_but_no_forgetting():
-    planned = steps(["a", "b"], ("final", "joint"), [0], "run")
-
-    document = results_document(
-        classes=["a", "b"], strategies=("final", "joint"), seeds=[0], detector="invad",
-        planned=planned,
-        scores=lambda step: {
-            name: {"image_auroc": 0.9 if "joint" in step.strategies else 0.7, "pixel_ap": 0.5}
+    cells = comparison(["a", "b"], ("final", "joint"))
+    document = document_of(
+        cells,
+        lambda step: {
+            name: {"image_auroc": 0.9 if "joint" in owners(step) else 0.7, "pixel_ap": 0.5}
             for name in "ab"
         },
-        seconds=lambda _: 1.0, num_bytes=lambda *_: 10,
-    )  # fmt: skip
+    )
 
     entry = document["strategies"]["final"]["image_auroc"]
     assert entry["matrix"] == [[None, None], [0.7, 0.7]]
@@ -154,7 +177,7 @@ def test_final_fills_the_last_row_and_has_a_gap_but_no_forgetting():
 
 
 def test_later_seeds_have_their_own_artifacts_but_share_the_masks():
-    planned = steps(["a", "b"], ("replay",), [0, 7], "run")
+    planned = plan(["a", "b"], ("replay",), [0, 7])
 
     assert sorted(by_name(planned, "mask")) == ["a", "b"]
     assert sorted(by_name(planned, "compress")) == ["a", "a-seed7", "b", "b-seed7"]
@@ -205,15 +228,10 @@ def test_several_seeds_give_means_with_their_spread_beside():
 
 
 def test_document_has_the_keys_that_other_tools_rely_on():
-    planned = steps(["a", "b"], ALL, [0], "run")
-
     def scores(step: Step) -> dict[str, dict[str, float]]:
         return {name: {"image_auroc": 0.9, "pixel_ap": 0.5} for name in step.class_names}
 
-    document = results_document(
-        classes=["a", "b"], strategies=ALL, seeds=[0], detector="invad", planned=planned,
-        scores=scores, seconds=lambda _step: 1.0, num_bytes=lambda *_names: 100,
-    )  # fmt: skip
+    document = document_of(comparison(["a", "b"], ALL), scores, num_bytes=lambda *_: 100)
 
     assert document["classes"] == ["a", "b"]
     assert document["seeds"] == [0]
@@ -226,7 +244,93 @@ def test_document_has_the_keys_that_other_tools_rely_on():
 
 
 def test_the_newest_class_is_drawn_last_so_that_it_can_be_looked_at():
-    planned = steps(["a", "b", "c"], ["replay"], [0], "run")
+    planned = plan(["a", "b", "c"], ["replay"], [0])
 
     assert [step.name for step in planned if step.stage == "replay"] == ["a", "b", "c"]
     assert (planned[-1].stage, planned[-1].name) == ("replay", "c")
+
+
+def test_orders_put_each_class_once_at_each_place():
+    found = orders(["a", "b", "c"], 3)
+
+    assert found[0] == ("a", "b", "c")
+    assert [sorted(place) for place in zip(*found, strict=True)] == [["a", "b", "c"]] * 3
+    assert len(set(orders("abcd", 8))) == 8
+    with pytest.raises(ConfigError, match="no 3 orders"):
+        orders(["a", "b"], 3)
+
+
+def test_budgets_multiply_only_what_keeps_something_of_a_class():
+    cells = comparison(
+        ["a", "b"], ("finetune", "exemplars", "joint"), [0, 1], ["invad", "patchcore"],
+        [25_000, 50_000], num_orders=2,
+    )  # fmt: skip
+
+    counts = {name: sum(cell.strategy == name for cell in cells) for name in ("finetune", "joint")}
+    assert counts == {"finetune": 8, "joint": 4}
+    assert sum(cell.strategy == "exemplars" for cell in cells) == 16
+    assert len(set(cells)) == len(cells)
+
+
+def test_a_comparison_does_once_what_its_cells_share():
+    cells = comparison(
+        ["a", "b"], ("finetune", "exemplars"), [0], ["invad", "patchcore"], [25_000, 50_000]
+    )
+    planned = steps(cells, "run")
+
+    compressed = by_name(planned, "compress")
+    assert list(compressed) == [
+        "a-exemplars-25kB", "a-exemplars-50kB", "b-exemplars-25kB", "b-exemplars-50kB",
+    ]  # fmt: skip
+    assert dict(compressed["b-exemplars-50kB"].changes) == {"keep": "exemplars", "budget": 50_000}
+    trained = by_name(planned, "train")
+    assert list(trained)[:2] == ["run-step-1-invad", "run-step-1-patchcore"]
+    assert len(trained["run-step-1-invad"].cells) == 3
+    assert trained["run-exemplars-2-invad-25kB"].sources == ("a-exemplars-25kB",)
+    assert dict(trained["run-finetune-2-patchcore"].changes) == {"detector": "patchcore"}
+
+
+def test_names_stand_whatever_else_is_compared():
+    some = {step.name for step in steps(comparison(["a", "b"], ["replay"], [1]), "run")}
+    wide = comparison(["a", "b"], ("replay", "auto"), [0, 1, 2], num_orders=2)
+    more = {step.name for step in steps(wide, "run")}
+
+    assert some < more
+
+
+def test_entries_are_named_by_what_differs_and_spread_over_seeds_and_orders():
+    cells = comparison(["a", "b"], ("replay", "joint"), [0, 1], ["invad"], [9_000, 25_000], 2)
+
+    def scores(step: Step) -> dict[str, dict[str, float]]:
+        last = step.class_names[-1]
+        value = {"a": 0.9, "b": 0.7}[last] + 0.1 * step.seed
+        return {name: {"image_auroc": value, "pixel_ap": 0.5} for name in step.class_names}
+
+    document = document_of(cells, scores)
+
+    assert list(document["strategies"]) == ["replay 9kB", "replay 25kB", "joint"]
+    entry = document["strategies"]["replay 9kB"]
+    assert (entry["budget"], entry["detector"]) == (9_000, "invad")
+    assert [(run["seed"], run["order"]) for run in entry["runs"]] == [
+        (0, ["a", "b"]), (1, ["a", "b"]), (0, ["b", "a"]), (1, ["b", "a"]),
+    ]  # fmt: skip
+    figures_ = entry["image_auroc"]
+    assert figures_["matrix"] == [
+        [pytest.approx(0.95), None], [pytest.approx(0.75), pytest.approx(0.75)],
+    ]  # fmt: skip
+    assert figures_["mean"] == pytest.approx(0.85)
+    assert figures_["std"]["mean"] == pytest.approx(0.0125**0.5)
+    # the joint training of the same seed, whatever the order
+    gaps = [run["image_auroc"]["joint_gap"] for run in entry["runs"]]
+    assert gaps == pytest.approx([0.0, 0.0, -0.2, -0.2])
+    rows = results_csv(document).splitlines()
+    assert rows[0].startswith("strategy,detector,budget,seed,order,metric,mean,")
+    assert len(rows) == 1 + 2 * (4 + 4 + 2)
+    assert rows[1].startswith("replay 9kB,invad,9000,0,a b,image_auroc,0.7")
+
+
+@pytest.mark.parametrize(
+    ("size", "text"), [(25_000, "25kB"), (1_500_000, "1.5MB"), (12_345, "12345"), (500, "500")]
+)
+def test_budgets_are_named_as_they_are_typed(size, text):
+    assert size_text(size) == text

@@ -6,10 +6,10 @@ from replaycad.errors import ConfigError, WeightsError
 from replaycad.making import Wishes
 from replaycad.pipeline import Pipeline
 from replaycad.progress import silent
-from replaycad.sequence import steps
-from replaycad.walk import _check_networks
+from replaycad.sequence import comparison, steps
+from replaycad.walk import _check_networks, _fitting
 
-PLANNED = steps(["a", "b"], ("finetune", "replay"), [0], "run")
+PLANNED = steps(comparison(["a", "b"], ("finetune", "replay")), "run")
 
 
 def _with(overrides, tmp_path):
@@ -17,13 +17,23 @@ def _with(overrides, tmp_path):
 
 
 def test_banks_are_asked_of_a_detector_that_has_some(tmp_path):
-    planned = steps(["a", "b"], ("features",), [0], "run")
+    cells = comparison(["a", "b"], ("features",))
     with _with({}, tmp_path) as pipeline, pytest.raises(ConfigError, match="keeps memory banks"):
-        _check_networks(pipeline, planned)
+        _fitting(pipeline, cells)
     with _with({"train": {"detector": "patchcore"}}, tmp_path) as pipeline:
-        _check_networks(pipeline, planned)
+        assert _fitting(pipeline, cells) == cells
 
 
+def test_of_several_detectors_each_strategy_takes_those_that_fit(tmp_path):
+    names = ("finetune", "ewc", "features")
+    cells = comparison(["a", "b"], names, detectors=("invad", "patchcore"))
+    with _with({}, tmp_path) as pipeline:
+        found = [(cell.strategy, cell.detector) for cell in _fitting(pipeline, cells)]
+
+    assert found == [
+        ("finetune", "invad"), ("finetune", "patchcore"), ("ewc", "invad"),
+        ("features", "patchcore"),
+    ]  # fmt: skip
 
 
 def test_the_bundled_networks_serve_where_none_is_named(tmp_path):

@@ -169,7 +169,7 @@ def inversion(
         with Pipeline(wishes, silent) as pipeline:
             scores = [_class_scores(pipeline, name, is_real=kind == "real") for name in classes]
         if kind != "real":
-            draw_sheet(data, pipeline.store, classes, work / f"{kind}.png")
+            draw_sheet(data, pipeline.store, {one: one for one in classes}, work / f"{kind}.png")
         for figure, rows in tables.items():
             row = dict(zip(classes, (one[figure] for one in scores), strict=True))
             row["mean"] = mean(row.values())

@@ -23,7 +23,7 @@ from replaycad.diffusion.presets import BACKBONES
 from replaycad.diffusion.search import SearchCheckpoint, search
 from replaycad.diffusion.start import start_conditions
 from replaycad.diffusion.variation import principal_variation
-from replaycad.errors import ConfigError
+from replaycad.errors import BudgetError
 from replaycad.mask_ops import (
     apply_to_images,
     apply_to_masks,
@@ -74,7 +74,7 @@ def compress_class(
     Raises:
         DatasetError: if an image cannot be read.
         TrainingError: if the loss stops being finite.
-        ConfigError: if the budget does not hold the tokens.
+        BudgetError: if the budget does not hold the tokens.
     """
     config = _within_budget(config, diffusion, masks)
     policy = masks.header["policy"]
@@ -154,7 +154,7 @@ def keep_exemplars(
         the file has at most `config.budget` bytes.
 
     Raises:
-        ConfigError: if not a single image fits.
+        BudgetError: if not a single image fits.
         DatasetError: if an image cannot be read.
     """
     policy = masks.header["policy"]
@@ -194,7 +194,7 @@ def keep_exemplars(
             )
             return kept
         stored.pop()
-    raise ConfigError(
+    raise BudgetError(
         f"compress: a budget of {budget} bytes holds no image of {masks.class_name}",
         f"give {_room_for_one(empty, images[order[0]], config)} bytes or more",
     )
@@ -221,7 +221,7 @@ def _within_budget(
         num_images=len(masks.object_masks),
     )  # fmt: skip
     if found is None:
-        raise ConfigError(
+        raise BudgetError(
             f"compress: a budget of {budget} bytes does not hold the tokens of {masks.class_name}",
             "give more, or keep=exemplars",
         )
