@@ -334,6 +334,10 @@ def inspect(
     verify: Annotated[
         bool, typer.Option("--verify", help="Recompute the digests of all bytes.")
     ] = False,
+    audit: Annotated[
+        bool, typer.Option("--audit", help="Of replays: how near they come to training images.")
+    ] = False,
+    data: Data = DATA,
     as_json: AsJson = False,
 ) -> None:
     """Say what an artifact is, where it came from and what it holds.
@@ -344,6 +348,11 @@ def inspect(
         from replaycad import summary
         from replaycad.artifacts import inspection
 
+        if audit:
+            from replaycad import privacy
+
+            summary.show_audit(privacy.audit_file(file, data), as_json)
+            return
         checked = inspection.verify(file) if verify else {}
         summary.show_artifact(inspection.describe(file), checked, as_json)
 

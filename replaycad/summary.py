@@ -105,6 +105,34 @@ def show_artifact(facts: Mapping[str, Any], checked: Mapping[str, str], as_json:
         print_line(f"verified: {path}")
 
 
+def show_audit(facts: Mapping[str, Any], as_json: bool) -> None:
+    """Print how near replays come to training images.
+
+    Args:
+        facts: as `privacy.audit_file` gives them.
+        as_json: print one document instead of a table.
+    """
+    if as_json:
+        print_json(dict(facts))
+        return
+    print_table(
+        ("nearest training image, median", "of a replay", "of an image", "least ratio", "copies"),
+        [
+            [kind, f"{found['replay_to_image']:.3g}", f"{found['image_to_image']:.3g}",
+             f"{found['ratio']:.2f}", str(len(found["near_copies"]))]
+            for kind, found in ((kind, facts[kind]) for kind in ("pixels", "features"))
+        ],
+    )  # fmt: skip
+    copies = facts["near_copies"]
+    print_line(
+        f"{facts['class_name']}: {len(copies)} of {facts['num_replays']} replays are near copies "
+        f"of one of {facts['num_images']} training images"
+        + (f": {', '.join(map(str, copies[:SHOWN_TENSORS]))}" if copies else "")
+    )
+    if facts["num_kept_images"]:
+        print_line(f"and its conditions hold {facts['num_kept_images']} real images")
+
+
 def _strategy_row(name: str, entry: Mapping[str, Any]) -> list[str]:
     cells = [name]
     for metric in METRICS:

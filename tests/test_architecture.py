@@ -24,7 +24,7 @@ LAYERS = [
     NETWORKS | {"continual", "data"},
     {"stages"},
     {"sequence", "results", "plans", "frozen", "ledger", "execution", "making", "pipeline",
-     "walk", "contact_sheet", "exchange"},
+     "walk", "contact_sheet", "exchange", "privacy"},
     {"console", "doctor", "summary"},
     {"session", "options"},
     {"cli"},
@@ -51,7 +51,7 @@ OPTIONS = {
     | {"--detector", "--encoder", "--budget", "--orders"},
     "export": {"--class", "--out", "--token", "--store"},
     "import": {"--class", "--backbone", "--store", "--force"},
-    "inspect": {"--verify", "--json"},
+    "inspect": {"--verify", "--audit", "--data", "--json"},
     "doctor": {"--json"},
 }
 
