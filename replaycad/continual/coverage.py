@@ -11,7 +11,7 @@ from replaycad.detectors.patchcore import PatchCore
 from replaycad.detectors.structures import PatchCorePreset
 from replaycad.mask_ops import Operation, apply_to_images, augmentations
 
-BANK_LIMIT = 4_000  # patches of the drawn images that are kept, as the detector's mini preset
+BANK_LIMIT = 16_384  # patches of the drawn images: all of 64 bundled ones; a coreset takes longer
 SYMMETRY_IMAGES = 24  # of either half of a class
 SYMMETRY_SLACK = 1.15
 """Turned images may lie so much farther than images as they are. Measured on ten classes, twice:

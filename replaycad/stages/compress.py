@@ -15,7 +15,13 @@ from replaycad.continual.exemplars import coverage_order, describe, encode, fill
 from replaycad.data.images import evenly, load_images
 from replaycad.data.samples import Sample
 from replaycad.detectors.encoders import Encoder
-from replaycad.diffusion.alignment import Alignment, align, all_to_frame, beyond_border, to_frame
+from replaycad.diffusion.alignment import (
+    Alignment,
+    align_once,
+    all_to_frame,
+    beyond_border,
+    to_frame,
+)
 from replaycad.diffusion.backbones import Diffusion, mask_images
 from replaycad.diffusion.conditioning import Conditions
 from replaycad.diffusion.posterior import encode_posterior
@@ -247,7 +253,7 @@ def _into_frame(
     images: np.ndarray, object_masks: np.ndarray, mask_rule: str, seed: int
 ) -> tuple[Alignment, np.ndarray, np.ndarray]:
     """Find the poses; images `[N, 3, S, S]` and masks `[N, S, S]` moved into the class's frame."""
-    found = align(torch.from_numpy(images), generator(seed, "alignment"))
+    found = align_once(images, seed)
     fill = beyond_border(mask_rule)
     moved = all_to_frame(torch.from_numpy(images), found.poses, fill).numpy()
     masks = torch.from_numpy(object_masks)[:, None].float()
