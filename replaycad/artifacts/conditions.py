@@ -1,23 +1,27 @@
 """What is kept of a class: some vectors, one linear layer, a few masks; or a few real images."""
 
+import math
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
 
 from replaycad.artifacts.format import Schema, TensorSpec, damaged, file_bytes, read, write
 from replaycad.artifacts.masks import check_width
+from replaycad.artifacts.packing import pack, unpack
 from replaycad.errors import ArtifactError
 from replaycad.mask_ops import pack_bits, unpack_bits
 
 FLOATS = ("float32", "float16")
+MAX_PACKED = 2**24  # numbers that a file may claim to hold packed; classes of ours have 10^5
 WEIGHT, BIAS, POSES = "spatial_encoder.weight", "spatial_encoder.bias", "poses"
 VARIATIONS, STEPS, COEFFICIENTS = "semantic_variations", "variation_steps", "coefficients"
+PACKED, STEP = "packed_tokens", "packed_step"
 EXEMPLARS, ENDS, PLACES = "exemplars", "exemplar_ends", "exemplar_poses"
-TOGETHER = ((WEIGHT, BIAS), (VARIATIONS, STEPS), (VARIATIONS, COEFFICIENTS), (EXEMPLARS, ENDS),
+TOGETHER = ((WEIGHT, BIAS), (VARIATIONS, STEPS), (PACKED, STEP), (EXEMPLARS, ENDS),
             (EXEMPLARS, PLACES))  # fmt: skip
 
 CONDITIONS = Schema(
@@ -42,8 +46,16 @@ CONDITIONS = Schema(
         STEPS: TensorSpec(
             FLOATS, ("R",), "what 1 of their integers is worth; absent with them", optional=True
         ),
+        PACKED: TensorSpec(
+            "uint8", ("P'",), "tokens and directions as LZMA2 where bytes are counted, else absent",
+            optional=True,
+        ),
+        STEP: TensorSpec(
+            FLOATS, (1,), "what 1 of their integers is worth; absent with them", optional=True
+        ),
         COEFFICIENTS: TensorSpec(
-            FLOATS, ("V", "R"), "of training images along them; absent with them", optional=True
+            FLOATS, ("V", "R'"), "of training images along directions; absent with these",
+            optional=True,
         ),
         EXEMPLARS: TensorSpec(
             "uint8", ("B",), "real images as AVIF, one behind the other; absent if none are kept",
@@ -84,6 +96,8 @@ class ConditionsArtifact:
         semantic_variations: [R, K, D] float32, what one step along each direction in which the
             class varies adds to the embedding; None where every image has the same.
         coefficients: [V, R] float32, how many steps training images lie along them; None likewise.
+        step: tokens and variations are stored as whole multiples of this, compressed; one that fits
+            into 16 bits, or 0 for floats.
         exemplars: real images as AVIF, [3, S, S] each; empty where none are kept.
         exemplar_poses: [E, 3] float32, how they lie, zeros where poses were not looked for; None
             likewise.
@@ -100,6 +114,7 @@ class ConditionsArtifact:
     poses: FloatArray | None = None
     semantic_variations: FloatArray | None = None
     coefficients: FloatArray | None = None
+    step: float = 0.0
     exemplars: tuple[bytes, ...] = ()
     exemplar_poses: FloatArray | None = None
 
@@ -124,14 +139,25 @@ class ConditionsArtifact:
             PLACES: self.exemplar_poses,
         }
         present = {name: values for name, values in optional.items() if values is not None}
-        return {"semantic_embedding": self.semantic_embedding, **present}
+        tokens = self.semantic_embedding
+        if self.step:
+            present[STEP], tokens = np.array([self.step], np.float32), tokens[:0]
+        return {"semantic_embedding": tokens, **present}
+
+    @property
+    def _packed(self) -> bytes:
+        variations = self.semantic_variations
+        parts = [self.semantic_embedding[None], *([] if variations is None else [variations])]
+        return pack(np.concatenate(parts), self.step)
 
     @property
     def num_bytes_without_masks(self) -> int:
         """Stored bytes of all tensors but the masks."""
         num_floats: int = sum(values.size for values in self._floats.values())
         num_integers = 0
-        if self.semantic_variations is not None:
+        if self.step:
+            num_integers = len(self._packed)
+        elif self.semantic_variations is not None:
             num_floats += len(self.semantic_variations)
             num_integers = self.semantic_variations.size
         num_integers += sum(map(len, self.exemplars)) + 8 * len(self.exemplars)
@@ -165,13 +191,19 @@ class ConditionsArtifact:
             "policy": self.policy,
             "mask_width": int(self.object_masks.shape[-1]),
         }
+        if self.step:
+            variations = self.semantic_variations
+            count = 1 if variations is None else 1 + len(variations)
+            own["packed_shape"] = [count, *self.semantic_embedding.shape]
         return {**self.header, **own}
 
     def _tensors(self, path: str | Path, half: bool | None) -> dict[str, NDArray[Any]]:
         half = self.half if half is None else half
         floats = self._floats
         tensors: dict[str, NDArray[Any]] = {}
-        if self.semantic_variations is not None:
+        if self.step:
+            tensors[PACKED] = np.frombuffer(self._packed, np.uint8)
+        elif self.semantic_variations is not None:
             tensors[VARIATIONS], floats[STEPS] = _to_integers(self.semantic_variations)
         for name, values in floats.items():
             largest = float(np.abs(values).max(initial=0.0))
@@ -208,12 +240,16 @@ class ConditionsArtifact:
             for name, values in tensors.items()
             if values.dtype.kind == "f"
         }
-        variations = None
+        tokens, variations, step = floats["semantic_embedding"], None, 0.0
         if VARIATIONS in tensors:
             variations = tensors[VARIATIONS] * floats[STEPS][:, None, None]
+        if PACKED in tensors:
+            step = float(floats[STEP][0])
+            tokens, variations = _unpacked(Path(path), tensors, header, step)
+        _check_coefficients(Path(path), floats, variations)
         return cls(
             class_name=header["class_name"],
-            semantic_embedding=floats["semantic_embedding"],
+            semantic_embedding=tokens,
             spatial_weight=floats.get(WEIGHT),
             spatial_bias=floats.get(BIAS),
             object_masks=unpack_bits(tensors["object_masks"], header["mask_width"]),
@@ -223,6 +259,7 @@ class ConditionsArtifact:
             poses=floats.get(POSES),
             semantic_variations=variations,
             coefficients=floats.get(COEFFICIENTS),
+            step=step,
             exemplars=_cut(Path(path), tensors) if EXEMPLARS in tensors else (),
             exemplar_poses=floats.get(PLACES),
         )
@@ -235,6 +272,37 @@ def _cut(path: Path, tensors: dict[str, NDArray[Any]]) -> tuple[bytes, ...]:
     if ends != sorted(set(ends)) or ends[-1] != len(stored):
         damaged(path, CONDITIONS, f"expected rising `{ENDS}` up to {len(stored)}")
     return tuple(stored[start:end] for start, end in pairwise(ends))
+
+
+def _unpacked(
+    path: Path, tensors: dict[str, NDArray[Any]], header: dict[str, Any], step: float
+) -> tuple[FloatArray, FloatArray | None]:
+    """Tokens [K, D] and variations [R, K, D], or None where there are none."""
+    shape = header.get("packed_shape")
+    if not _is_shape(shape) or step <= 0:
+        damaged(path, CONDITIONS, f"expected shape and step of `{PACKED}`, found {shape}, {step}")
+    try:
+        found = unpack(tensors[PACKED].tobytes(), tuple(shape), step)
+    except ValueError as error:
+        damaged(path, CONDITIONS, f"expected `{PACKED}` of shape {shape}: {error}")
+    return found[0], found[1:] if len(found) > 1 else None
+
+
+def _is_shape(found: Any) -> TypeGuard[list[int]]:
+    if not isinstance(found, list) or len(found) != 3:
+        return False
+    return all(isinstance(n, int) and n > 0 for n in found) and math.prod(found) <= MAX_PACKED
+
+
+def _check_coefficients(
+    path: Path, floats: dict[str, FloatArray], variations: FloatArray | None
+) -> None:
+    """Refuse coefficients without the directions that they belong to, and the reverse."""
+    found = floats[COEFFICIENTS].shape[1] if COEFFICIENTS in floats else 0
+    expected = 0 if variations is None else len(variations)
+    if found != expected:
+        damaged(path, CONDITIONS, f"expected `{COEFFICIENTS}` along {expected} directions, "
+                                  f"found {found}")  # fmt: skip
 
 
 def _to_integers(values: FloatArray) -> tuple[NDArray[np.int8], FloatArray]:

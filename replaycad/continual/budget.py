@@ -1,12 +1,24 @@
 """What conditions of a class may hold, so that their file stays within so many bytes."""
 
+from bisect import bisect_left
 from dataclasses import replace
 
+import numpy as np
+from numpy.typing import NDArray
+
+from replaycad.artifacts.conditions import ConditionsArtifact
+from replaycad.artifacts.packing import finest_step
+from replaycad.data.images import evenly
 from replaycad.recipes import CompressConfig
 
 IMAGE_BUDGET = 200_000  # bytes of a file with real images, unless the config says how many
 HEADER_BYTES = 4_000  # of a file, about; what is written in the end is counted exactly
 MAX_POSES = 256  # kept of a class, and coefficients likewise
+PACKED_POSES = 64  # where every byte counts
+FINEST, COARSEST = 1 / 512, 0.5
+"""Steps that packed tokens are rounded to, in parts of their root mean square. Above a half the
+replays of four real classes fall apart."""
+_TRIED = 64  # steps between these two, evenly in their logarithm
 
 
 def affordable(
@@ -18,10 +30,10 @@ def affordable(
     mask_bytes: int,
     num_images: int,
 ) -> CompressConfig | None:
-    """The config with no more variations, and no more of masks, than fit.
+    """The config, without the spatial layer and its masks where these do not fit.
 
-    The spatial layer with its masks goes first: where replays are moved to poses it adds the least
-    for its bytes (measured: 76.6/20.9 with, 76.0/20.9 without, on four real classes).
+    They go first: where replays are moved to poses they add the least for their bytes (measured:
+    76.6/20.9 with, 76.0/20.9 without, on four real classes).
 
     Args:
         config: what is wanted.
@@ -32,24 +44,47 @@ def affordable(
         num_images: of the class, whose poses and coefficients are kept.
 
     Returns:
-        None if not even the tokens alone fit.
+        None if that is certain not to fit, however coarsely tokens are stored.
     """
     number = 2 if config.half else 4
-    fewer = [config.num_variations]
-    while fewer[-1]:
-        fewer.append(fewer[-1] // 2)
-    forms = [(config.conditioning, config.num_masks, config.num_variations)]
+    least = HEADER_BYTES // 2 + min(num_images, PACKED_POSES) * number * (3 + config.num_variations)
+    needed = HEADER_BYTES + min(num_images, MAX_POSES) * number * (3 + config.num_variations)
     if config.conditioning != "spatial":
-        forms += [("semantic", 0, count) for count in fewer]
-    for conditioning, num_masks, num_variations in forms:
-        needed = HEADER_BYTES + min(num_images, MAX_POSES) * number * (3 + num_variations)
-        if conditioning != "semantic":
-            needed += spatial * number + num_masks * mask_bytes
-        if conditioning != "spatial":
-            needed += tokens * (number + num_variations)  # variations take 8 bits a number
-        if needed <= room:
-            return replace(
-                config, conditioning=conditioning, num_masks=num_masks,
-                num_variations=num_variations,
-            )  # fmt: skip
-    return None
+        needed += tokens * (number + config.num_variations)  # variations take 8 bits a number
+    if config.conditioning != "semantic":
+        needed += spatial * number + config.num_masks * mask_bytes
+    if needed <= room:
+        return config
+    if config.conditioning == "spatial" or least > room:
+        return None
+    return replace(config, conditioning="semantic", num_masks=0)
+
+
+def fitted(kept: ConditionsArtifact, room: int) -> ConditionsArtifact | None:
+    """The same conditions, their tokens rounded as finely as so many bytes of the file allow.
+
+    Args:
+        kept: as searched.
+        room: bytes of the whole file.
+
+    Returns:
+        None if they do not fit even at the coarsest step.
+    """
+    if kept.file_bytes() <= room or not len(kept.semantic_embedding):
+        return kept if kept.file_bytes() <= room else None
+    kept = replace(kept, poses=_fewer(kept.poses), coefficients=_fewer(kept.coefficients))
+    size = float(np.sqrt(np.square(kept.semantic_embedding).mean()))
+    variations = kept.semantic_variations
+    parts = [kept.semantic_embedding, *([] if variations is None else [variations])]
+    least = max(size * FINEST, *map(finest_step, parts))
+    steps = np.geomspace(least, max(size * COARSEST, least), _TRIED)
+    # As 16 bits keep them; rounded up, for none may be below the finest.
+    stored = [float(np.nextafter(np.float16(one), np.float16(np.inf))) for one in steps]
+    place = bisect_left(
+        stored, True, key=lambda step: replace(kept, step=step).file_bytes() <= room
+    )
+    return replace(kept, step=stored[place]) if place < len(stored) else None
+
+
+def _fewer(rows: NDArray[np.float32] | None) -> NDArray[np.float32] | None:
+    return None if rows is None else rows[evenly(len(rows), PACKED_POSES)]

@@ -9,7 +9,7 @@ import torch
 
 from replaycad.artifacts.conditions import ConditionsArtifact
 from replaycad.artifacts.masks import MasksArtifact
-from replaycad.continual.budget import IMAGE_BUDGET, MAX_POSES, affordable
+from replaycad.continual.budget import IMAGE_BUDGET, MAX_POSES, affordable, fitted
 from replaycad.continual.coverage import symmetries
 from replaycad.continual.exemplars import coverage_order, describe, encode, fill
 from replaycad.data.images import evenly, load_images
@@ -119,16 +119,28 @@ def compress_class(
     if coefficients is not None:
         rows = coefficients.flatten(0, 1)
         coefficients = rows[evenly(len(rows), MAX_POSES)]
-    chosen = evenly(len(resized), config.num_masks)
-    if len(chosen) < config.num_masks:
-        report.note(
-            f"{masks.class_name}: {len(chosen)} masks stored, for there are no more "
-            f"({config.num_masks} wanted)"
-        )
-    kept = resize_masks(resized[chosen], min(diffusion.image_size, MAX_MASK_SIZE))
-    return _artifact(
+    kept = _masks_to_keep(resized, masks.class_name, config, report)
+    artifact = _artifact(
         masks.class_name, conditions, kept, poses, coefficients, policy, config, header
     )
+    room = _room(config)
+    packed = fitted(artifact, room) if room else artifact
+    if packed is None:
+        raise _too_few(config, masks)
+    return packed
+
+
+def _masks_to_keep(
+    object_masks: np.ndarray, class_name: str, config: CompressConfig, report: Report
+) -> np.ndarray:
+    """M of `[N, H, W]` bool, at most `MAX_MASK_SIZE` wide."""
+    chosen = evenly(len(object_masks), config.num_masks)
+    if len(chosen) < config.num_masks:
+        report.note(
+            f"{class_name}: {len(chosen)} masks stored, for there are no more "
+            f"({config.num_masks} wanted)"
+        )
+    return resize_masks(object_masks[chosen], min(object_masks.shape[-1], MAX_MASK_SIZE))
 
 
 def keep_exemplars(
@@ -209,17 +221,16 @@ def keep_exemplars(
 def _within_budget(
     config: CompressConfig, diffusion: Diffusion, masks: MasksArtifact
 ) -> CompressConfig:
-    """As many variations and masks as the budget holds; real images beside them have half of it."""
-    images_too = config.keep == "hybrid"
-    budget = config.budget or (IMAGE_BUDGET if images_too else 0)
-    if not budget:
+    """What is worth searching for, as the budget cannot hold all of it."""
+    room = _room(config)
+    if not room:
         return config
     preset = BACKBONES["ldm256"]
     num_tokens = config.num_tokens or diffusion.num_placed_tokens or preset.num_tokens
     trained = diffusion.spatial_init or preset
     size = min(diffusion.image_size, MAX_MASK_SIZE)
     found = affordable(
-        config, budget // 2 if images_too else budget,
+        config, room,
         tokens=num_tokens * diffusion.cross_attention_dim,
         spatial=(config.out_features or trained.out_features)
         * ((config.in_features or trained.in_features) + 1),
@@ -227,11 +238,22 @@ def _within_budget(
         num_images=len(masks.object_masks),
     )  # fmt: skip
     if found is None:
-        raise BudgetError(
-            f"compress: a budget of {budget} bytes does not hold the tokens of {masks.class_name}",
-            "give more, or keep=exemplars",
-        )
+        raise _too_few(config, masks)
     return found
+
+
+def _room(config: CompressConfig) -> int:
+    """Bytes that conditions may take; half of them where real images lie beside; 0 for no limit."""
+    if config.keep == "hybrid":
+        return (config.budget or IMAGE_BUDGET) // 2
+    return config.budget
+
+
+def _too_few(config: CompressConfig, masks: MasksArtifact) -> BudgetError:
+    return BudgetError(
+        f"compress: {_room(config)} bytes do not hold the tokens of {masks.class_name}",
+        "give more, or keep=exemplars",
+    )
 
 
 def _room_for_one(empty: ConditionsArtifact, image: np.ndarray, config: CompressConfig) -> int:

@@ -190,8 +190,14 @@ def test_variations_are_kept_in_8_bits_and_counted(tmp_path, half):
     assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
 
 
-@pytest.mark.parametrize("missing", ["variation_steps", "coefficients"])
-def test_variations_without_what_they_need_are_damage(tmp_path, missing):
+@pytest.mark.parametrize(
+    ("missing", "finding"),
+    [
+        ("variation_steps", "expected `semantic_variations` with `variation_steps`"),
+        ("coefficients", "expected `coefficients` along 1 directions, found 0"),
+    ],
+)
+def test_variations_without_what_they_need_are_damage(tmp_path, missing, finding):
     path = tmp_path / "a.safetensors"
     num_tokens, width = conditions().semantic_embedding.shape
     tensors = {
@@ -203,5 +209,5 @@ def test_variations_without_what_they_need_are_damage(tmp_path, missing):
     }
     del tensors[missing]
     write(path, CONDITIONS, tensors, {"class_name": "bolt", "policy": {}, "mask_width": 8})
-    with pytest.raises(ArtifactError, match=f"expected `semantic_variations` with `{missing}`"):
+    with pytest.raises(ArtifactError, match=finding):
         ConditionsArtifact.load(path)

@@ -245,6 +245,67 @@ def test_a_spatial_layer_without_its_bias_is_refused(tmp_path):
     assert "found `spatial_encoder.weight` alone" in refusal(("conditions", path)).message
 
 
+def packed(path):
+    """Conditions whose tokens are stored in steps."""
+    rng = np.random.default_rng(0)
+    kept = conditions(
+        semantic_embedding=rng.normal(size=(6, 8)).astype(np.float32),
+        spatial_weight=None, spatial_bias=None,
+        semantic_variations=rng.normal(size=(2, 6, 8)).astype(np.float32),
+        coefficients=rng.normal(size=(4, 2)).astype(np.float32), step=0.125,
+    )  # fmt: skip
+    kept.save(path)
+    return kept
+
+
+def test_packed_tokens_come_back_to_half_a_step_and_stay_as_they_are(tmp_path):
+    path, again = tmp_path / "bottle.safetensors", tmp_path / "again.safetensors"
+    kept = packed(path)
+
+    found = ConditionsArtifact.load(path)
+
+    assert path.stat().st_size == kept.file_bytes()
+    for name in ("semantic_embedding", "semantic_variations"):
+        assert np.abs(getattr(found, name) - getattr(kept, name)).max() <= 0.0625 + 1e-6
+    assert found.step == 0.125
+    found.save(again)
+    assert path.read_bytes() == again.read_bytes()
+    assert inspection.describe(path)["num_bytes"] == path.stat().st_size
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "finding"),
+    [
+        ("tensor", lambda stored: stored[:-9], "expected `packed_tokens` of shape"),
+        ("tensor", lambda _: np.zeros(40, np.uint8), "expected `packed_tokens` of shape"),
+        ("shape", lambda _: [3, 6, 4], "it holds more than"),
+        ("shape", lambda _: [5, 6, 8], "it holds less than"),
+        ("shape", lambda _: [2**20, 2**20, 2**20], "expected shape and step"),
+        ("shape", lambda _: None, "expected shape and step"),
+        ("step", lambda _: np.zeros(1, np.float32), "expected shape and step"),
+        ("coefficients", lambda rows: rows[:, :1], "along 2 directions, found 1"),
+    ],
+)
+def test_packed_tokens_that_are_not_what_the_header_says_are_refused(
+    tmp_path, name, change, finding
+):
+    path = tmp_path / "bottle.safetensors"
+    packed(path)
+
+    def spoil(tensors, header):
+        if name == "shape":
+            header["packed_shape"] = change(header["packed_shape"])
+        else:
+            key = {"tensor": "packed_tokens", "step": "packed_step"}.get(name, name)
+            tensors[key] = np.ascontiguousarray(change(tensors[key]))
+
+    rewrite(path, spoil)
+
+    with pytest.raises(ArtifactError) as caught:
+        ConditionsArtifact.load(path)
+    assert finding in caught.value.message
+
+
 def test_conditions_of_mixed_precision_are_refused(tmp_path):
     path = tmp_path / "bottle.safetensors"
     conditions().save(path)
