@@ -107,7 +107,7 @@ class ReplayConfig:
     """Conditions -> images (paper section 3.3)."""
 
     num_images: int = _at_least(1, 120)
-    sampler: Literal["ddim", "dpm++"] = "dpm++"
+    sampler: Literal["ddim", "dpm++", "unipc"] = "dpm++"
     num_inference_steps: int = _at_least(1, 10)
     guidance_scale: float = _at_least(0.0, 1.0)
     strength: float = _at_least(0.0, 0.5)  # of the noise on real images to start from, up to 1

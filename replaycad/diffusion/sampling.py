@@ -5,7 +5,12 @@ from itertools import islice
 
 import numpy as np
 import torch
-from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, SchedulerMixin
+from diffusers import (
+    DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    SchedulerMixin,
+    UniPCMultistepScheduler,
+)
 
 from replaycad.diffusion.backbones import SCHEDULE, Diffusion
 from replaycad.diffusion.cell_unet import CellUNet, Guess
@@ -23,7 +28,8 @@ def make_scheduler(name: str, scheduler_config: dict) -> SchedulerMixin:
     """Build a sampler on the backbone's noise schedule.
 
     `ddim` is the paper's: 50 steps visit 981, 961, ..., 1. `dpm++` is DPM-Solver++ 2M, which needs
-    20. The folder's own sampler settings are overruled: some hub copies lack the offset.
+    20; `unipc` is UniPC (Zhao et al. 2023) of the same order. The folder's own sampler settings are
+    overruled: some hub copies lack the offset.
 
     Raises:
         ConfigError: any other name.
@@ -41,7 +47,9 @@ def make_scheduler(name: str, scheduler_config: dict) -> SchedulerMixin:
         return DPMSolverMultistepScheduler(
             **schedule, algorithm_type="dpmsolver++", solver_order=2, timestep_spacing="linspace"
         )
-    raise ConfigError(f"unknown sampler '{name}'", "use ddim or dpm++")
+    if name == "unipc":
+        return UniPCMultistepScheduler(**schedule, solver_order=2, timestep_spacing="linspace")
+    raise ConfigError(f"unknown sampler '{name}'", "use ddim, dpm++ or unipc")
 
 
 def pass_size(config: ReplayConfig, device: torch.device) -> int:
@@ -175,7 +183,7 @@ def _denoise(
     if started is not None:
         first = min(round((1 - config.strength) * len(timesteps)), len(timesteps) - 1)
         timesteps = timesteps[first:]
-        if config.sampler == "dpm++":  # which counts its steps itself
+        if config.sampler != "ddim":  # the others count their steps themselves
             scheduler.set_begin_index(first)
         latents = scheduler.add_noise(started.float(), latents, timesteps[:1].expand(len(latents)))
     for timestep in timesteps:

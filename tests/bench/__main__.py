@@ -2,12 +2,14 @@
 
 import argparse
 import json
+import tempfile
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
-from tests.bench import backbone, detectors, memory
+from replaycad.mini import demo
+from tests.bench import backbone, detectors, memory, stages
 
 UNITS = {"_mb": " MB", "_s": " s"}
 
@@ -28,11 +30,16 @@ def main() -> None:
         help="mini, sd15 and ldm256; the large ones have random weights",
     )  # fmt: skip
     parser.add_argument("--device", default="auto")
+    parser.add_argument("--data", type=Path, help="folder of classes; default: drawn ones")
     typed = parser.parse_args()
-    rows = [memory.measure(), *detectors.measure()]
-    table = Table("row", "reference", "ours", "difference", "ratio", "bar", "met")
+    with tempfile.TemporaryDirectory() as folder:
+        data = typed.data or Path(folder)
+        if not typed.data:
+            demo.main(data)
+        rows = [memory.measure(), *detectors.measure(), *stages.measure(data, typed.backbones)]
+    table = Table("row", "reference", "ours", "difference", "ratio", "spread", "bar", "met")
     for row in rows:
-        cells = [cell(row, name) for name in ("reference", "ours", "difference", "ratio")]
+        cells = [cell(row, name) for name in ("reference", "ours", "difference", "ratio", "spread")]
         table.add_row(row["row"], *cells, row["bar"], "yes" if row["met"] else "NO")
     speeds = [backbone.measure(name, typed.device) for name in typed.backbones]
     second = Table(*(key.replace("_", " ") for key in speeds[0]) if speeds else ())

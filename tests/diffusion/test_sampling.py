@@ -81,7 +81,7 @@ def test_dpm_solver_needs_twenty_steps_of_second_order(diffusion):
 
 
 def test_both_samplers_keep_the_backbones_noise_schedule(diffusion):
-    for name in ("ddim", "dpm++"):
+    for name in ("ddim", "dpm++", "unipc"):
         scheduler = make_scheduler(name, diffusion.scheduler_config)
         betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2
         torch.testing.assert_close(scheduler.betas, betas)
@@ -100,7 +100,7 @@ def test_images_come_in_order_as_bytes(diffusion, conditions):
     assert batches[0].shape == (4, 3, 32, 32)
 
 
-@pytest.mark.parametrize("sampler", ["ddim", "dpm++"])
+@pytest.mark.parametrize("sampler", ["ddim", "dpm++", "unipc"])
 @pytest.mark.parametrize("scale", [1.0, 5.0])
 def test_batch_size_does_not_change_a_byte(diffusion, conditions, sampler, scale):
     one = draw(diffusion, conditions, sampler=sampler, guidance_scale=scale, batch_size=1)
@@ -254,7 +254,7 @@ def test_the_report_hears_of_every_image(diffusion, conditions):
     assert heard == [("replay", 4, 6), ("replay", 6, 6)]
 
 
-@pytest.mark.parametrize("sampler", ["ddim", "dpm++"])
+@pytest.mark.parametrize("sampler", ["ddim", "dpm++", "unipc"])
 def test_images_to_start_from_are_kept_the_more_the_less_noise_is_put_on_them(
     diffusion, conditions, sampler
 ):

@@ -60,7 +60,7 @@ def test_the_search_compares_velocities(oracle):
     assert report.loss < 1e-8
 
 
-@pytest.mark.parametrize("sampler", ["ddim", "dpm++"])
+@pytest.mark.parametrize("sampler", ["ddim", "dpm++", "unipc"])
 def test_sampling_ends_at_the_picture(sampler, oracle):
     images = Posterior(*[oracle.unet.picture.expand(1, 1, *LATENT_SHAPE)] * 2)
     conditions = start_conditions(oracle, images, SEARCH, 0)
