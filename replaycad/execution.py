@@ -16,6 +16,7 @@ import numpy as np
 from replaycad.artifacts.checkpoints import Checkpoint
 from replaycad.artifacts.conditions import ConditionsArtifact
 from replaycad.artifacts.detector import DetectorArtifact
+from replaycad.artifacts.format import canonical_json
 from replaycad.artifacts.masks import MasksArtifact
 from replaycad.artifacts.replay_writer import ReplaysWriter
 from replaycad.artifacts.replays import ReplaysReader
@@ -44,6 +45,7 @@ FORMS: tuple[Form, ...] = ("exemplars", "hybrid", "conditions")
 """What `auto` chooses among; of equals the first, which needs the least."""
 TRIED_ON = 5  # every fifth image is held out while forms are tried
 TRIED_REPLAYS = 64
+REMEMBERED = 32  # conditions of this process, some hundred kB each
 
 
 class Workshop:
@@ -66,6 +68,7 @@ class Workshop:
         self._device = resolve_device(device)
         self._save_every_seconds = save_every_seconds
         self._loaded: tuple[str, str] = ("", "")
+        self._known: dict[tuple, ConditionsArtifact] = {}
         self._model: Any = None
 
     def mask(
@@ -119,20 +122,48 @@ class Workshop:
         checkpoint: Checkpoint | None = None,
     ) -> ConditionsArtifact:
         """Conditions, real images, or both."""
-        from replaycad.stages.compress import compress_class, keep_exemplars
+        from replaycad.stages.compress import keep_exemplars, within_budget
 
         kept = None
         if config.keep != "exemplars":
-            kept = compress_class(
-                samples, masks, self._load_backbone(config), config, seed, header, self._report,
-                checkpoint, self._save_every_seconds,
-            )  # fmt: skip
+            found = self._searched(samples, masks, config, header, seed, checkpoint)
+            kept = within_budget(found, config, masks)
         if kept is None or config.keep == "hybrid":
             size = backbone_sizes(config.backbone)[1]
             kept = keep_exemplars(
                 samples, masks, self._judge(), size, config, seed, header, self._report, kept
             )
         return kept
+
+    def _searched(
+        self,
+        samples: Sequence[Sample],
+        masks: MasksArtifact,
+        config: CompressConfig,
+        header: dict[str, Any],
+        seed: int,
+        checkpoint: Checkpoint | None,
+    ) -> ConditionsArtifact:
+        """Conditions as searched, before they are fitted into a budget: the same for many of them.
+
+        The last few are remembered, for every budget and form that is tried asks for them again.
+        """
+        from replaycad.stages.compress import compress_class, searchable
+
+        diffusion = self._load_backbone(config)
+        config = searchable(config, diffusion, masks)
+        bare = replace(config, keep="conditions", budget=0)
+        inputs = {**header["inputs"], "drawing": ""}  # how it is drawn does not matter here
+        key = (canonical_json(inputs), *masks.image_ids, bare, seed, diffusion.device)
+        if key not in self._known:
+            while len(self._known) >= REMEMBERED:
+                self._known.pop(next(iter(self._known)))
+            self._known[key] = compress_class(
+                samples, masks, diffusion, config, seed, header, self._report, checkpoint,
+                self._save_every_seconds,
+            )  # fmt: skip
+        found = self._known[key]
+        return replace(found, header={**header, "placement": found.header["placement"]})
 
     def _judge(self) -> Any:
         """The encoder that says which images are alike."""

@@ -67,7 +67,7 @@ def compress_class(
         samples: training images, in the order of the masks.
         masks: of these images, with the class's policy in the header.
         diffusion: frozen.
-        config: of the stage.
+        config: of the stage; what it says of a budget is left to `searchable` and `within_budget`.
         seed: of every random draw.
         header: common part of the artifact's header.
         report: hears of encoding and search.
@@ -80,9 +80,7 @@ def compress_class(
     Raises:
         DatasetError: if an image cannot be read.
         TrainingError: if the loss stops being finite.
-        BudgetError: if the budget does not hold the tokens.
     """
-    config = _within_budget(config, diffusion, masks)
     policy = masks.header["policy"]
     augmentation = policy["train_augmentation"]
     images = load_images(samples, diffusion.image_size)
@@ -120,14 +118,9 @@ def compress_class(
         rows = coefficients.flatten(0, 1)
         coefficients = rows[evenly(len(rows), MAX_POSES)]
     kept = _masks_to_keep(resized, masks.class_name, config, report)
-    artifact = _artifact(
+    return _artifact(
         masks.class_name, conditions, kept, poses, coefficients, policy, config, header
     )
-    room = _room(config)
-    packed = fitted(artifact, room) if room else artifact
-    if packed is None:
-        raise _too_few(config, masks)
-    return packed
 
 
 def _masks_to_keep(
@@ -218,10 +211,14 @@ def keep_exemplars(
     )
 
 
-def _within_budget(
+def searchable(
     config: CompressConfig, diffusion: Diffusion, masks: MasksArtifact
 ) -> CompressConfig:
-    """What is worth searching for, as the budget cannot hold all of it."""
+    """What is worth searching for, as the budget cannot hold all of it.
+
+    Raises:
+        BudgetError: if it is certain not to hold the tokens.
+    """
     room = _room(config)
     if not room:
         return config
@@ -240,6 +237,21 @@ def _within_budget(
     if found is None:
         raise _too_few(config, masks)
     return found
+
+
+def within_budget(
+    found: ConditionsArtifact, config: CompressConfig, masks: MasksArtifact
+) -> ConditionsArtifact:
+    """Conditions stored as finely as the budget of the config allows.
+
+    Raises:
+        BudgetError: if it does not hold the tokens.
+    """
+    room = _room(config)
+    packed = fitted(found, room) if room else found
+    if packed is None:
+        raise _too_few(config, masks)
+    return packed
 
 
 def _room(config: CompressConfig) -> int:
