@@ -15,38 +15,31 @@ from typing import Any
 
 from replaycad.artifacts.format import read_header
 from replaycad.data.samples import find_classes
-from replaycad.errors import ConfigError
+from replaycad.errors import BudgetError
 from replaycad.making import Wishes
 from replaycad.pipeline import Pipeline
 from replaycad.progress import silent
+from replaycad.recipes import TrainConfig
 
 FORMS = ("exemplars", "conditions", "hybrid", "auto")
 FIGURES = ("image_auroc", "pixel_ap")
 
 
 def last_step(
-    typed: argparse.Namespace, classes: Sequence[str], form: str, budget: int, seed: int
+    pipeline: Pipeline, classes: Sequence[str], form: str, budget: int, seed: int
 ) -> dict[str, Any]:
     """Figures of one detector, as fractions; `bytes` is the mean of the past classes' files."""
     name = f"{form}-{budget}-{seed}"
-    wishes = Wishes(
-        data=typed.data, root=typed.store, seed=seed,
-        overrides={
-            "compress": {"keep": form, "budget": str(budget)},
-            "replay": {"num_images": str(typed.num)},
-            "train": {"detector": typed.detector, "encoder": typed.encoder, "preset": "mini"},
-        },
-    )  # fmt: skip
     start = time.monotonic()
-    with Pipeline(wishes, silent) as pipeline:
-        past = [f"{one}-{name}" for one in classes[:-1]]
-        for one, stored in zip(classes, past, strict=False):
-            pipeline.compress(one, stored)
-            pipeline.replay(stored, class_name=one)
-        pipeline.train(classes[-1:], past, f"{typed.detector}-{name}")
-        outcome = pipeline.evaluate(classes, f"{typed.detector}-{name}")
-        sizes = [pipeline.store.path("conditions", one).stat().st_size for one in past]
-        chosen = [read_header(pipeline.store.path("conditions", one)).get("form") for one in past]
+    past = [f"{one}-{name}" for one in classes[:-1]]
+    for one, stored in zip(classes, past, strict=False):
+        pipeline.compress(one, stored, seed, {"keep": form, "budget": budget})
+        pipeline.replay(stored, seed, one)
+    detector = f"{pipeline.config(TrainConfig).detector}-{name}"
+    pipeline.train(classes[-1:], past, detector, seed)
+    outcome = pipeline.evaluate(classes, detector)
+    sizes = [pipeline.store.path("conditions", one).stat().st_size for one in past]
+    chosen = [read_header(pipeline.store.path("conditions", one)).get("form") for one in past]
     metrics = read_header(outcome.plan.path)["metrics"]["classes"]
     return {
         "form": form, "budget": budget, "seed": seed, "bytes": round(fmean(sizes)),
@@ -70,16 +63,30 @@ def main() -> None:
     parser.add_argument("--encoder", default="mini")
     typed = parser.parse_args()
     classes = typed.order or find_classes(typed.data)
+    wishes = Wishes(
+        data=typed.data, root=typed.store,
+        overrides={
+            "replay": {"num_images": str(typed.num)},
+            "train": {"detector": typed.detector, "encoder": typed.encoder, "preset": "mini"},
+        },
+    )  # fmt: skip
+    with Pipeline(wishes, silent) as pipeline:
+        compare(pipeline, classes, typed)
+
+
+def compare(pipeline: Pipeline, classes: Sequence[str], typed: argparse.Namespace) -> None:
+    """One row per budget and form; a class is searched once for all of them."""
     for budget in typed.budget:
         for form in typed.form:
             rows = []
             for seed in typed.seed:
                 try:
-                    rows.append(last_step(typed, classes, form, budget, seed))
-                except ConfigError as error:
+                    rows.append(last_step(pipeline, classes, form, budget, seed))
+                except BudgetError as error:
                     sys.stdout.write(f"{form} {budget}: {error.message}\n")
                     break
                 sys.stdout.write(json.dumps(rows[-1]) + "\n")
+                sys.stdout.flush()
             if rows:
                 columns = [[100 * row[figure] for row in rows] for figure in FIGURES]
                 cells = [f"{fmean(column):.1f} +- {pstdev(column):.1f}" for column in columns]
