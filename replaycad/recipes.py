@@ -73,6 +73,7 @@ class CompressConfig:
     init: Literal["word", "set_encoder"] = "set_encoder"
     init_word: str = ""  # empty: the class policy's word
     num_steps: int = _at_least(0, 50)
+    stop_window: int = _at_least(0, 0)  # looks at a fixed loss that must stand still; 0: never stop
     batch_size: int = _at_least(1, 8)  # images of one optimiser step, however many passes it takes
     pass_size: int = _at_least(0, 0)  # images at once; 0: as many as fit on a GPU, else the batch
     gradient_checkpointing: Literal["auto", "on", "off"] = "auto"  # auto: where memory needs it
@@ -204,7 +205,7 @@ RECIPES: dict[str, dict[str, StageConfig]] = {
     },
     "fast": {
         **_PAPER,
-        "compress": replace(_PAPER_COMPRESS, num_steps=3_000),
+        "compress": replace(_PAPER_COMPRESS, num_steps=3_000, stop_window=30),
         "replay": replace(
             _PAPER_REPLAY, num_images=200, sampler="dpm++", num_inference_steps=20
         ),

@@ -21,6 +21,7 @@ from replaycad.diffusion.conditioning import Conditions
 from replaycad.diffusion.memory import Passes, alive_of, choose_passes
 from replaycad.diffusion.posterior import Posterior
 from replaycad.diffusion.prompts import TEMPLATES, Prompts
+from replaycad.diffusion.stopping import DRAWS, Plateau
 from replaycad.errors import ConfigError, TrainingError
 from replaycad.progress import Report, silent
 from replaycad.recipes import CompressConfig
@@ -30,6 +31,7 @@ CHECK_EVERY = 25
 """Steps between two looks at the loss; looking makes a GPU wait."""
 _FLOAT16_SCALE = 2.0**14
 _VARIATION_RATE = 0.2  # of the embedding's; 0 and 1 drew held-out classes worse (model card)
+_LOOKS = "plateau.losses"
 _MOMENTS = ("exp_avg", "exp_avg_sq", "step")  # AdamW's state of one parameter
 
 
@@ -96,13 +98,21 @@ def search(
     )  # fmt: skip
     alphas_cumprod = diffusion.alphas_cumprod.to(diffusion.device)
     optimizer = _optimizer(conditions, config)
-    done = _restore(checkpoint, conditions, optimizer)
-    losses = _Losses(done)
+    done, seen = _restore(checkpoint, conditions, optimizer)
+    losses, plateau = _Losses(done), Plateau(config.stop_window, seen)
     last_save, whole = time.monotonic(), True
     passes = _passes(diffusion, config, report)
+    fixed = _draw(images, masks, coefficients, replace(config, batch_size=DRAWS),
+                  len(alphas_cumprod), generator(seed, "plateau"))  # fmt: skip
     try:
         with _checkpointing(diffusion, passes.checkpointing):
             while done < config.num_steps:
+                if plateau.lacks(done) and plateau.add(
+                    _look(diffusion, conditions, prompts, fixed, alphas_cumprod, passes.size)
+                ):
+                    losses.mean(done)  # a loss that is not finite is no rest
+                    report.note(f"the loss came to rest after {done} of {config.num_steps} steps")
+                    break
                 draws = _draw(images, masks, coefficients, config, len(alphas_cumprod),
                               generator(seed, "search", done))  # fmt: skip
                 optimizer.zero_grad(set_to_none=True)
@@ -119,11 +129,11 @@ def search(
                 else:
                     report.step("search", done, config.num_steps)
                 if due and checkpoint is not None:
-                    checkpoint.save(done, _state(conditions, optimizer))
+                    checkpoint.save(done, _state(conditions, optimizer, plateau))
                     last_save = time.monotonic()
     except KeyboardInterrupt:
         if checkpoint is not None and whole and losses.are_finite():
-            checkpoint.save(done, _state(conditions, optimizer))
+            checkpoint.save(done, _state(conditions, optimizer, plateau))
         raise
     return conditions
 
@@ -214,6 +224,22 @@ def _backward(
     if scale != 1:
         _unscale(conditions, scale)
     return total
+
+
+@torch.no_grad()
+def _look(
+    diffusion: Diffusion,
+    conditions: Conditions,
+    prompts: Prompts,
+    draws: _Draws,
+    alphas_cumprod: torch.Tensor,
+    pass_size: int,
+) -> float:
+    """Mean loss of draws that stay the same."""
+    parts = [draws.rows(at, at + pass_size) for at in range(0, len(draws.latents), pass_size)]
+    found = [_loss(diffusion, conditions, prompts, part, alphas_cumprod) for part in parts]
+    weighed = [loss * len(part.latents) for loss, part in zip(found, parts, strict=True)]
+    return float(torch.stack(weighed).sum()) / len(draws.latents)
 
 
 def _unscale(conditions: Conditions, scale: float) -> None:
@@ -323,8 +349,10 @@ class _Losses:
         return mean
 
 
-def _state(conditions: Conditions, optimizer: torch.optim.AdamW) -> dict[str, np.ndarray]:
-    tensors = {}
+def _state(
+    conditions: Conditions, optimizer: torch.optim.AdamW, plateau: Plateau
+) -> dict[str, np.ndarray]:
+    tensors = {_LOOKS: np.array(plateau.losses, np.float64)}
     for name, parameter in conditions.named_parameters():
         tensors[name] = parameter.detach().cpu().numpy().copy()
         for moment in _MOMENTS:
@@ -334,11 +362,11 @@ def _state(conditions: Conditions, optimizer: torch.optim.AdamW) -> dict[str, np
 
 def _restore(
     checkpoint: SearchCheckpoint | None, conditions: Conditions, optimizer: torch.optim.AdamW
-) -> int:
-    """Put a kept state back; returns the steps it had done, 0 where there is none."""
+) -> tuple[int, list[float]]:
+    """Put a kept state back; returns the steps done and the losses seen, 0 and none without."""
     kept = checkpoint.load() if checkpoint is not None else None
     if kept is None:
-        return 0
+        return 0, []
     step, tensors = kept
     with torch.no_grad():
         for name, parameter in conditions.named_parameters():
@@ -349,4 +377,4 @@ def _restore(
                 )
                 for moment in _MOMENTS
             }
-    return step
+    return step, tensors[_LOOKS].tolist()

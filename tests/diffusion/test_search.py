@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from replaycad.diffusion import stopping
 from replaycad.diffusion.conditioning import Conditions, SpatialEncoder
 from replaycad.diffusion.posterior import Posterior, encode_posterior
 from replaycad.diffusion.prompts import word_embedding
@@ -51,6 +52,16 @@ class InterruptAt(SilentReport):
     def step(self, what, done, total, **values):  # noqa: ARG002
         if done == self._step:
             raise KeyboardInterrupt
+
+
+class Notes(SilentReport):
+    """Remembers what it was told in words."""
+
+    def __init__(self):
+        self.texts = []
+
+    def note(self, text):
+        self.texts.append(text)
 
 
 class Listener(SilentReport):
@@ -141,6 +152,40 @@ def test_a_resumed_search_gives_the_bits_of_an_undisturbed_one(diffusion):
 
     assert list(checkpoint.history) == [1, 2, 3, 4, 5, 6]
     assert same(run(diffusion, checkpoint=kept), undisturbed)
+
+
+def test_a_search_whose_loss_stands_still_stops_and_resumes_to_the_same_end(diffusion, monkeypatch):
+    monkeypatch.setattr(stopping, "LOOK_EVERY", 1)
+    monkeypatch.setattr(stopping, "MOVING", 10.0)  # whatever moves, it moves less than that
+    config = dataclasses.replace(CONFIG, num_steps=50, stop_window=2)
+    notes, checkpoint = Notes(), MemoryCheckpoint()
+
+    stopped = run(diffusion, config=config, report=notes, checkpoint=checkpoint,
+                  save_every_seconds=0)  # fmt: skip
+
+    assert any("came to rest after 4 of 50 steps" in text for text in notes.texts)
+    assert max(checkpoint.history) == 4
+    kept = MemoryCheckpoint((3, checkpoint.history[3]))
+    again = run(diffusion, config=config, checkpoint=kept, save_every_seconds=0)
+    assert same(again, stopped)
+    assert max(kept.history) == 4
+
+
+def test_looking_does_not_change_the_search(diffusion):
+    assert same(run(diffusion, config=dataclasses.replace(CONFIG, stop_window=3)), run(diffusion))
+
+
+@pytest.mark.parametrize(
+    ("losses", "expected"),
+    [
+        ([5, 4, 3, 2, 1, 0], False),  # still falling
+        ([5, 3, 2, 1, 1, 1], True),
+        ([5, 1, 1, 1, 1], False),  # not twice the window yet
+        ([1, 1, 1, 1, 1, 1], True),
+    ],
+)
+def test_losses_have_settled_when_the_last_ones_hardly_vary(losses, expected):
+    assert stopping.has_settled(losses, 3) is expected
 
 
 def test_variations_are_trained_with_each_images_coefficients_and_resumed(diffusion):
