@@ -268,6 +268,9 @@ class Workshop:
             Source(class_index=known.index(name), replays=reader)
             for name, reader in zip(drawn, replays, strict=True)
         ] + [Source(class_index=known.index(name), samples=real) for name, real in samples.items()]
+        counts = [f"{len(one)} {'replays' if one.replays else 'images'} of {known[one.class_index]}"
+                  for one in sources]  # fmt: skip
+        self._report.note(f"{plan.name} learns from {', '.join(counts)}")
         encoder = self._encoder(config.encoder, config.detector, config.preset)
         checkpoint = self._checkpoint(plan)
         detector = train_detector(

@@ -143,6 +143,7 @@ class TrainConfig:
     epochs: int = _at_least(0, 0)
     batch_size: int = _at_least(0, 0)
     learning_rate: float = _at_least(0.0, 0.0)  # of the first optimiser; others keep their ratio
+    balance: bool = True  # show each class equally often, however many images there are of it
     init: str = ""  # name of the detector to go on from; empty: from scratch
     banks: Literal["replace", "extend"] = "replace"  # of patchcore: what becomes of those of `init`
     penalty: Literal["none", "ewc", "mas"] = "none"  # on leaving the weights of `init`
@@ -183,7 +184,7 @@ _PAPER: dict[str, StageConfig] = {
     "mask": MaskConfig(segmenter="vit_h", image_size=512),
     "compress": _PAPER_COMPRESS,
     "replay": _PAPER_REPLAY,
-    "train": TrainConfig(preset="full"),
+    "train": TrainConfig(preset="full", balance=False),
     "eval": EvalConfig(batch_size=32),
 }
 

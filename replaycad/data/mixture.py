@@ -154,9 +154,14 @@ class Mixture:
 
 
 def batches(
-    num_images: int, batch_size: int, seed: int, epoch: int, drop_last: bool = False
+    num_images: int,
+    batch_size: int,
+    seed: int,
+    epoch: int,
+    drop_last: bool = False,
+    class_index: IndexArray | None = None,
 ) -> Iterator[IndexArray]:
-    """Places of all images in the order of one epoch, `[B]` int64 at a time.
+    """Places of the images in the order of one epoch, `[B]` int64 at a time.
 
     Args:
         num_images: length of the mixture.
@@ -164,10 +169,28 @@ def batches(
         seed: of the run; with the epoch it determines the order, so a resumed run needs no state.
         epoch: from 0.
         drop_last: leave a shorter last batch out, unless it is the only one.
+        class_index: `[num_images]`, to show each class equally often: an epoch then leaves images
+            of large classes out and repeats those of small ones. None to show each image once.
     """
-    order = np.random.default_rng((seed, epoch)).permutation(num_images).astype(np.int64)
+    rng = np.random.default_rng((seed, epoch))
+    if class_index is None:
+        order = rng.permutation(num_images).astype(np.int64)
+    else:
+        order = _balanced(class_index, rng)
     for start in range(0, num_images, batch_size):
         batch = order[start : start + batch_size]
         if drop_last and start > 0 and len(batch) < batch_size:
             return
         yield batch
+
+
+def _balanced(class_index: IndexArray, rng: np.random.Generator) -> IndexArray:
+    """As many places as there are images, of each class as many as of any other, but for one."""
+    classes = rng.permutation(np.unique(class_index))  # whose turn the remainder is
+    parts = []
+    for number, one in enumerate(classes):
+        share = len(class_index) // len(classes) + (number < len(class_index) % len(classes))
+        rows = np.flatnonzero(class_index == one)
+        rounds = [rng.permutation(rows) for _ in range(-(-share // len(rows)))]
+        parts.append(np.concatenate(rounds)[:share])
+    return rng.permutation(np.concatenate(parts)).astype(np.int64)

@@ -238,7 +238,8 @@ class _Loop:
         while step < self._total:
             epoch, skipped = divmod(step, self._per_epoch)
             order = list(
-                batches(len(self._mixture), self._batch_size, self._seed, epoch, drop_last=True)
+                batches(len(self._mixture), self._batch_size, self._seed, epoch, drop_last=True,
+                        class_index=self._mixture.class_index if self._config.balance else None)
             )
             for rows in order[skipped:][: self._total - step]:
                 yield rows

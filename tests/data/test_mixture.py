@@ -196,3 +196,23 @@ def test_a_short_last_batch_may_be_dropped_but_not_the_only_one():
     assert [len(b) for b in batches(10, 4, 0, 0, drop_last=True)] == [4, 4]
     assert [len(b) for b in batches(8, 4, 0, 0, drop_last=True)] == [4, 4]
     assert [len(b) for b in batches(3, 4, 0, 0, drop_last=True)] == [3]
+
+
+def test_balanced_epochs_show_each_class_equally_often():
+    class_index = np.repeat([0, 1, 2], [3, 50, 10])
+
+    order = np.concatenate(list(batches(63, 8, seed=0, epoch=2, class_index=class_index)))
+
+    assert np.bincount(class_index[order]).tolist() == [21, 21, 21]
+    assert set(order[class_index[order] == 0]) == {0, 1, 2}, "all of the small class, repeated"
+    assert len(set(order[class_index[order] == 1])) == 21, "none of the large class twice"
+    again = np.concatenate(list(batches(63, 8, seed=0, epoch=2, class_index=class_index)))
+    assert (order == again).all()
+
+
+def test_balance_of_a_count_that_does_not_divide_is_off_by_one_at_most():
+    class_index = np.repeat([0, 1], [1, 6])
+
+    order = np.concatenate(list(batches(7, 7, seed=1, epoch=0, class_index=class_index)))
+
+    assert sorted(np.bincount(class_index[order])) == [3, 4]
