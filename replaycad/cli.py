@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from replaycad.cli_around import doctor, export_embedding, import_embedding, inspect, predict
 from replaycad.options import (
     DATA,
     STORE,
@@ -30,7 +31,6 @@ from replaycad.options import (
 from replaycad.sequence import STRATEGIES
 from replaycad.session import (
     Shared,
-    one_line_errors,
     perform,
     session,
     show_run,
@@ -282,88 +282,8 @@ def run(
         show_run(walk.run_sequence(pipeline, cells, name, sheet), as_json, dry_run)
 
 
-@app.command("export")
-def export_embedding(
-    class_name: Annotated[str, typer.Option("--class", help="Name of the conditions.")],
-    out: Annotated[Path, typer.Option("--out", help="File to write, .safetensors.")],
-    token: Annotated[
-        str, typer.Option("--token", help="What a prompt will say; default: <CLASS>.")
-    ] = "",
-    store: StoreRoot = STORE,
-) -> None:
-    """Write a class's tokens as a textual-inversion file.
-
-    Stable Diffusion programs read it.
-
-    Example: replaycad export --class bottle --out bottle-token.safetensors
-    """
-    with one_line_errors():
-        from replaycad import console, exchange
-        from replaycad.artifacts.store import Store
-
-        named = exchange.checked_token(token, class_name)
-        count, width = exchange.export_token(Store(store), class_name, out, named)
-        console.print_line(f"written: {out}: {count} vectors of {width} for the token {named}")
-        console.print_line(f'next: pipeline.load_textual_inversion("{out}") in diffusers')
-
-
-@app.command("import")
-def import_embedding(
-    file: Annotated[Path, typer.Argument(help="Textual-inversion file, safetensors.")],
-    class_name: Annotated[str, typer.Option("--class", help="What it shows.")],
-    backbone: Backbone,
-    store: StoreRoot = STORE,
-    force: Force = False,
-) -> None:
-    """Make conditions of a textual-inversion file, without masks.
-
-    Example: replaycad import bottle-token.safetensors --class bottle --backbone sd15
-    """
-    with one_line_errors():
-        from replaycad import console, exchange
-        from replaycad.artifacts.store import Store
-
-        path = exchange.import_token(Store(store), file, class_name, backbone, force)
-        console.print_line(f"written: {path}")
-        console.print_line(f"next: replaycad replay --class {class_name}")
-
-
-@app.command()
-def inspect(
-    file: Annotated[Path, typer.Argument(help="An artifact.")],
-    verify: Annotated[
-        bool, typer.Option("--verify", help="Recompute the digests of all bytes.")
-    ] = False,
-    audit: Annotated[
-        bool, typer.Option("--audit", help="Of replays: how near they come to training images.")
-    ] = False,
-    data: Data = DATA,
-    as_json: AsJson = False,
-) -> None:
-    """Say what an artifact is, where it came from and what it holds.
-
-    Example: replaycad inspect artifacts/conditions/bottle.safetensors --verify
-    """
-    with one_line_errors():
-        from replaycad import summary
-        from replaycad.artifacts import inspection
-
-        if audit:
-            from replaycad import privacy
-
-            summary.show_audit(privacy.audit_file(file, data), as_json)
-            return
-        checked = inspection.verify(file) if verify else {}
-        summary.show_artifact(inspection.describe(file), checked, as_json)
-
-
-@app.command()
-def doctor(as_json: AsJson = False) -> None:
-    """Say what this machine has, what is missing and how to get it.
-
-    Example: replaycad doctor
-    """
-    with one_line_errors():
-        from replaycad import doctor as examination
-
-        examination.show(examination.examine(), as_json)
+app.command()(predict)
+app.command("export")(export_embedding)
+app.command("import")(import_embedding)
+app.command()(inspect)
+app.command()(doctor)

@@ -1,5 +1,6 @@
 """What a command ends with: one table, or one JSON document, on stdout."""
 
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -103,6 +104,23 @@ def show_artifact(facts: Mapping[str, Any], checked: Mapping[str, str], as_json:
         print_line(f"and {len(facts['tensors']) - SHOWN_TENSORS} more tensors")
     for path in checked:
         print_line(f"verified: {path}")
+
+
+def show_verdict(told: Mapping[str, Any], as_json: bool) -> None:
+    """Print one image's verdict at once, as one line.
+
+    Args:
+        told: as `prediction.predict` gives it.
+        as_json: as JSON, for a program that reads along.
+    """
+    if as_json:
+        text = canonical_json(dict(told))
+    elif "error" in told:
+        text = f"error: {told['error']}"
+    else:
+        text = f"{told['verdict']:<9}  {told['score']:7.3f}  {told['image']}"
+    print_line(text.replace("\n", "\\n"))
+    sys.stdout.flush()
 
 
 def show_audit(facts: Mapping[str, Any], as_json: bool) -> None:

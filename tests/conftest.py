@@ -76,9 +76,9 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Models:
     return Models(str(backbone), f"{ENCODER}:{folder / 'encoder.safetensors'}")
 
 
-def invoke(arguments: Sequence[str | Path]) -> Result:
+def invoke(arguments: Sequence[str | Path], stdin: str | None = None) -> Result:
     """One command in this process; what is not a foreseen failure is raised."""
-    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments], input=stdin)
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         raise result.exception
     return result

@@ -44,35 +44,25 @@ def sizes() -> str:
 
 
 def commands() -> str:
-    """Every command with its options; those that all stages share stand once."""
+    """Every command with its own options; those that all stages share stand once."""
     commands = typer.main.get_command(app).commands
     shared = [
         option
         for option in commands["mask"].params
-        if all(option.name in names for names in _option_names(commands, STAGES))
+        if all(option.name in {own.name for own in commands[stage].params} for stage in STAGES)
     ]
-    blocks = ["Every stage and `run` take:\n", _options(shared)]
+    rows = ["| command | what it does | of its own |", "| --- | --- | --- |"]
     for name, command in commands.items():
         text, _, example = command.help.partition("Example:")
         own = [option for option in command.params if option.name not in {o.name for o in shared}]
-        summary = " ".join(text.split())
-        blocks.append(f"\n**`replaycad {name}`**: {summary} Example: `{example.strip()}`\n")
-        blocks.append(_options(own))
-    return "\n".join(block for block in blocks if block)
+        summary, example = " ".join(text.split()), example.strip()
+        rows.append(f"| `{name}` | {summary} `{example}` | {_spelled(own)} |")
+    return "\n".join([*rows, "", f"Every stage and `run` take {_spelled(shared)}."])
 
 
-def _option_names(commands: dict, names: tuple[str, ...]) -> list[set[str]]:
-    return [{option.name for option in commands[name].params} for name in names]
-
-
-def _options(options: list) -> str:
-    rows = []
-    for option in options:
-        spelled = ", ".join(f"`{spelling}`" for spelling in reversed(option.opts))
-        value = option.default if option.default not in (None, "", [], False) else ""
-        default = f" Default: `{value if not isinstance(value, list) else ','.join(value)}`."
-        rows.append(f"* {spelled}: {getattr(option, 'help', '')}{default if value else ''}")
-    return "\n".join(rows)
+def _spelled(options: list) -> str:
+    named = [option.opts[0] for option in options if option.opts[0].startswith("-")]
+    return ", ".join(f"`{name}`" for name in named)
 
 
 def settings() -> str:

@@ -24,9 +24,10 @@ LAYERS = [
     NETWORKS | {"continual", "data"},
     {"stages"},
     {"sequence", "results", "plans", "frozen", "ledger", "execution", "making", "pipeline",
-     "walk", "contact_sheet", "exchange", "privacy"},
+     "walk", "contact_sheet", "exchange", "privacy", "overlay", "prediction"},
     {"console", "doctor", "summary"},
     {"session", "options"},
+    {"cli_around"},
     {"cli"},
 ]  # fmt: skip
 FORBIDDEN_NAMES = {"utils", "common", "helpers", "base", "core", "misc", "types"}
@@ -49,6 +50,8 @@ OPTIONS = {
     "run": SHARED_OPTIONS
     | {"--strategy", "--seeds", "--name", "--sheet", "--backbone", "--segmenter"}
     | {"--detector", "--encoder", "--budget", "--orders"},
+    "predict": {"--name", "--out", "--watch", "--batch-size", "--encoder", "--store", "--device"}
+    | {"--json", "--quiet"},
     "export": {"--class", "--out", "--token", "--store"},
     "import": {"--class", "--backbone", "--store", "--force"},
     "inspect": {"--verify", "--audit", "--data", "--json"},

@@ -51,10 +51,22 @@ def load_image(path: Path, size: int) -> ByteArray:
     Raises:
         DatasetError: if the file is missing, truncated, no image, too large or of floating point.
     """
-    with _decoding(path):
-        with Image.open(path) as file:
-            picture = _to_rgb(ImageOps.exif_transpose(file), path)
-        return np.asarray(_to_square(picture, size), dtype=np.uint8)
+    return square_pixels(read_picture(path), size)
+
+
+def read_picture(path: Path) -> Image.Image:
+    """Read an image in its own size, RGB and upright, as `load_image` sees it.
+
+    Raises:
+        DatasetError: as `load_image`.
+    """
+    with _decoding(path), Image.open(path) as file:
+        return _to_rgb(ImageOps.exif_transpose(file), path)
+
+
+def square_pixels(picture: Image.Image, size: int) -> ByteArray:
+    """An RGB picture as `[size, size, 3]` uint8."""
+    return np.asarray(_to_square(picture, size), dtype=np.uint8)
 
 
 def load_images(samples: Sequence[HasPath], size: int) -> ByteArray:

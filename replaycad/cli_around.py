@@ -1,0 +1,153 @@
+"""The typer commands around the five stages: predict, exchange, inspect, doctor."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from replaycad.options import (
+    DATA,
+    STORE,
+    AsJson,
+    Backbone,
+    BatchSize,
+    Data,
+    Device,
+    Encoder,
+    Force,
+    Quiet,
+    StoreRoot,
+)
+from replaycad.session import one_line_errors
+
+
+def predict(
+    images: Annotated[
+        list[str], typer.Argument(help="Images, folders, or - for paths from stdin.")
+    ],
+    name: Annotated[
+        str, typer.Option("--name", help="Of the detector; default: the only one.")
+    ] = "",
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Folder for heat maps over the images, as PNG.")
+    ] = None,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Wait for new files in the folders, until Ctrl-C.")
+    ] = False,
+    batch_size: BatchSize = 0,
+    encoder: Encoder = "",
+    store: StoreRoot = STORE,
+    device: Device = "auto",
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON line per image.")] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Say of images whether they are normal, and draw what is not.
+
+    A score of 1 is the threshold, which 1 % of normal training images exceed.
+
+    Example: replaycad predict photos --name screw --out heatmaps
+    """
+    with one_line_errors():
+        from replaycad import summary
+        from replaycad.artifacts.store import Store
+        from replaycad.prediction import STDIN, Tally, find_images, load_predictor
+        from replaycad.prediction import predict as judge
+        from replaycad.runtime import resolve_device
+
+        predictor = load_predictor(Store(store), name, encoder, resolve_device(device))
+        # Where somebody waits for each image, it does not wait for others.
+        at_once = batch_size or (1 if watch or STDIN in images else 8)
+        tally = Tally()
+        try:
+            for told in judge(predictor, find_images(images, watch), out, at_once, tally):
+                summary.show_verdict(told, as_json)
+        except KeyboardInterrupt:
+            if not watch:
+                raise typer.Exit(130) from None
+        if not quiet:
+            typer.echo(tally.summary(), err=True)
+        if tally.failures:
+            raise typer.Exit(1)
+
+
+def export_embedding(
+    class_name: Annotated[str, typer.Option("--class", help="Name of the conditions.")],
+    out: Annotated[Path, typer.Option("--out", help="File to write, .safetensors.")],
+    token: Annotated[
+        str, typer.Option("--token", help="What a prompt will say; default: <CLASS>.")
+    ] = "",
+    store: StoreRoot = STORE,
+) -> None:
+    """Write a class's tokens as a textual-inversion file.
+
+    Stable Diffusion programs read it.
+
+    Example: replaycad export --class bottle --out bottle-token.safetensors
+    """
+    with one_line_errors():
+        from replaycad import console, exchange
+        from replaycad.artifacts.store import Store
+
+        named = exchange.checked_token(token, class_name)
+        count, width = exchange.export_token(Store(store), class_name, out, named)
+        console.print_line(f"written: {out}: {count} vectors of {width} for the token {named}")
+        console.print_line(f'next: pipeline.load_textual_inversion("{out}") in diffusers')
+
+
+def import_embedding(
+    file: Annotated[Path, typer.Argument(help="Textual-inversion file, safetensors.")],
+    class_name: Annotated[str, typer.Option("--class", help="What it shows.")],
+    backbone: Backbone,
+    store: StoreRoot = STORE,
+    force: Force = False,
+) -> None:
+    """Make conditions of a textual-inversion file, without masks.
+
+    Example: replaycad import bottle-token.safetensors --class bottle --backbone sd15
+    """
+    with one_line_errors():
+        from replaycad import console, exchange
+        from replaycad.artifacts.store import Store
+
+        path = exchange.import_token(Store(store), file, class_name, backbone, force)
+        console.print_line(f"written: {path}")
+        console.print_line(f"next: replaycad replay --class {class_name}")
+
+
+def inspect(
+    file: Annotated[Path, typer.Argument(help="An artifact.")],
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Recompute the digests of all bytes.")
+    ] = False,
+    audit: Annotated[
+        bool, typer.Option("--audit", help="Of replays: how near they come to training images.")
+    ] = False,
+    data: Data = DATA,
+    as_json: AsJson = False,
+) -> None:
+    """Say what an artifact is, where it came from and what it holds.
+
+    Example: replaycad inspect artifacts/conditions/bottle.safetensors --verify
+    """
+    with one_line_errors():
+        from replaycad import summary
+        from replaycad.artifacts import inspection
+
+        if audit:
+            from replaycad import privacy
+
+            summary.show_audit(privacy.audit_file(file, data), as_json)
+            return
+        checked = inspection.verify(file) if verify else {}
+        summary.show_artifact(inspection.describe(file), checked, as_json)
+
+
+def doctor(as_json: AsJson = False) -> None:
+    """Say what this machine has, what is missing and how to get it.
+
+    Example: replaycad doctor
+    """
+    with one_line_errors():
+        from replaycad import doctor as examination
+
+        examination.show(examination.examine(), as_json)
