@@ -77,6 +77,7 @@ def export_embedding(
         str, typer.Option("--token", help="What a prompt will say; default: <CLASS>.")
     ] = "",
     store: StoreRoot = STORE,
+    as_json: AsJson = False,
 ) -> None:
     """Write a class's tokens as a textual-inversion file.
 
@@ -90,6 +91,11 @@ def export_embedding(
 
         named = exchange.checked_token(token, class_name)
         count, width = exchange.export_token(Store(store), class_name, out, named)
+        if as_json:
+            console.print_json(
+                {"file": str(out), "token": named, "num_tokens": count, "width": width}
+            )
+            return
         console.print_line(f"written: {out}: {count} vectors of {width} for the token {named}")
         console.print_line(f'next: pipeline.load_textual_inversion("{out}") in diffusers')
 
@@ -100,6 +106,7 @@ def import_embedding(
     backbone: Backbone,
     store: StoreRoot = STORE,
     force: Force = False,
+    as_json: AsJson = False,
 ) -> None:
     """Make conditions of a textual-inversion file, without masks.
 
@@ -110,6 +117,9 @@ def import_embedding(
         from replaycad.artifacts.store import Store
 
         path = exchange.import_token(Store(store), file, class_name, backbone, force)
+        if as_json:
+            console.print_json({"file": str(path), "class_name": class_name})
+            return
         console.print_line(f"written: {path}")
         console.print_line(f"next: replaycad replay --class {class_name}")
 
@@ -142,12 +152,20 @@ def inspect(
         summary.show_artifact(inspection.describe(file), checked, as_json)
 
 
-def doctor(as_json: AsJson = False) -> None:
-    """Say what this machine has, what is missing and how to get it.
+def doctor(
+    data: Annotated[
+        Path | None, typer.Option("--data", help="Look through this folder of images instead.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say what this machine has, what is missing and how to get it; or what a data folder holds.
 
-    Example: replaycad doctor
+    Example: replaycad doctor --data data
     """
     with one_line_errors():
         from replaycad import doctor as examination
 
-        examination.show(examination.examine(), as_json)
+        if data is None:
+            examination.show(examination.examine(), as_json)
+        else:
+            examination.show_data(data, as_json)

@@ -8,6 +8,7 @@ from typing import Any
 
 from replaycad import __version__
 from replaycad.console import format_bytes, print_json, print_line, print_table
+from replaycad.data.survey import survey
 from replaycad.detectors.encoder_files import encoder_files
 from replaycad.detectors.presets import DETECTORS
 from replaycad.diffusion.presets import BACKBONES, locate_backbone
@@ -84,6 +85,35 @@ def show(found: dict[str, Any], as_json: bool) -> None:
         print_line(f"problem: {problem}")
     if not found["problems"]:
         print_line("no problem found")
+
+
+def show_data(data: Path, as_json: bool) -> None:
+    """Print what a data folder holds, and what to do about it.
+
+    Raises:
+        DatasetError: if it holds no class.
+    """
+    found = survey(data)
+    if as_json:
+        print_json(found)
+        return
+    print_line(f"{data}: {found['layout']}")
+    print_line("")
+    print_table(
+        ("class", "to train on", "test, normal", "test, defective", "defects", "sizes"),
+        [
+            [one["name"], str(one["train"]), str(one["test_normal"]), str(one["test_defective"]),
+             ", ".join(one["kinds"]) or "-", ", ".join(one["sizes"]) or "-"]
+            for one in found["classes"]
+        ],
+    )  # fmt: skip
+    print_line("")
+    problems = [f"{one['name']}: {text}" for one in found["classes"] for text in one["problems"]]
+    for problem in problems:
+        print_line(f"problem: {problem}")
+    if not problems:
+        print_line("no problem found")
+    print_line(f"next: replaycad compress --data {data} --class {found['classes'][0]['name']}")
 
 
 def wheel_mismatch(torch_version: str, torchvision_version: str) -> bool:

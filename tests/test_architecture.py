@@ -52,10 +52,10 @@ OPTIONS = {
     | {"--detector", "--encoder", "--budget", "--orders"},
     "predict": {"--name", "--out", "--watch", "--batch-size", "--encoder", "--store", "--device"}
     | {"--json", "--quiet"},
-    "export": {"--class", "--out", "--token", "--store"},
-    "import": {"--class", "--backbone", "--store", "--force"},
+    "export": {"--class", "--out", "--token", "--store", "--json"},
+    "import": {"--class", "--backbone", "--store", "--force", "--json"},
     "inspect": {"--verify", "--audit", "--data", "--json"},
-    "doctor": {"--json"},
+    "doctor": {"--data", "--json"},
 }
 
 

@@ -1,0 +1,151 @@
+"""What a data folder holds, as a user would want to be told before a long run."""
+
+import hashlib
+import re
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, UnidentifiedImageError
+
+from replaycad.data.samples import VISA_TABLE, Sample, find_classes, test_samples, train_samples
+from replaycad.errors import DatasetError
+
+FEW = 20  # training images below which a class is hardly learned
+SHOWN = 3  # names told of each kind of problem
+_DEFECT_WORDS = re.compile(
+    r"(?<![a-z])(defect|scratch|crack|broken|fault|damag|anomal|reject|(bad|ng|nok)(?![a-z]))",
+    re.IGNORECASE,
+)
+
+
+def survey(data: Path) -> dict[str, Any]:
+    """Look through a data folder; no image is decoded, files of equal size are compared.
+
+    Returns:
+        `data`, `layout`, `classes` (each with name, counts of `train`, `test_normal`,
+        `test_defective`, the `kinds` of defects, `sizes` as `WxH` and how many have it, and
+        `problems`, sentences that say what to do).
+
+    Raises:
+        DatasetError: if there is no class at all.
+    """
+    names = find_classes(data)
+    return {
+        "data": str(data),
+        "layout": _layout(data, names),
+        "classes": [_class_of(data, name) for name in names],
+    }
+
+
+def _layout(data: Path, names: Sequence[str]) -> str:
+    if (data / VISA_TABLE).is_file():
+        return f"VisA as published ({VISA_TABLE})"
+    root = data / "1cls" if (data / "1cls").is_dir() else data
+    plain = sum(not (root / name / "train" / "good").is_dir() for name in names)
+    if not plain:
+        return "MVTec: <class>/train/good, test/<kind>, ground_truth/<kind>"
+    if plain == len(names):
+        return "plain folders of normal images, one per class"
+    return f"mixed: {plain} plain folders of normal images, the others as MVTec"
+
+
+def _class_of(data: Path, name: str) -> dict[str, Any]:
+    problems: list[str] = []
+    train = _told(lambda: train_samples(data, name), problems)
+    test: list[Sample] = []
+    try:
+        test = test_samples(data, name)
+    except DatasetError as error:
+        if "no test image" in error.message:
+            problems.append("no test images: `eval` cannot measure it; `predict` can be used")
+        else:
+            problems.append(f"{error}; until then `eval` refuses the class")
+    problems += _too_few(train) + _suspicious(train) + _shared(train, test)
+    sizes, unreadable = _sizes([*train, *test])
+    problems += unreadable
+    uneven = [size for size in sizes if size.split("x")[0] != size.split("x")[1]]
+    if uneven:
+        problems.append(f"{len(uneven)} sizes are not square: images are squashed to a square")
+    kinds = sorted({sample.kind for sample in test if sample.is_anomalous})
+    return {
+        "name": name, "train": len(train),
+        "test_normal": sum(not sample.is_anomalous for sample in test),
+        "test_defective": sum(sample.is_anomalous for sample in test),
+        "kinds": kinds, "sizes": dict(sizes.most_common(SHOWN)), "problems": problems,
+    }  # fmt: skip
+
+
+def _told(look: Callable[[], list[Sample]], problems: list[str]) -> list[Sample]:
+    try:
+        return look()
+    except DatasetError as error:
+        problems.append(str(error))
+        return []
+
+
+def _too_few(train: Sequence[Sample]) -> list[str]:
+    if 0 < len(train) < FEW:
+        return [f"only {len(train)} training images: a class needs some {FEW}, better 100"]
+    return []
+
+
+def _suspicious(train: Sequence[Sample]) -> list[str]:
+    """Normal images by folder whose names speak of defects."""
+    found = [one.image_id for one in train if _DEFECT_WORDS.search(Path(one.image_id).name)]
+    if not found:
+        return []
+    names = ", ".join(found[:SHOWN])
+    return [f"{len(found)} training images are named like defects ({names}): move them to test/"]
+
+
+def _shared(train: Sequence[Sample], test: Sequence[Sample]) -> list[str]:
+    """Test images that are training images too: figures from them would flatter."""
+    by_size: dict[int, list[Sample]] = {}
+    for sample in train:
+        by_size.setdefault(_num_bytes(sample.path), []).append(sample)
+    known: dict[int, set[bytes]] = {}
+    found = []
+    for sample in test:
+        size = _num_bytes(sample.path)
+        if size not in by_size:
+            continue
+        if size not in known:
+            known[size] = {_digest(one.path) for one in by_size[size]}
+        if _digest(sample.path) in known[size]:
+            found.append(sample.image_id)
+    if not found:
+        return []
+    names = ", ".join(found[:SHOWN])
+    return [f"{len(found)} test images are also training images ({names}): remove one of the two"]
+
+
+def _sizes(samples: Sequence[Sample]) -> tuple[Counter[str], list[str]]:
+    """Sizes from the files' headers, and what has none."""
+    sizes: Counter[str] = Counter()
+    unreadable = []
+    for sample in samples:
+        try:
+            with Image.open(sample.path) as file:
+                sizes[f"{file.width}x{file.height}"] += 1
+        except (OSError, UnidentifiedImageError, ValueError, Image.DecompressionBombError):
+            unreadable.append(sample.image_id)
+    if not unreadable:
+        return sizes, []
+    names = ", ".join(unreadable[:SHOWN])
+    return sizes, [f"{len(unreadable)} files are no images ({names}): replace or remove them"]
+
+
+def _num_bytes(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return -1
+
+
+def _digest(path: Path) -> bytes:
+    try:
+        return hashlib.sha256(path.read_bytes()).digest()
+    except OSError:
+        return str(path).encode()

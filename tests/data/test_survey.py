@@ -1,0 +1,86 @@
+"""What `doctor --data` finds in a folder, and that it says what to do."""
+
+import json
+import shutil
+
+import pytest
+
+from replaycad.data.survey import survey
+from replaycad.errors import DatasetError
+from tests.conftest import invoke
+from tests.toy import draw_object, write_toy
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return write_toy(tmp_path / "data")
+
+
+def problems(folder, name="disc") -> str:
+    return " | ".join(
+        next(one for one in survey(folder)["classes"] if one["name"] == name)["problems"]
+    )
+
+
+def test_a_sound_folder_is_counted(folder):
+    found = survey(folder)
+
+    assert found["layout"].startswith("MVTec")
+    disc = found["classes"][0]
+    assert (disc["name"], disc["train"], disc["test_normal"], disc["test_defective"]) == (
+        "disc", 6, 2, 2,
+    )  # fmt: skip
+    assert (disc["kinds"], disc["sizes"]) == (["spot"], {"32x32": 10})
+
+
+def test_what_is_wrong_is_named_with_what_to_do(folder):
+    good = folder / "disc" / "train" / "good"
+    shutil.copy(good / "000.png", folder / "disc" / "test" / "good" / "again.png")
+    shutil.copy(good / "001.png", good / "scratch_01.png")
+    (good / "broken-file.png").write_bytes(b"no image")
+    draw_object("disc", 3).resize((40, 20)).save(good / "wide.png")
+
+    found = problems(folder)
+
+    assert "test images are also training images (test/good/" in found
+    assert "3 test images are also" in found, "the toy's own two, and the copy"
+    assert "2 training images are named like defects" in found
+    assert "train/good/scratch_01.png" in found
+    assert "1 files are no images (train/good/broken-file.png)" in found
+    assert "squashed to a square" in found
+    assert "only 9 training images" in found
+
+
+def test_missing_masks_and_missing_tests_are_told(folder, tmp_path):
+    (folder / "disc" / "ground_truth" / "spot" / "000_mask.png").unlink()
+    plain = tmp_path / "plain"
+    (plain / "Schräube 1").mkdir(parents=True)
+    draw_object("disc", 0).save(plain / "Schräube 1" / "bild 1.jpg")
+
+    assert "000.png has no anomaly mask" in problems(folder)
+    assert survey(plain)["layout"].startswith("plain folders")
+    assert "`predict` can be used" in problems(plain, "Schräube 1")
+
+
+@pytest.mark.parametrize(
+    ("name", "is_suspicious"),
+    [("ring_badge", False), ("spring", False), ("part_NG", True), ("bad-3", True),
+     ("Scratched", True)],
+)  # fmt: skip
+def test_words_inside_words_are_no_defects(folder, name, is_suspicious):
+    good = folder / "disc" / "train" / "good"
+    shutil.copy(good / "001.png", good / f"{name}.png")
+
+    assert ("named like defects" in problems(folder)) == is_suspicious
+
+
+def test_the_command_prints_a_table_or_one_document(folder, tmp_path):
+    table = invoke(["doctor", "--data", folder])
+    document = json.loads(invoke(["doctor", "--data", folder, "--json"]).stdout)
+
+    assert table.exit_code == 0
+    assert "next: replaycad compress" in table.stdout
+    assert document == survey(folder)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DatasetError, match="no class found"):
+        survey(tmp_path / "empty")
