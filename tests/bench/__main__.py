@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from replaycad.mini import demo
-from tests.bench import backbone, detectors, memory, stages
+from tests.bench import backbone, detectors, growth, memory, stages
 
 UNITS = {"_mb": " MB", "_s": " s"}
 
@@ -45,12 +45,16 @@ def main() -> None:
     second = Table(*(key.replace("_", " ") for key in speeds[0]) if speeds else ())
     for row in speeds:
         second.add_row(*map(str, row.values()))
+    grown = growth.measure()
+    third = Table("growth", "seconds", "MB")
+    for row in grown:
+        third.add_row(row["row"], str(row["ours_s"]), str(row["ours_mb"]))
     console = Console(width=140)
-    console.print(table)
-    console.print(second)
+    for one in (table, second, third):
+        console.print(one)
     target = Path("build/bench.json")
     target.parent.mkdir(exist_ok=True)
-    target.write_text(json.dumps({"rows": rows + speeds}, indent=1) + "\n")
+    target.write_text(json.dumps({"rows": rows + speeds + grown}, indent=1) + "\n")
 
 
 if __name__ == "__main__":
