@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from replaycad.cli_around import doctor, export_embedding, import_embedding, inspect, predict
+from replaycad.cli_around import doctor, export, import_embedding, inspect, predict
 from replaycad.options import (
     DATA,
     STORE,
@@ -283,7 +283,7 @@ def run(
 
 
 app.command()(predict)
-app.command("export")(export_embedding)
+app.command()(export)
 app.command("import")(import_embedding)
 app.command()(inspect)
 app.command()(doctor)

@@ -70,34 +70,56 @@ def predict(
             raise typer.Exit(1)
 
 
-def export_embedding(
-    class_name: Annotated[str, typer.Option("--class", help="Name of the conditions.")],
-    out: Annotated[Path, typer.Option("--out", help="File to write, .safetensors.")],
+def export(
+    out: Annotated[Path, typer.Option("--out", help="File to write.")],
+    name: Annotated[
+        str, typer.Option("--name", help="Of a detector; default: the only one.")
+    ] = "",
+    form: Annotated[
+        str, typer.Option("--format", help="Of a detector: onnx, openvino or torch.")
+    ] = "onnx",
+    encoder: Encoder = "",
+    class_name: Annotated[
+        str, typer.Option("--class", help="Its tokens, in place of a detector.")
+    ] = "",
     token: Annotated[
         str, typer.Option("--token", help="What a prompt will say; default: <CLASS>.")
     ] = "",
     store: StoreRoot = STORE,
     as_json: AsJson = False,
 ) -> None:
-    """Write a class's tokens as a textual-inversion file.
+    """Write a detector for other programs, or a class's tokens as a textual-inversion file.
 
-    Stable Diffusion programs read it.
-
-    Example: replaycad export --class bottle --out bottle-token.safetensors
+    Example: replaycad export --name screw --out screw.onnx
     """
     with one_line_errors():
-        from replaycad import console, exchange
+        from replaycad import console
         from replaycad.artifacts.store import Store
 
-        named = exchange.checked_token(token, class_name)
-        count, width = exchange.export_token(Store(store), class_name, out, named)
+        if class_name:
+            from replaycad import exchange
+
+            named = exchange.checked_token(token, class_name)
+            count, width = exchange.export_token(Store(store), class_name, out, named)
+            found = {"file": str(out), "token": named, "num_tokens": count, "width": width}
+            lines = [
+                f"written: {out}: {count} vectors of {width} for the token {named}",
+                f'next: pipeline.load_textual_inversion("{out}") in diffusers',
+            ]
+        else:
+            from replaycad.deployment import export_detector
+
+            found = export_detector(Store(store), name, encoder, out, form)
+            lines = [
+                f"written: {out}: images [1, 3, {found['image_size']}, {found['image_size']}] "
+                "uint8 RGB -> image_scores, anomaly_maps (1 is the threshold)",
+                f"its answers differ from ours by {found['max_difference']:.1g} at most",
+            ]
         if as_json:
-            console.print_json(
-                {"file": str(out), "token": named, "num_tokens": count, "width": width}
-            )
-            return
-        console.print_line(f"written: {out}: {count} vectors of {width} for the token {named}")
-        console.print_line(f'next: pipeline.load_textual_inversion("{out}") in diffusers')
+            console.print_json(found)
+        else:
+            for line in lines:
+                console.print_line(line)
 
 
 def import_embedding(

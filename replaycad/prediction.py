@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from torch import nn
 
 from replaycad.anomaly import normalized_scores
 from replaycad.artifacts.atomic import replacing
@@ -30,8 +31,8 @@ STDIN = "-"
 WATCH_SECONDS = 0.5  # between two looks into a folder that is being filled
 
 
-class Predictor:
-    """A detector with its encoder.
+class DetectorGraph(nn.Module):
+    """A detector behind its encoder as one network, from bytes to verdicts.
 
     Args:
         trained: the detector.
@@ -39,24 +40,44 @@ class Predictor:
     """
 
     def __init__(self, trained: DetectorArtifact, encoder: Encoder) -> None:
+        super().__init__()
         self._detector, self._encoder = rebuild_detector(trained, encoder), encoder
-        self.thresholds, self.image_size = trained.thresholds, trained.image_size
+        self._thresholds = trained.thresholds
+        self.eval()
+
+    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Image scores `[B]` and anomaly maps `[B, S, S]` of `[B, 3, S, S]` uint8 RGB.
+
+        Both float32 on the scale where 0 is typical of normal images and 1 the threshold.
+        """
+        maps = self._detector.anomaly_maps(self._encoder.encode_images(images))
+        scores = self._detector.image_scores(maps)
+        return (
+            normalized_scores(scores, self._thresholds),
+            normalized_scores(maps, self._thresholds, "pixel"),
+        )
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """A detector ready for images.
+
+    Attributes:
+        graph: that judges.
+        image_size: side in pixels of what it sees.
+        device: where it runs.
+    """
+
+    graph: DetectorGraph
+    image_size: int
+    device: torch.device
 
     @torch.inference_mode()
     def __call__(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Judge some images.
-
-        Args:
-            images: `[B, S, S, 3]` uint8 RGB, S `image_size`.
-
-        Returns:
-            image scores `[B]` and anomaly maps `[B, S, S]`, both float32 on the scale where 0 is
-            typical of normal images and 1 the threshold.
-        """
+        """Judge `[B, S, S, 3]` uint8 RGB: scores `[B]` and maps `[B, S, S]` as of `graph`."""
         batch = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
-        maps = self._detector.anomaly_maps(self._encoder.encode_images(batch)).cpu()
-        scores = normalized_scores(self._detector.image_scores(maps), self.thresholds)
-        return scores.numpy(), normalized_scores(maps, self.thresholds, "pixel").numpy()
+        scores, maps = self.graph(batch.to(self.device))
+        return scores.cpu().numpy(), maps.cpu().numpy()
 
 
 def load_predictor(store: Store, name: str, encoder: str, device: torch.device) -> Predictor:
@@ -89,7 +110,8 @@ def load_predictor(store: Store, name: str, encoder: str, device: torch.device) 
             "give its files with --encoder TIMM_NAME:FILE",
         )
     levels = preset_for(trained.detector, trained.preset).levels
-    return Predictor(trained, load_encoder(encoder, device, levels))
+    graph = DetectorGraph(trained, load_encoder(encoder, device, levels))
+    return Predictor(graph, trained.image_size, device)
 
 
 @dataclass(frozen=True)

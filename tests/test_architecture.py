@@ -24,7 +24,8 @@ LAYERS = [
     NETWORKS | {"continual", "data"},
     {"stages"},
     {"sequence", "results", "plans", "frozen", "ledger", "execution", "making", "pipeline",
-     "walk", "contact_sheet", "exchange", "privacy", "overlay", "prediction"},
+     "walk", "contact_sheet", "exchange", "privacy", "overlay", "prediction",
+     "deployment"},
     {"console", "doctor", "summary"},
     {"session", "options"},
     {"cli_around"},
@@ -52,7 +53,8 @@ OPTIONS = {
     | {"--detector", "--encoder", "--budget", "--orders"},
     "predict": {"--name", "--out", "--watch", "--batch-size", "--encoder", "--store", "--device"}
     | {"--json", "--quiet"},
-    "export": {"--class", "--out", "--token", "--store", "--json"},
+    "export": {"--class", "--token", "--name", "--format", "--encoder", "--out", "--store"}
+    | {"--json"},
     "import": {"--class", "--backbone", "--store", "--force", "--json"},
     "inspect": {"--verify", "--audit", "--data", "--json"},
     "doctor": {"--data", "--json"},
