@@ -42,6 +42,8 @@ class Encoder(nn.Module):
     ) -> None:
         """Wrap a timm `features_only` model."""
         super().__init__()
+        # Channels last: 1.1 to 1.4 times as fast on a CPU, and what a GPU's tensor cores want.
+        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.model = model.eval().requires_grad_(requires_grad=False)
         levels: Any = model.feature_info  # timm's; nn.Module does not declare it
         self.channels: tuple[int, ...] = tuple(levels.channels())
@@ -88,7 +90,7 @@ class Encoder(nn.Module):
                 f"{inputs.shape[-1]} px images do not divide into patches of {self.patch_px} px",
                 f"use an image size that is a multiple of {self.patch_px}",
             )
-        return list(self.model(inputs))
+        return list(self.model(inputs.contiguous(memory_format=torch.channels_last)))
 
     def encode_images(self, images: torch.Tensor) -> list[torch.Tensor]:
         """Feature pyramid of `[B, 3, H, W]` uint8 images: `normalize`, then `forward`."""

@@ -62,8 +62,8 @@ class FeatureCache:
             os.preadv(self._file.fileno(), [row.data], int(index) * size)
         parts = torch.from_numpy(stored).split([math.prod(one) for one in self._shapes], dim=1)
         return [
-            part.reshape(len(rows), *shape)
-            for part, shape in zip(parts, self._shapes, strict=True)
+            part.reshape(len(rows), *height_width, channels).permute(0, 3, 1, 2)
+            for part, (channels, *height_width) in zip(parts, self._shapes, strict=True)
         ]
 
     def close(self) -> None:
@@ -80,7 +80,9 @@ class FeatureCache:
             for start in range(0, count, chunk):
                 stop = min(start + chunk, count)
                 levels = self._encode(range(start, stop))
-                rows = torch.cat([level.float().flatten(1) for level in levels], dim=1)
+                # Channels last, as convolutions on a CPU like it best.
+                flat = [level.float().permute(0, 2, 3, 1).flatten(1) for level in levels]
+                rows = torch.cat(flat, dim=1)
                 file.write(rows.numpy().tobytes())
                 report.step("encoding images", stop, count)
             file.flush()

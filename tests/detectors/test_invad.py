@@ -180,9 +180,10 @@ def test_an_over_fitted_detector_scores_a_scratch_higher_and_points_at_it(tiny_e
     maps = detector.anomaly_maps(tiny_encoder.encode_images(pair)[:2])
 
     scores = image_scores(maps)
-    row, column = divmod(maps[1].argmax().item(), 64)
     assert scores[1] > 1.5 * scores[0]
-    assert scratch[max(0, row - 4) : row + 5, max(0, column - 4) : column + 5].any()
+    # Against the same image without it; the very highest pixel depends on how sums are rounded.
+    rise = maps[1] - maps[0]
+    assert rise[scratch].mean() > 3 * rise[~scratch].mean()
 
 
 def test_outputs_and_gradients_are_those_of_per_sample_grouped_convolutions():
