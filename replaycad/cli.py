@@ -5,7 +5,14 @@ from typing import Annotated
 
 import typer
 
-from replaycad.cli_around import doctor, export, import_embedding, inspect, predict
+from replaycad.cli_around import (
+    doctor,
+    export,
+    import_embedding,
+    inspect,
+    predict,
+    report,
+)
 from replaycad.options import (
     DATA,
     STORE,
@@ -283,6 +290,7 @@ def run(
 
 
 app.command()(predict)
+app.command()(report)
 app.command()(export)
 app.command("import")(import_embedding)
 app.command()(inspect)

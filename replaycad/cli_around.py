@@ -70,6 +70,42 @@ def predict(
             raise typer.Exit(1)
 
 
+def report(
+    name: Annotated[str, typer.Option("--name", help="Of the run.")] = "run",
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Page to write; default: beside the results.")
+    ] = None,
+    data: Data = DATA,
+    store: StoreRoot = STORE,
+    encoder: Encoder = "",
+    device: Device = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Write a run as one HTML page: matrices, curves, pictures, heat maps, provenance.
+
+    Example: replaycad report --name run --out report.html
+    """
+    with one_line_errors():
+        from replaycad import console
+        from replaycad.artifacts.atomic import write_text
+        from replaycad.artifacts.store import Store
+        from replaycad.errors import ConfigError
+        from replaycad.runtime import resolve_device
+
+        try:
+            from replaycad.report.build import build_report
+        except ImportError as error:
+            message = f"the report needs the package {error.name}"
+            raise ConfigError(message, "run `pip install replaycad[report]`") from None
+        page = build_report(Store(store), data, name, encoder, resolve_device(device))
+        target = out or Store(store).path("results", name, ".html")
+        write_text(target, page)
+        if as_json:
+            console.print_json({"file": str(target), "num_bytes": target.stat().st_size})
+        else:
+            console.print_line(f"written: {target}")
+
+
 def export(
     out: Annotated[Path, typer.Option("--out", help="File to write.")],
     name: Annotated[

@@ -37,7 +37,7 @@ def draw_sheet(data: Path, store: Store, replays: Mapping[str, str], target: Pat
     pen = ImageDraw.Draw(sheet)
     for row, (class_name, drawn) in enumerate(replays.items()):
         top = row * (CELL + HEAD + GAP)
-        found = _pictures(data, store, class_name, drawn)
+        found = pictures_of(data, store, class_name, drawn)
         for column, (kind, pictures) in enumerate(found.items()):
             left = column * (PER_KIND * (CELL + GAP) + 2 * GAP) + GAP
             label = f"{class_name}: {kind}" + ("" if pictures else " (none)")
@@ -50,7 +50,7 @@ def draw_sheet(data: Path, store: Store, replays: Mapping[str, str], target: Pat
         sheet.save(file, format="PNG")
 
 
-def _pictures(
+def pictures_of(
     data: Path, store: Store, class_name: str, drawn: str
 ) -> dict[str, list[np.ndarray]]:
     """Pictures `[H, W, 3]` uint8 per kind; real ones and their masks belong together."""

@@ -42,7 +42,7 @@ class DetectorGraph(nn.Module):
     def __init__(self, trained: DetectorArtifact, encoder: Encoder) -> None:
         super().__init__()
         self._detector, self._encoder = rebuild_detector(trained, encoder), encoder
-        self._thresholds = trained.thresholds
+        self.thresholds = trained.thresholds
         self.eval()
 
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -53,8 +53,8 @@ class DetectorGraph(nn.Module):
         maps = self._detector.anomaly_maps(self._encoder.encode_images(images))
         scores = self._detector.image_scores(maps)
         return (
-            normalized_scores(scores, self._thresholds),
-            normalized_scores(maps, self._thresholds, "pixel"),
+            normalized_scores(scores, self.thresholds),
+            normalized_scores(maps, self.thresholds, "pixel"),
         )
 
 

@@ -124,9 +124,19 @@ def results_document(
             | {
                 "bytes_per_class": {one: num_bytes(own[0], one) for one in typed[0].classes},
                 "seconds": round(sum(spent[cell] for cell in own) / len(own), 1),
+                "artifacts": _artifacts(own[0], planned),
             }
             for name, own in entries.items()
         },
+    }
+
+
+def _artifacts(cell: Cell, planned: Sequence[Step]) -> dict[str, Any]:
+    """Names of a cell's last detector and of what it keeps of each class, if anything."""
+    own = [step for step in planned if cell in step.cells]
+    return {
+        "detector": next(step.name for step in reversed(own) if step.stage == "train"),
+        "stored": {step.class_names[0]: step.name for step in own if step.stage == "compress"},
     }
 
 

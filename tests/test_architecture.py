@@ -27,6 +27,7 @@ LAYERS = [
      "walk", "contact_sheet", "exchange", "privacy", "overlay", "prediction",
      "deployment"},
     {"console", "doctor", "summary"},
+    {"report"},
     {"session", "options"},
     {"cli_around"},
     {"cli"},
@@ -53,6 +54,7 @@ OPTIONS = {
     | {"--detector", "--encoder", "--budget", "--orders"},
     "predict": {"--name", "--out", "--watch", "--batch-size", "--encoder", "--store", "--device"}
     | {"--json", "--quiet"},
+    "report": {"--name", "--out", "--data", "--store", "--encoder", "--device", "--json"},
     "export": {"--class", "--token", "--name", "--format", "--encoder", "--out", "--store"}
     | {"--json"},
     "import": {"--class", "--backbone", "--store", "--force", "--json"},

@@ -1,0 +1,1 @@
+"""One HTML page that says what a sequence came to: for people, not for programs."""

@@ -1,0 +1,216 @@
+"""Puts the page together from a run's results and the artifacts behind them."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import torch
+
+from replaycad.anomaly import normalized_scores
+from replaycad.artifacts.format import read_header
+from replaycad.artifacts.scores import ScoresArtifact
+from replaycad.artifacts.store import Store
+from replaycad.console import format_bytes
+from replaycad.contact_sheet import pictures_of
+from replaycad.data.samples import test_samples
+from replaycad.errors import ArtifactError, DatasetError
+from replaycad.prediction import load_predictor
+from replaycad.report import plots
+from replaycad.report.pictures import extremes, pixels_as_data
+from replaycad.results import FIGURES, METRICS
+
+TITLES = {"image_auroc": "image AUROC", "pixel_ap": "pixel AP"}
+WORDS = {"mean": "mean", "mean_past": "past", "fm": "forgetting", "joint_gap": "gap to joint"}
+_LOW, _HIGH = (178, 24, 43), (33, 102, 172)  # red and blue, which few eyes confuse
+Document = Mapping[str, Any]
+
+
+def build_report(
+    store: Store, data: Path, run_name: str, encoder: str = "",
+    device: torch.device = torch.device("cpu"),  # noqa: B008 - it is a constant
+) -> str:
+    """The page of a run: one HTML document that asks nothing of any network.
+
+    Args:
+        store: with the run's results and artifacts.
+        data: folder of the images; without it the page has no pictures of test images.
+        run_name: of the results.
+        encoder: of the detector, as `eval` takes it.
+        device: where the detector runs that draws the heat maps.
+
+    Raises:
+        ArtifactError: no such results, or an artifact behind them is damaged.
+    """
+    path = store.path("results", run_name, ".json")
+    try:
+        document = json.loads(path.read_text())
+    except (OSError, ValueError):
+        message = f"{path} holds no results"
+        raise ArtifactError(message, "run `replaycad run --class ...` first") from None
+    shown, entry = _shown(document["strategies"])
+    names = entry["artifacts"]
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("replaycad.report", "."), autoescape=True,
+        undefined=jinja2.StrictUndefined,
+    )  # fmt: skip
+    return environment.get_template("page.html").render(
+        title=f"Run {run_name}", classes=document["classes"], seeds=document["seeds"],
+        columns=[*(f"{TITLES[m]} {WORDS[f]}" for m in METRICS for f in FIGURES), "bytes a class",
+                 "seconds"],
+        table=[_row(name, one) for name, one in document["strategies"].items()],
+        left_out=[f"{name}: {why}" for name, why in document.get("left_out", {}).items()],
+        plots=_plots(document), matrices=_matrices(document), shown=shown,
+        detector=names["detector"], cards=_cards(store, data, document, entry, encoder, device),
+        provenance=_provenance(store, names),
+    )  # fmt: skip
+
+
+def _shown(strategies: Mapping[str, Document]) -> tuple[str, Document]:
+    """The strategy whose pictures are shown: the first that draws replays, else the first."""
+    drawing = [name for name, one in strategies.items() if one["artifacts"]["stored"]]
+    name = (drawing or list(strategies))[0]
+    return name, strategies[name]
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.1f}"
+
+
+def _row(name: str, entry: Document) -> list[str]:
+    cells = [name]
+    for metric in METRICS:
+        spread = entry[metric].get("std", {})
+        for figure in FIGURES:
+            text = _percent(entry[metric][figure])
+            more = spread.get(figure)
+            cells.append(text if more is None else f"{text} ± {100 * more:.1f}")
+    sizes = list(entry["bytes_per_class"].values())
+    return [*cells, format_bytes(round(sum(sizes) / len(sizes))), f"{entry['seconds']:.0f}"]
+
+
+def _plots(document: Document) -> list[dict[str, str]]:
+    strategies = document["strategies"]
+    found = []
+    for metric in METRICS:
+        lines = {}
+        for name, entry in strategies.items():
+            points = []
+            for step, row in enumerate(entry[metric]["matrix"], start=1):
+                known = [value for value in row if value is not None]
+                if known:
+                    points.append((step, 100 * sum(known) / len(known)))
+            if len(points) > 1:
+                lines[name] = points
+        if lines:
+            title = f"{TITLES[metric]}, mean of the classes seen so far"
+            found.append({"title": title, "svg": plots.curves(lines, "step", TITLES[metric])})
+        bought = _by_bytes(strategies, metric)
+        if bought:
+            title = f"{TITLES[metric]} of past classes against bytes kept of each"
+            svg = plots.curves(bought, "bytes of a class", TITLES[metric], log_x=True)
+            found.append({"title": title, "svg": svg})
+    return found
+
+
+def _by_bytes(strategies: Mapping[str, Document], metric: str) -> dict[str, list]:
+    lines: dict[str, list[tuple[float, float]]] = {}
+    for name, entry in strategies.items():
+        value = entry[metric]["mean_past"]
+        if "budget" in entry and value is not None:
+            form = " ".join(name.split()[:-1]) or name
+            lines.setdefault(form, []).append((entry["budget"], 100 * value))
+    return {name: sorted(points) for name, points in lines.items() if len(points) > 1}
+
+
+def _matrices(document: Document) -> list[dict[str, Any]]:
+    classes = document["classes"]
+    return [
+        {
+            "title": f"{name}: {TITLES[metric]}",
+            "rows": [
+                {"name": f"{step} + {classes[step - 1]}", "cells": [_cell(value) for value in row]}
+                for step, row in enumerate(entry[metric]["matrix"], start=1)
+            ],
+            "forgotten": _forgotten(entry[metric]["matrix"]),
+        }
+        for name, entry in document["strategies"].items() for metric in METRICS
+    ]  # fmt: skip
+
+
+def _cell(value: float | None) -> dict[str, str]:
+    """Text, ground and ink of a cell; light grounds have dark ink and the reverse."""
+    if value is None:
+        return {"text": "", "colour": "", "ink": ""}
+    end, share = (_HIGH, 2 * value - 1) if value >= 0.5 else (_LOW, 1 - 2 * value)
+    ground = [round(255 + (one - 255) * share) for one in end]
+    light = 0.299 * ground[0] + 0.587 * ground[1] + 0.114 * ground[2] > 140
+    return {"text": _percent(value), "colour": f"rgb{tuple(ground)}",
+            "ink": "#111" if light else "#fff"}  # fmt: skip
+
+
+def _forgotten(matrix: Sequence[Sequence[float | None]]) -> list[str]:
+    """Best earlier score minus the last, class by class."""
+    found = []
+    for column in range(len(matrix)):
+        values = [value for row in matrix if (value := row[column]) is not None]
+        found.append(_percent(max(values[:-1]) - values[-1]) if len(values) > 1 else "")
+    return found
+
+
+def _cards(
+    store: Store, data: Path, document: Document, entry: Document, encoder: str,
+    device: torch.device,
+) -> list[dict[str, Any]]:  # fmt: skip
+    names = entry["artifacts"]
+    predictor = load_predictor(store, names["detector"], encoder, device)
+    scores = ScoresArtifact.load(store.path("scores", names["detector"]))
+    thresholds = predictor.graph.thresholds
+    cards = []
+    for name in document["classes"]:
+        card: dict[str, Any] = {"name": name, "pictures": {}, "extremes": [], "histogram": ""}
+        try:
+            drawn = names["stored"].get(name, name)
+            found = pictures_of(data, store, name, drawn)
+            card["pictures"] = {
+                kind: [pixels_as_data(one) for one in images] for kind, images in found.items()
+            }
+            card["extremes"] = extremes(test_samples(data, name), scores, name, predictor)
+        except DatasetError:
+            pass  # the page is also written where the images no longer are
+        rows = scores.class_index == scores.classes.index(name)
+        relative = normalized_scores(torch.from_numpy(scores.image_scores[rows]), thresholds)
+        labels = scores.image_labels[rows].astype(bool)
+        values = relative.numpy()
+        card["histogram"] = plots.histogram(values[~labels].tolist(), values[labels].tolist())
+        card["kept"] = format_bytes(entry["bytes_per_class"][name])
+        cards.append(card)
+    return cards
+
+
+def _provenance(store: Store, names: Document) -> list[dict[str, str]]:
+    kept = names["stored"].values()
+    wanted = [(kind, name) for name in kept for kind in ("conditions", "replays")]
+    wanted += [("detectors", names["detector"]), ("scores", names["detector"])]
+    rows = []
+    for kind, name in wanted:
+        path = store.path(kind, name)
+        if not path.exists():
+            continue
+        header = read_header(path)
+        rows.append({
+            "file": f"{kind}/{path.name}", "stage": str(header.get("stage", "")),
+            "seed": str(header.get("seed", "")), "num_bytes": format_bytes(path.stat().st_size),
+            "seconds": _seconds(store, kind, name, header),
+            "content_id": str(header.get("content_id", ""))[:16],
+        })  # fmt: skip
+    return rows
+
+
+def _seconds(store: Store, kind: str, name: str, header: Document) -> str:
+    try:
+        noted = json.loads((store.root / ".timings" / kind / f"{name}.json").read_text())
+        return f"{noted['seconds']:.1f}" if noted["key"] == header.get("key") else ""
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""

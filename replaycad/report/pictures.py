@@ -1,0 +1,71 @@
+"""Pictures inside the page: small, as data, none of them a link."""
+
+import base64
+import io
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from replaycad.artifacts.scores import ScoresArtifact
+from replaycad.data.images import read_picture, square_pixels
+from replaycad.data.samples import Sample
+from replaycad.overlay import overlay
+from replaycad.prediction import Predictor
+
+SIDE = 112  # px of a picture on the page
+QUALITY = 70
+
+
+def as_data(picture: Image.Image) -> str:
+    """A picture as a `data:` address, no larger than `SIDE`."""
+    small = picture.convert("RGB")
+    small.thumbnail((SIDE, SIDE))
+    with io.BytesIO() as file:
+        small.save(file, "WEBP", quality=QUALITY, method=4)
+        return f"data:image/webp;base64,{base64.b64encode(file.getvalue()).decode()}"
+
+
+def pixels_as_data(image: np.ndarray) -> str:
+    """Pixels `[H, W, 3]` uint8 likewise."""
+    return as_data(Image.fromarray(image))
+
+
+def extremes(
+    samples: Sequence[Sample], scores: ScoresArtifact, class_name: str, predictor: Predictor
+) -> list[dict[str, Any]]:
+    """The images that a detector is most and least right about, with their heat maps.
+
+    Args:
+        samples: test images of the class.
+        scores: of the detector.
+        class_name: the class.
+        predictor: the same detector.
+
+    Returns:
+        Up to four entries `what`, `name`, `score`, `image` and `overlay`.
+    """
+    place = scores.classes.index(class_name)
+    rows = np.flatnonzero(scores.class_index == place)
+    by_id = {scores.image_ids[row]: float(scores.image_scores[row]) for row in rows}
+    known = [sample for sample in samples if sample.image_id in by_id]
+    picks: list[tuple[str, Sample]] = []
+    for is_anomalous, order in ((True, (max, min)), (False, (min, max))):
+        own = [sample for sample in known if sample.is_anomalous == is_anomalous]
+        words = ("defect, clearest", "defect, faintest") if is_anomalous else (
+            "normal, plainest", "normal, most suspicious")  # fmt: skip
+        picks += [
+            (word, pick(own, key=lambda sample: by_id[sample.image_id]))
+            for word, pick in zip(words, order, strict=True) if own
+        ]  # fmt: skip
+    return [_shown(word, sample, predictor) for word, sample in picks]
+
+
+def _shown(what: str, sample: Sample, predictor: Predictor) -> dict[str, Any]:
+    picture = read_picture(sample.path)
+    scores, maps = predictor(square_pixels(picture, predictor.image_size)[None])
+    return {
+        "what": what, "name": sample.image_id, "score": float(scores[0]),
+        "image": as_data(picture.copy()), "overlay": as_data(overlay(picture, maps[0])),
+    }  # fmt: skip
