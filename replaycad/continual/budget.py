@@ -16,8 +16,9 @@ HEADER_BYTES = 4_000  # of a file, about; what is written in the end is counted 
 MAX_POSES = 256  # kept of a class, and coefficients likewise
 PACKED_POSES = 64  # where every byte counts
 FINEST, COARSEST = 1 / 512, 0.5
-"""Steps that packed tokens are rounded to, in parts of their root mean square. Above a half the
-replays of four real classes fall apart."""
+"""Steps that packed tokens are rounded to, in parts of their root mean square. On replays of
+three real classes, two seeds, image AUROC / pixel AP: 68.8 / 9.2 in floats, 68.7 / 9.1 at 1/24,
+67.1 / 9.2 at 1/12, 65.4 / 8.5 at 1/6; coarser ones were not measured."""
 _TRIED = 64  # steps between these two, evenly in their logarithm
 
 

@@ -132,6 +132,7 @@ def _matrices(document: Document) -> list[dict[str, Any]]:
             "rows": [
                 {"name": f"{step} + {classes[step - 1]}", "cells": [_cell(value) for value in row]}
                 for step, row in enumerate(entry[metric]["matrix"], start=1)
+                if any(value is not None for value in row)
             ],
             "forgotten": _forgotten(entry[metric]["matrix"]),
         }
