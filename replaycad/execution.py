@@ -42,10 +42,22 @@ from replaycad.recipes import (
 from replaycad.runtime import generator, resolve_device
 
 FORMS: tuple[Form, ...] = ("exemplars", "hybrid", "conditions")
-"""What `auto` chooses among; of equals the first, which needs the least."""
+"""What `auto` chooses among, what needs the least first."""
+MARGIN = 0.9
+"""A later form must come nearer by a tenth: those of one form differ by as much between seeds."""
 TRIED_ON = 5  # every fifth image is held out while forms are tried
 TRIED_REPLAYS = 64
 REMEMBERED = 32  # conditions of this process, some hundred kB each
+
+
+def chosen_form(distances: Mapping[Form, float]) -> Form:
+    """The form that `auto` keeps a class in, from distances as `coverage.distance` gives them."""
+    chosen: Form | None = None
+    for form in (form for form in FORMS if form in distances):
+        if chosen is None or distances[form] < MARGIN * distances[chosen]:
+            chosen = form
+    assert chosen is not None
+    return chosen
 
 
 class Workshop:
@@ -104,7 +116,7 @@ class Workshop:
         checkpoint, header = self._checkpoint(plan), plan.header((class_name,))
         if config.keep == "auto":
             distances = self._try_forms(samples, masks, config, drawing, header, seed)
-            best = min(distances, key=lambda form: distances[form])
+            best = chosen_form(distances)
             config, header = replace(config, keep=best), {**header, "distances": distances}
             told = ", ".join(f"{form} {value:.3f}" for form, value in distances.items())
             self._report.note(f"{class_name}: kept as {best}; distance of other images: {told}")

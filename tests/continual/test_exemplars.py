@@ -16,6 +16,7 @@ from replaycad.data.images import load_images
 from replaycad.data.samples import train_samples
 from replaycad.detectors.encoders import load_encoder
 from replaycad.errors import ArtifactError
+from replaycad.execution import chosen_form
 from replaycad.mask_ops import Operation, apply_to_images, augmentations
 from replaycad.runtime import generator
 from replaycad.stages.replay import Kept
@@ -235,6 +236,20 @@ def test_auto_takes_the_form_that_lies_nearest_to_images_it_has_not_seen(run, tm
     assert len(kept.exemplars) == 6, "of all images, once the form is found"
     assert run("replay", "--class", "disc").exit_code == 0
     assert "hit" in run("compress", "--class", "disc", "--keep", "auto", "--dry-run").stdout
+
+
+@pytest.mark.parametrize(
+    ("distances", "form"),
+    [
+        ({"exemplars": 1.0, "hybrid": 0.95, "conditions": 0.91}, "exemplars"),
+        ({"exemplars": 1.0, "hybrid": 0.85, "conditions": 0.80}, "hybrid"),
+        ({"exemplars": 1.0, "hybrid": 0.85, "conditions": 0.5}, "conditions"),
+        ({"hybrid": 3.0, "conditions": 2.9}, "hybrid"),
+        ({"conditions": 9.0}, "conditions"),
+    ],
+)
+def test_a_form_that_needs_more_must_be_clearly_nearer(distances, form):
+    assert chosen_form(distances) == form
 
 
 def test_auto_leaves_out_what_the_budget_does_not_hold(run, tmp_path):
