@@ -146,9 +146,11 @@ def _cell(value: float | None) -> dict[str, str]:
         return {"text": "", "colour": "", "ink": ""}
     end, share = (_HIGH, 2 * value - 1) if value >= 0.5 else (_LOW, 1 - 2 * value)
     ground = [round(255 + (one - 255) * share) for one in end]
-    light = 0.299 * ground[0] + 0.587 * ground[1] + 0.114 * ground[2] > 140
-    return {"text": _percent(value), "colour": f"rgb{tuple(ground)}",
-            "ink": "#111" if light else "#fff"}  # fmt: skip
+    linear = [(one / 255) ** 2.2 for one in ground]
+    luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+    # The ink of higher contrast (WCAG 2): at least 4.5 on any ground.
+    ink = "#000" if (luminance + 0.05) / 0.05 > 1.05 / (luminance + 0.05) else "#fff"
+    return {"text": _percent(value), "colour": f"rgb{tuple(ground)}", "ink": ink}
 
 
 def _forgotten(matrix: Sequence[Sequence[float | None]]) -> list[str]:
