@@ -43,18 +43,17 @@ from replaycad.runtime import generator, resolve_device
 
 FORMS: tuple[Form, ...] = ("exemplars", "hybrid", "conditions")
 """What `auto` chooses among, what needs the least first."""
-MARGIN = 0.9
-"""A later form must come nearer by a tenth: those of one form differ by as much between seeds."""
+MARGIN = 0.02  # of separation, by which a later form must be better
 TRIED_ON = 5  # every fifth image is held out while forms are tried
 TRIED_REPLAYS = 64
 REMEMBERED = 32  # conditions of this process, some hundred kB each
 
 
-def chosen_form(distances: Mapping[Form, float]) -> Form:
-    """The form that `auto` keeps a class in, from distances as `coverage.distance` gives them."""
+def chosen_form(separations: Mapping[Form, float]) -> Form:
+    """The form that `auto` keeps a class in, from what `coverage.separation` says of each."""
     chosen: Form | None = None
-    for form in (form for form in FORMS if form in distances):
-        if chosen is None or distances[form] < MARGIN * distances[chosen]:
+    for form in (form for form in FORMS if form in separations):
+        if chosen is None or separations[form] > separations[chosen] + MARGIN:
             chosen = form
     assert chosen is not None
     return chosen
@@ -115,11 +114,11 @@ class Workshop:
             )
         checkpoint, header = self._checkpoint(plan), plan.header((class_name,))
         if config.keep == "auto":
-            distances = self._try_forms(samples, masks, config, drawing, header, seed)
-            best = chosen_form(distances)
-            config, header = replace(config, keep=best), {**header, "distances": distances}
-            told = ", ".join(f"{form} {value:.3f}" for form, value in distances.items())
-            self._report.note(f"{class_name}: kept as {best}; distance of other images: {told}")
+            separations = self._try_forms(samples, masks, config, drawing, header, seed)
+            best = chosen_form(separations)
+            config, header = replace(config, keep=best), {**header, "separations": separations}
+            told = ", ".join(f"{form} {value:.3f}" for form, value in separations.items())
+            self._report.note(f"{class_name}: kept as {best}; tells other images apart: {told}")
         header = {**header, "form": config.keep}
         self._keep(samples, masks, config, header, seed, checkpoint).save(plan.path)
         checkpoint.clear()
@@ -192,12 +191,12 @@ class Workshop:
         header: dict[str, Any],
         seed: int,
     ) -> dict[Form, float]:
-        """Distance of every fifth image from what is drawn of the others, by form; lower is better.
+        """How well each form tells every fifth image from a spoilt one, drawn from the others.
 
         Raises:
             ConfigError: if there are too few images, or no form fits into the budget.
         """
-        from replaycad.continual.coverage import distance
+        from replaycad.continual.coverage import separation
 
         held_out = np.arange(len(samples)) % TRIED_ON == TRIED_ON - 1
         if not held_out.any():
@@ -225,7 +224,7 @@ class Workshop:
                 with ReplaysReader(path) as replays:
                     drawn = replays.images(range(len(replays)))
             real = load_images(tested, drawn.shape[-1])
-            found[form] = distance(drawn, real, self._judge(), generator(seed, "auto"))
+            found[form] = separation(drawn, real, self._judge(), generator(seed, "auto"))
         if not found:
             message = f"compress: a budget of {config.budget} bytes is too small for any form"
             raise BudgetError(message, "give more")

@@ -10,7 +10,7 @@ from replaycad.artifacts.conditions import CONDITIONS, ConditionsArtifact
 from replaycad.artifacts.detector import DetectorArtifact
 from replaycad.artifacts.format import write
 from replaycad.artifacts.replays import ReplaysReader
-from replaycad.continual.coverage import distance, symmetries
+from replaycad.continual.coverage import cut_and_paste, distance, separation, symmetries
 from replaycad.continual.exemplars import coverage_order, decode, encode, fill, vary
 from replaycad.data.images import load_images
 from replaycad.data.samples import train_samples
@@ -223,33 +223,60 @@ def test_every_second_replay_of_a_hybrid_is_real_and_the_others_start_from_real_
     assert not np.array_equal(again[::2], images[::2])
 
 
-def test_auto_takes_the_form_that_lies_nearest_to_images_it_has_not_seen(run, tmp_path):
+def test_auto_takes_the_form_that_tells_images_it_has_not_seen_from_spoilt_ones(run, tmp_path):
     result = run("compress", "--class", "disc", "--keep", "auto")
 
     assert result.exit_code == 0, result.output
     kept = ConditionsArtifact.load(tmp_path / "store" / "conditions" / "disc.safetensors")
-    distances = kept.header["distances"]
-    assert set(distances) == {"exemplars", "hybrid", "conditions"}
-    # A tiny model of random weights draws noise, so what is real covers the class better.
-    assert distances["conditions"] > max(distances["exemplars"], distances["hybrid"])
-    assert kept.header["form"] == min(distances, key=distances.get)
+    separations = kept.header["separations"]
+    assert set(separations) == {"exemplars", "hybrid", "conditions"}
+    assert all(0 <= value <= 1 for value in separations.values())
+    assert kept.header["form"] == chosen_form(separations) == "exemplars"
     assert len(kept.exemplars) == 6, "of all images, once the form is found"
     assert run("replay", "--class", "disc").exit_code == 0
     assert "hit" in run("compress", "--class", "disc", "--keep", "auto", "--dry-run").stdout
 
 
 @pytest.mark.parametrize(
-    ("distances", "form"),
+    ("separations", "form"),
     [
-        ({"exemplars": 1.0, "hybrid": 0.95, "conditions": 0.91}, "exemplars"),
-        ({"exemplars": 1.0, "hybrid": 0.85, "conditions": 0.80}, "hybrid"),
-        ({"exemplars": 1.0, "hybrid": 0.85, "conditions": 0.5}, "conditions"),
-        ({"hybrid": 3.0, "conditions": 2.9}, "hybrid"),
-        ({"conditions": 9.0}, "conditions"),
+        ({"exemplars": 0.6, "hybrid": 0.61, "conditions": 0.615}, "exemplars"),
+        ({"exemplars": 0.6, "hybrid": 0.65, "conditions": 0.66}, "hybrid"),
+        ({"exemplars": 0.6, "hybrid": 0.65, "conditions": 0.7}, "conditions"),
+        ({"hybrid": 0.5, "conditions": 0.51}, "hybrid"),
+        ({"conditions": 0.1}, "conditions"),
     ],
 )
-def test_a_form_that_needs_more_must_be_clearly_nearer(distances, form):
-    assert chosen_form(distances) == form
+def test_a_form_that_needs_more_must_be_clearly_better(separations, form):
+    assert chosen_form(separations) == form
+
+
+def test_what_was_pasted_is_where_the_mask_says():
+    images = smooth(count=5, size=64)
+
+    spoilt, masks = cut_and_paste(images, generator(0, "paste"))
+    again, _ = cut_and_paste(images, generator(0, "paste"))
+
+    changed = (spoilt != images).any(1)
+    assert (spoilt == again).all()
+    assert not (changed & ~masks).any()
+    assert (masks.mean((1, 2)) > 0.005).all()
+    assert (masks.mean((1, 2)) < 0.08).all()
+    assert changed[masks].mean() > 0.9
+
+
+def test_sharp_images_of_a_class_separate_better_than_its_blur(bundled_encoder):
+    rng = np.random.default_rng(0)
+    part = rng.integers(0, 2, (1, 1, 8, 8)).repeat(8, 2).repeat(8, 3) * 160 + 40
+    sharp = (part + rng.normal(0, 6, (24, 3, 64, 64))).clip(0, 255).astype(np.uint8)
+    blur = np.full_like(sharp, 120) + (sharp // 16)
+
+    of_sharp, of_blur = (
+        separation(drawn, sharp[12:], bundled_encoder, generator(0, "bank"))
+        for drawn in (sharp[:12], blur[:12])
+    )
+
+    assert of_sharp > of_blur
 
 
 def test_auto_leaves_out_what_the_budget_does_not_hold(run, tmp_path):
@@ -258,7 +285,7 @@ def test_auto_leaves_out_what_the_budget_does_not_hold(run, tmp_path):
     assert result.exit_code == 0, result.output
     path = tmp_path / "store" / "conditions" / "disc.safetensors"
     kept = ConditionsArtifact.load(path)
-    assert set(kept.header["distances"]) == {"conditions"}
+    assert set(kept.header["separations"]) == {"conditions"}
     assert path.stat().st_size <= 3000
 
     assert run("compress", "--class", "disc", "--keep", "auto", "--budget", "900").exit_code == 1
