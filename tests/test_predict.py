@@ -142,15 +142,20 @@ def test_a_watched_folder_is_judged_as_it_fills(store, models, tmp_path):
         sys.executable, "-m", "replaycad", "predict", folder, "--name", "plate", "--store", store,
         "--watch", "--json", "--encoder", models.encoder,
     ]  # fmt: skip
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        # A shell that put the tests into the background has them ignore Ctrl-C, and all below them.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
     try:
         for index in range(2):
             draw_object("plate", index).save(folder / f"{index}.png")
             told = json.loads(process.stdout.readline())
             assert told["image"] == str(folder / f"{index}.png")
-    finally:
         process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=30)
+        _, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()
     assert process.returncode == 0
     assert "2 images" in errors
 
