@@ -23,10 +23,10 @@ class Ledger:
         text = canonical_json({"key": plan.key, "seconds": round(seconds, 2)})
         write_text(self._folder / plan.kind / f"{plan.name}.json", text)
 
-    def seconds(self, plan: Plan) -> float:
+    def seconds(self, kind: str, name: str, key: str) -> float:
         """How long the artifact of this key took; 0 if it was made elsewhere."""
         try:
-            entry = json.loads((self._folder / plan.kind / f"{plan.name}.json").read_text())
-            return float(entry["seconds"]) if entry["key"] == plan.key else 0.0
+            entry = json.loads((self._folder / kind / f"{name}.json").read_text())
+            return float(entry["seconds"]) if entry["key"] == key else 0.0
         except (OSError, ValueError, KeyError, TypeError):
             return 0.0

@@ -143,8 +143,8 @@ class Making:
         return Outcome(
             plan=plan, was_made=due and not self._wishes.dry_run,
             num_bytes=plans.num_bytes(plan.path), num_images=num_images,
-            seconds=self._ledger.seconds(plan), peak_memory_bytes=peak, next_command=next_command,
-            needs=needs,
+            seconds=self._ledger.seconds(plan.kind, plan.name, plan.key),
+            peak_memory_bytes=peak, next_command=next_command, needs=needs,
         )  # fmt: skip
 
     def _make(self, plan: Plan, work: Callable[["Workshop"], None]) -> int:

@@ -10,7 +10,7 @@ from replaycad import plans
 from replaycad.artifacts.store import Store
 from replaycad.data.samples import Sample, find_classes, test_samples, train_samples
 from replaycad.detectors.presets import preset_for, settle
-from replaycad.errors import ArtifactError, ConfigError
+from replaycad.errors import ConfigError
 from replaycad.frozen import FrozenInputs
 from replaycad.making import Making, Wishes
 from replaycad.plans import Outcome
@@ -298,11 +298,8 @@ class Pipeline:
         config = replace(config, encoder=encoder)
         weights = self.frozen.encoder(encoder)
         path = self.store.path("detectors", name)
-        if f"detectors/{name}" not in self.making.changing and header.get("weights") != weights:
-            raise ArtifactError(
-                f"{path} was trained with another encoder than '{encoder}'",
-                "give its files with --encoder TIMM_NAME:FILE",
-            )
+        if f"detectors/{name}" not in self.making.changing:
+            plans.check_same_encoder(path, header, weights, encoder)
         inputs = {f"images/{one}": self.frozen.images(found) for one, found in samples.items()}
         inputs |= {f"detectors/{name}": content, "class order": ",".join(class_names)}
         plan = self.making.plan("eval", name, config, None, inputs, weights)

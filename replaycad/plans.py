@@ -226,6 +226,21 @@ def check_same_backbone(
         )
 
 
+def check_same_encoder(
+    path: Path, header: Mapping[str, Any], weights: Mapping[str, str], name: str
+) -> None:
+    """A detector reads the features of one encoder only.
+
+    Raises:
+        ArtifactError: if it was trained with another.
+    """
+    if header.get("weights") != weights:
+        raise ArtifactError(
+            f"{path} was trained with another encoder than '{name}'",
+            "give its files with --encoder TIMM_NAME:FILE",
+        )
+
+
 def split_settings(texts: Sequence[str], stage: str | None) -> dict[str, dict[str, str]]:
     """Turn `field=value` and `stage.field=value` into overrides per stage.
 

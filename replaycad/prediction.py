@@ -25,6 +25,7 @@ from replaycad.detectors.presets import preset_for
 from replaycad.errors import ArtifactError, ConfigError, DatasetError
 from replaycad.frozen import FrozenInputs
 from replaycad.overlay import overlay
+from replaycad.plans import check_same_encoder
 from replaycad.stages.eval import rebuild_detector
 
 STDIN = "-"
@@ -103,12 +104,7 @@ def load_predictor(store: Store, name: str, encoder: str, device: torch.device) 
     path = store.path("detectors", name)
     trained = DetectorArtifact.load(path)
     encoder = encoder or trained.encoder
-    frozen = FrozenInputs(store)
-    if frozen.encoder(encoder) != trained.header.get("weights"):
-        raise ArtifactError(
-            f"{path} was trained with another encoder than '{encoder}'",
-            "give its files with --encoder TIMM_NAME:FILE",
-        )
+    check_same_encoder(path, trained.header, FrozenInputs(store).encoder(encoder), encoder)
     levels = preset_for(trained.detector, trained.preset).levels
     graph = DetectorGraph(trained, load_encoder(encoder, device, levels))
     return Predictor(graph, trained.image_size, device)

@@ -53,7 +53,7 @@ def show_results(document: Mapping[str, Any], files: Sequence[Path], as_json: bo
     print_table(
         ("strategy", *(f"{TITLES[m]} {f}" for m in METRICS for f in ("mean", "past", "fm", "gap")),
          "bytes/class", "seconds"),
-        [_strategy_row(name, entry) for name, entry in strategies.items()],
+        [strategy_row(name, entry) for name, entry in strategies.items()],
     )  # fmt: skip
     for name, reason in document.get("left_out", {}).items():
         print_line(f"left out: {name}: {reason}")
@@ -64,7 +64,7 @@ def show_results(document: Mapping[str, Any], files: Sequence[Path], as_json: bo
             print_table(
                 ("step", *classes),
                 [
-                    [f"{step} + {classes[step - 1]}", *map(_fraction, row)]
+                    [f"{step} + {classes[step - 1]}", *map(fraction, row)]
                     for step, row in enumerate(entry[metric]["matrix"], start=1)
                 ],
             )
@@ -151,13 +151,14 @@ def show_audit(facts: Mapping[str, Any], as_json: bool) -> None:
         print_line(f"and its conditions hold {facts['num_kept_images']} real images")
 
 
-def _strategy_row(name: str, entry: Mapping[str, Any]) -> list[str]:
+def strategy_row(name: str, entry: Mapping[str, Any]) -> list[str]:
+    """One strategy of a results document in words: figures, bytes of a class, seconds."""
     cells = [name]
     for metric in METRICS:
         figures = entry[metric]
         spread = figures.get("std", {})
         for figure in ("mean", "mean_past", "fm", "joint_gap"):
-            text = _fraction(figures[figure])
+            text = fraction(figures[figure])
             if spread.get(figure) is not None:
                 text += f" ±{100 * spread[figure]:.1f}"
             cells.append(text)
@@ -165,7 +166,7 @@ def _strategy_row(name: str, entry: Mapping[str, Any]) -> list[str]:
     return [*cells, format_bytes(round(sum(sizes) / len(sizes))), f"{entry['seconds']:.0f}"]
 
 
-def _fraction(value: float | None) -> str:
+def fraction(value: float | None) -> str:
     """A fraction as a percentage with one decimal; a dash where there is none."""
     return "-" if value is None else f"{100 * value:.1f}"
 
@@ -223,7 +224,7 @@ def _metrics(path: Path) -> dict[str, Any]:
 
 def _print_metrics(metrics: Mapping[str, Any]) -> None:
     rows = [
-        [name, *(_fraction(figures.get(figure)) for figure in FIGURES)]
+        [name, *(fraction(figures.get(figure)) for figure in FIGURES)]
         for name, figures in (*metrics["classes"].items(), ("mean", metrics["mean"]))
     ]
     print_table(("class", *FIGURES), rows)

@@ -73,9 +73,9 @@ def _fitting(pipeline: Pipeline, cells: Sequence[Cell]) -> list[Cell]:
     """The cells whose detector has a use for their strategy; each strategy has to have one."""
     found: list[Cell] = []
     reasons: dict[str, dict[str, ConfigError | None]] = {}
+    recipe = pipeline.config(TrainConfig)
     for cell in cells:
-        config = pipeline.config(TrainConfig)
-        config = replace(config, detector=cell.detector or config.detector)
+        config = replace(recipe, detector=cell.detector or recipe.detector)
         reason = _misfit(config, cell.strategy)
         if not reason:
             found.append(cell)

@@ -73,7 +73,7 @@ def test_numbers_on_the_page_are_those_of_the_results(results, data, models):
         assert name in found.cells
         for metric in ("image_auroc", "pixel_ap"):
             mean, std = entry[metric]["mean"], entry[metric]["std"]["mean"]
-            assert f"{100 * mean:.1f} ± {100 * std:.1f}" in found.cells
+            assert f"{100 * mean:.1f} ±{100 * std:.1f}" in found.cells
             for row in entry[metric]["matrix"]:
                 known = [value for value in row if value is not None]
                 assert all(f"{100 * value:.1f}" in found.cells for value in known)

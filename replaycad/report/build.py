@@ -16,12 +16,13 @@ from replaycad.console import format_bytes
 from replaycad.contact_sheet import pictures_of
 from replaycad.data.samples import test_samples
 from replaycad.errors import ArtifactError, DatasetError
+from replaycad.ledger import Ledger
 from replaycad.prediction import load_predictor
 from replaycad.report import plots
 from replaycad.report.pictures import extremes, pixels_as_data
 from replaycad.results import FIGURES, METRICS
+from replaycad.summary import TITLES, fraction, strategy_row
 
-TITLES = {"image_auroc": "image AUROC", "pixel_ap": "pixel AP"}
 WORDS = {"mean": "mean", "mean_past": "past", "fm": "forgetting", "joint_gap": "gap to joint"}
 _LOW, _HIGH = (178, 24, 43), (33, 102, 172)  # red and blue, which few eyes confuse
 Document = Mapping[str, Any]
@@ -59,7 +60,7 @@ def build_report(
         title=f"Run {run_name}", classes=document["classes"], seeds=document["seeds"],
         columns=[*(f"{TITLES[m]} {WORDS[f]}" for m in METRICS for f in FIGURES), "bytes a class",
                  "seconds"],
-        table=[_row(name, one) for name, one in document["strategies"].items()],
+        table=[strategy_row(name, one) for name, one in document["strategies"].items()],
         left_out=[f"{name}: {why}" for name, why in document.get("left_out", {}).items()],
         plots=_plots(document), matrices=_matrices(document), shown=shown,
         detector=names["detector"], cards=_cards(store, data, document, entry, encoder, device),
@@ -72,22 +73,6 @@ def _shown(strategies: Mapping[str, Document]) -> tuple[str, Document]:
     drawing = [name for name, one in strategies.items() if one["artifacts"]["stored"]]
     name = (drawing or list(strategies))[0]
     return name, strategies[name]
-
-
-def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{100 * value:.1f}"
-
-
-def _row(name: str, entry: Document) -> list[str]:
-    cells = [name]
-    for metric in METRICS:
-        spread = entry[metric].get("std", {})
-        for figure in FIGURES:
-            text = _percent(entry[metric][figure])
-            more = spread.get(figure)
-            cells.append(text if more is None else f"{text} ± {100 * more:.1f}")
-    sizes = list(entry["bytes_per_class"].values())
-    return [*cells, format_bytes(round(sum(sizes) / len(sizes))), f"{entry['seconds']:.0f}"]
 
 
 def _plots(document: Document) -> list[dict[str, str]]:
@@ -150,7 +135,7 @@ def _cell(value: float | None) -> dict[str, str]:
     luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
     # The ink of higher contrast (WCAG 2): at least 4.5 on any ground.
     ink = "#000" if (luminance + 0.05) / 0.05 > 1.05 / (luminance + 0.05) else "#fff"
-    return {"text": _percent(value), "colour": f"rgb{tuple(ground)}", "ink": ink}
+    return {"text": fraction(value), "colour": f"rgb{tuple(ground)}", "ink": ink}
 
 
 def _forgotten(matrix: Sequence[Sequence[float | None]]) -> list[str]:
@@ -158,7 +143,7 @@ def _forgotten(matrix: Sequence[Sequence[float | None]]) -> list[str]:
     found = []
     for column in range(len(matrix)):
         values = [value for row in matrix if (value := row[column]) is not None]
-        found.append(_percent(max(values[:-1]) - values[-1]) if len(values) > 1 else "")
+        found.append(fraction(max(values[:-1]) - values[-1]) if len(values) > 1 else "")
     return found
 
 
@@ -196,7 +181,7 @@ def _provenance(store: Store, names: Document) -> list[dict[str, str]]:
     kept = names["stored"].values()
     wanted = [(kind, name) for name in kept for kind in ("conditions", "replays")]
     wanted += [("detectors", names["detector"]), ("scores", names["detector"])]
-    rows = []
+    rows, ledger = [], Ledger(store)
     for kind, name in wanted:
         path = store.path(kind, name)
         if not path.exists():
@@ -205,15 +190,7 @@ def _provenance(store: Store, names: Document) -> list[dict[str, str]]:
         rows.append({
             "file": f"{kind}/{path.name}", "stage": str(header.get("stage", "")),
             "seed": str(header.get("seed", "")), "num_bytes": format_bytes(path.stat().st_size),
-            "seconds": _seconds(store, kind, name, header),
+            "seconds": f"{ledger.seconds(kind, name, header.get('key', '')):.1f}",
             "content_id": str(header.get("content_id", ""))[:16],
         })  # fmt: skip
     return rows
-
-
-def _seconds(store: Store, kind: str, name: str, header: Document) -> str:
-    try:
-        noted = json.loads((store.root / ".timings" / kind / f"{name}.json").read_text())
-        return f"{noted['seconds']:.1f}" if noted["key"] == header.get("key") else ""
-    except (OSError, ValueError, KeyError, TypeError):
-        return ""
