@@ -73,7 +73,7 @@ class PublishedSearch:
         self._optimizer.zero_grad()
         loss.backward()
         self._optimizer.step()
-        return float(loss)
+        return float(loss.detach())
 
 
 def noise_loss(
