@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from replaycad.diffusion.backbones import Diffusion
+from replaycad.diffusion.backbones import Diffusion, mask_images
 from replaycad.diffusion.cell_unet import CellUNet
 from replaycad.diffusion.conditioning import Conditions
 from replaycad.diffusion.prompts import (
@@ -58,12 +58,11 @@ class PublishedSearch:
         """One step; returns its loss."""
         size, diffusion = self._config.batch_size, self._diffusion
         rows = self._rng.integers(0, len(self._images), size)
-        mean, std = diffusion.encode_images(torch.from_numpy(self._images[rows]))
-        latents = mean + std * torch.randn_like(mean)
+        latents = _encoded(diffusion, torch.from_numpy(self._images[rows]))
         mask_latents = None
         if self._conditions.spatial_encoder is not None:
-            mean, std = diffusion.encode_masks(list(self._masks[rows]))
-            mask_latents = mean + std * torch.randn_like(mean)
+            pictures = mask_images(list(self._masks[rows]), diffusion.image_size)
+            mask_latents = _encoded(diffusion, pictures)
         texts = [TEMPLATES[int(pick)] for pick in self._rng.integers(0, len(TEMPLATES), size)]
         timesteps = torch.randint(len(self._alphas), (size,), device=latents.device)
         loss = noise_loss(
@@ -74,6 +73,14 @@ class PublishedSearch:
         loss.backward()
         self._optimizer.step()
         return float(loss.detach())
+
+
+@torch.no_grad()
+def _encoded(diffusion: Diffusion, images: torch.Tensor) -> torch.Tensor:
+    """Sampled latents of just these images; ours fills them up to a batch of one fixed shape."""
+    posterior = diffusion.vae.encode(images.to(diffusion.device).float() / 127.5 - 1).latent_dist
+    mean, std = posterior.mean, posterior.std
+    return (mean + std * torch.randn_like(mean)) * diffusion.scaling_factor
 
 
 def noise_loss(
