@@ -14,6 +14,8 @@ Strategies, each ending with one detector for all classes:
   that does not grow.
 * `ucad`: as `features`, but with small banks of a fixed size, each image held against one of them:
   UCAD (Liu et al. 2024) without its prompts, with routing by image and no test-set choice.
+* `dne`: as `finetune`, with the detector of that name, to which each past class leaves a Gaussian;
+  `dne-panda` learns to be compact in place of CutPaste, `dne-cutpaste` remembers no past class.
 * `final`: only the last step of `replay`, which is all that the authors ran.
 * `joint`: the upper line, trained once on the real images of all classes; only the last row of its
   matrix exists (those before would cost N - 1 trainings that no reported figure needs).
@@ -34,7 +36,9 @@ from replaycad.errors import ConfigError
 Changes = tuple[tuple[str, Any], ...]
 
 PENALIZED, BANKED = ("ewc", "mas"), ("features", "ucad")
-_ALONE = (*PENALIZED, "ucad")  # their first training is another than that of the rest
+OWN_DETECTOR = {"dne": "dne", "dne-panda": "dne", "dne-cutpaste": "dne"}
+"""Strategies that are a detector of their own, whatever others are compared."""
+_ALONE = (*PENALIZED, "ucad", *OWN_DETECTOR)  # whose first training is not that of the rest
 KEEPING: dict[str, Changes] = {
     "replay": (),
     "semantic": (("conditioning", "semantic"),),
@@ -48,15 +52,18 @@ KEEPING: dict[str, Changes] = {
     "auto": (("keep", "auto"),),
 }
 """What is kept of a class, to be drawn again -> what `compress` is told; names of strategies."""
-_GOING_ON: dict[str, Changes] = {
+GOING_ON: dict[str, Changes] = {
     "finetune": (),
     "ewc": (("penalty", "ewc"),),
     "mas": (("penalty", "mas"),),
     "features": (("banks", "extend"),),
     "ucad": (("banks", "extend"), ("preset", "ucad")),
+    "dne": (),
+    "dne-panda": (("preset", "panda"),),
+    "dne-cutpaste": (("preset", "cutpaste"),),
 }
 """Strategies that go on from the detector of the step before -> what `train` is told."""
-STRATEGIES = (*_GOING_ON, *KEEPING, "joint", "final")
+STRATEGIES = (*GOING_ON, *KEEPING, "joint", "final")
 _LAST_STEP_ONLY = ("joint", "final")
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,7 +162,7 @@ def comparison(
         Cell(strategy=strategy, classes=order, seed=seed, detector=detector, budget=budget,
              order=number)
         for strategy in check_strategies(strategies)
-        for detector in detectors
+        for detector in ((OWN_DETECTOR[strategy],) if strategy in OWN_DETECTOR else detectors)
         for budget in (budgets if form_of(strategy) in KEEPING else (0,))
         for number, order in enumerate(orders(classes, 1 if strategy == "joint" else num_orders))
         for seed in seeds
@@ -185,7 +192,7 @@ def detector_name(run_name: str, cell: Cell, number: int, plain_seed: int = 0) -
     is_shared = number == 1 and cell.strategy not in _ALONE
     parts = [
         f"{run_name}-{'step' if is_shared else form_of(cell.strategy)}-{number}",
-        cell.detector,
+        "" if cell.strategy in OWN_DETECTOR else cell.detector,
         size_text(cell.budget) if cell.budget and not is_shared else "",
         f"order{cell.order}" if cell.order else "",
         "" if cell.seed == plain_seed else f"seed{cell.seed}",
@@ -204,7 +211,8 @@ def size_text(num_bytes: int) -> str:
 def label(cell: Cell, cells: Sequence[Cell]) -> str:
     """A strategy's name, with its detector and budget where the comparison has several."""
     parts = [cell.strategy]
-    if len({one.detector for one in cells}) > 1:
+    compared = {one.detector for one in cells if one.strategy not in OWN_DETECTOR}
+    if len(compared) > 1 and cell.strategy not in OWN_DETECTOR:
         parts.append(cell.detector)
     if cell.budget and len({one.budget for one in cells if one.budget}) > 1:
         parts.append(size_text(cell.budget))
@@ -254,8 +262,8 @@ def _steps_of(cell: Cell, number: int, run_name: str, plain_seed: int) -> Iterat
     if not new or (cell.strategy in _LAST_STEP_ONLY and number < len(cell.classes)):
         return
     name = detector_name(run_name, cell, number, plain_seed)
-    goes_on = cell.strategy in _GOING_ON and number > 1
-    told = _GOING_ON.get(cell.strategy, ()) if goes_on or cell.strategy in _ALONE else ()
+    goes_on = cell.strategy in GOING_ON and number > 1
+    told = GOING_ON.get(cell.strategy, ()) if goes_on or cell.strategy in _ALONE else ()
     yield Step(
         stage="train", name=name, seed=cell.seed, cells=(cell,),
         class_names=seen if cell.strategy == "joint" else (new,),

@@ -199,16 +199,19 @@ def _bytes_kept(
 ) -> int:
     """What a strategy keeps of a class between steps, beside a detector such as `joint` has.
 
-    Nothing, conditions, all images, or its part of the importances or banks of all classes.
+    Conditions, all images, or its part of what the last detector remembers of all classes:
+    importances, banks or Gaussians, if anything.
     """
-    if cell.strategy == "finetune":
-        return 0
     own = [step for step in by_step if cell in step.cells]
-    if cell.strategy in (*sequence.PENALIZED, *sequence.BANKED):
+    if cell.strategy in sequence.GOING_ON:
         last = [step for step in own if step.stage == "train"][-1]
         detector = DetectorArtifact.load(by_step[last].plan.path)
-        kept = detector.state if cell.strategy in sequence.BANKED else detector.penalty
-        return sum(values.nbytes for values in kept.values()) // len(cell.classes)
+        kept = [*detector.penalty.values()]
+        if cell.strategy in sequence.BANKED:
+            kept += detector.state.values()
+        elif len(detector.state.get("memory_class", ())) > 1:
+            kept += [value for name, value in detector.state.items() if name.startswith("memory_")]
+        return sum(values.nbytes for values in kept) // len(cell.classes)
     if cell.strategy == "joint":
         images = train_samples(pipeline.wishes.data, name)
         return sum(sample.path.stat().st_size for sample in images)

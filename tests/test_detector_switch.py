@@ -60,6 +60,23 @@ def test_every_detector_is_trained_continued_and_measured_by_the_same_commands(n
     assert 0 <= scores["metrics"]["mean"]["image_auroc"] <= 1
 
 
+def test_dne_brings_its_detector_remembers_gaussians_and_points_at_nothing(run):
+    size = ("--set", "train.image_size=64")
+    names = ("--class", "disc,plate", "--strategy", "finetune,dne,dne-cutpaste")
+
+    result = run("run", *names, "--detector", "patchcore", *size, "--json")
+
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)["strategies"]
+    assert [entry["detector"] for entry in found.values()] == ["patchcore", "dne", "dne"]
+    assert list(found) == ["finetune", "dne", "dne-cutpaste"]
+    assert all(0 <= entry["image_auroc"]["mean"] <= 1 for entry in found.values())
+    assert [entry["pixel_ap"]["mean"] is None for entry in found.values()] == [False, True, True]
+    kept = [entry["bytes_per_class"]["disc"] for entry in found.values()]
+    assert kept[0] == kept[2] == 0
+    assert kept[1] > 0
+
+
 def test_dinomaly_reads_the_tokens_of_a_transformer(run, tmp_path):
     weights = tmp_path / "vit.safetensors"
     save_file(timm.create_model("test_vit", pretrained=False).state_dict(), weights)

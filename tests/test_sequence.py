@@ -98,6 +98,19 @@ def test_banks_walk_from_the_shared_first_step_and_are_extended():
     assert trained["run-ucad-2"].init == "run-ucad-1"
 
 
+def test_dne_walks_with_its_own_detector_once_whatever_others_are_compared():
+    cells = comparison(["a", "b"], ("finetune", "dne", "dne-panda"), detectors=("x", "y"))
+    trained = by_name(steps(cells, "run"), "train")
+
+    named = [label(cell, cells) for cell in cells]
+    assert named == ["finetune x", "finetune y", "dne", "dne-panda"]
+    assert trained["run-dne-2"].changes == (("detector", "dne"),)
+    assert trained["run-dne-panda-2"].changes == (("detector", "dne"), ("preset", "panda"))
+    assert [trained[f"run-{name}-2"].init for name in ("dne", "dne-panda")] == [
+        "run-dne-1", "run-dne-panda-1",
+    ]  # fmt: skip
+
+
 def test_each_form_of_keeping_a_class_has_artifacts_of_its_own_but_the_same_masks():
     planned = plan(["a", "b"], ("replay", "exemplars", "final"), [0, 1])
 
@@ -185,7 +198,7 @@ def test_later_seeds_have_their_own_artifacts_but_share_the_masks():
 
 
 def test_unknown_strategy_is_refused_with_the_valid_ones():
-    with pytest.raises(ConfigError, match="finetune, ewc, mas, features, ucad, replay, semantic"):
+    with pytest.raises(ConfigError, match="finetune, ewc, mas, features, ucad, dne, dne-panda"):
         check_strategies(["magic"])
 
 

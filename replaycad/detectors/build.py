@@ -6,6 +6,7 @@ from types import MappingProxyType
 import torch
 
 from replaycad.detectors.dinomaly import Dinomaly
+from replaycad.detectors.dne import DNE
 from replaycad.detectors.interface import Detector
 from replaycad.detectors.invad import InvAD
 from replaycad.detectors.mambaad import MambaAD
@@ -24,6 +25,7 @@ BUILDERS: Mapping[str, Callable[..., Detector]] = MappingProxyType(
         "uniad": UniAD,
         "rlr": RLR,
         "mambaad": MambaAD,
+        "dne": DNE,
     }
 )
 

@@ -20,10 +20,13 @@ class Detector(nn.Module):
     Random numbers come from torch's global stream, which the caller seeds for each step.
 
     Attributes:
-        trained_by: `loss` for gradient steps on `loss`, `fit` for one call of `fit` per class.
+        trained_by: `loss` for gradient steps on `loss`, `fit` for one call of `fit` per class,
+            `both` for the steps and then the calls.
+        localizes: whether a map says more than the score of its image.
     """
 
-    trained_by: Literal["loss", "fit"] = "loss"
+    trained_by: Literal["loss", "fit", "both"] = "loss"
+    localizes: bool = True
 
     def forward(self, features: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """What the detector makes of the features, levels `[B, C, H, W]`: differentiable."""

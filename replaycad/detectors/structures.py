@@ -128,6 +128,22 @@ class SimpleNetPreset(Preset):
 
 
 @dataclass(frozen=True, kw_only=True)
+class DNEPreset(Preset):
+    """What DNE learns and keeps.
+
+    Attributes:
+        hidden_width: of the layers on the features.
+        task: what they learn: `cutpaste`, or `compactness` as in PANDA.
+        keeps_past: whether past classes are remembered; as published not with CutPaste alone.
+    """
+
+    levels: tuple[int, ...] = (2, 3)
+    hidden_width: int = 128
+    task: Literal["cutpaste", "compactness"] = "cutpaste"
+    keeps_past: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
 class DinomalyPreset(Preset):
     """Structure of Dinomaly.
 

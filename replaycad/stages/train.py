@@ -85,22 +85,22 @@ def train_detector(
     if init is not None:
         _check_same_kind(init, config, header)
         # To fine-tune a memory bank is to replace it: adding to it would keep the old classes.
-        if detector.trained_by == "loss" or config.banks == "extend":
+        if detector.trained_by != "fit" or config.banks == "extend":
             detector.load_state_dict({k: torch.from_numpy(v) for k, v in init.state.items()})
     detector.to(device)
     remembered = _remembered(init, config)
-    uses = _uses(config, mixture) if detector.trained_by == "loss" else 1.0
+    uses = _uses(config, mixture) if detector.trained_by != "fit" else 1.0
     features = FeatureCache(
         encoder, mixture.images, len(mixture), config.batch_size, uses, report
     )
-    if detector.trained_by == "fit":
-        _fit(detector, mixture, class_order, features, config, seed, report)
-        if config.banks == "extend":
-            detector.shrink()
-    else:
+    if detector.trained_by != "fit":
         held = Penalty(detector, remembered, config.penalty_weight) if remembered else None
         loop = _Loop(detector, features, mixture, config, seed, report, held)
         loop.run(checkpoint, save_every_seconds)
+    if detector.trained_by != "loss":
+        _fit(detector, mixture, class_order, features, config, seed, report)
+        if config.banks == "extend":
+            detector.shrink()
     detector.eval()
     if config.penalty != "none":
         found = _importances(detector, features, mixture, config, seed)

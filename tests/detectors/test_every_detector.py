@@ -30,9 +30,12 @@ PUBLISHED = {  # trained parameters, detectors.md
     ("rlr", "full"): 21_514_512,
     ("mambaad", "full"): 17_456_960,
 }
-UNPUBLISHED = ("mini", "ucad")  # the bundled encoder's
-STEPS = {"invad": 60, "simplenet": 60, "dinomaly": 60, "uniad": 60, "mambaad": 20, "rlr": 60}
+UNPUBLISHED = ("mini", "ucad", "cutpaste", "panda")  # the bundled encoder's
+WITHOUT_COUNT = ("dne",)  # trains its encoder in the paper
+STEPS = {"invad": 60, "simplenet": 60, "dinomaly": 60, "uniad": 60, "mambaad": 20, "rlr": 60,
+         "dne": 60}  # fmt: skip
 BY_LOSS = [name for name in DETECTORS if name != "patchcore"]
+POINTING = [name for name in DETECTORS if name != "dne"]
 
 
 def pyramid_of(preset):
@@ -58,9 +61,13 @@ def mini(name, encoder, seed=0):
 
 def learn(detector, name, features, num_steps):
     """Train on one batch as the preset says; returns the losses."""
-    if detector.trained_by == "fit":
+    losses = [] if detector.trained_by == "fit" else descend(detector, name, features, num_steps)
+    if detector.trained_by != "loss":
         detector.fit([features], 0, torch.Generator().manual_seed(0))
-        return []
+    return losses
+
+
+def descend(detector, name, features, num_steps):
     training = preset_for(name, "mini").training
     optimizers = make_optimizers(detector, training, training.optimizers[0].learning_rate)
     detector.train()
@@ -74,7 +81,8 @@ def learn(detector, name, features, num_steps):
 
 @pytest.mark.parametrize(
     ("name", "size"),
-    [(name, size) for name in DETECTORS for size in DETECTORS[name] if size not in UNPUBLISHED],
+    [(name, size) for name in DETECTORS if name not in WITHOUT_COUNT
+     for size in DETECTORS[name] if size not in UNPUBLISHED],
 )
 def test_presets_of_the_papers_have_the_published_number_of_parameters(name, size):
     preset = preset_for(name, size)
@@ -87,7 +95,7 @@ def test_presets_of_the_papers_have_the_published_number_of_parameters(name, siz
     assert sum(parameter.numel() for parameter in trained) == PUBLISHED[name, size]
 
 
-@pytest.mark.parametrize("name", DETECTORS)
+@pytest.mark.parametrize("name", POINTING)
 def test_it_over_fits_a_class_and_points_at_a_scratch(name, bundled, stripes):
     normal, scratched, scratch = stripes
     encoder = bundled[name]
