@@ -44,6 +44,7 @@ from replaycad.session import (
     split_names,
     split_seeds,
     split_sizes,
+    write_page,
 )
 
 app = typer.Typer(
@@ -286,7 +287,10 @@ def run(
             pipeline.class_names(split_names(classes)), split_names(strategy), numbers,
             split_names(detector) or [""], sizes or [0], num_orders,
         )  # fmt: skip
-        show_run(walk.run_sequence(pipeline, cells, name, sheet), as_json, dry_run)
+        result = walk.run_sequence(pipeline, cells, name, sheet)
+        if not dry_run:
+            write_page(pipeline, result, name)
+        show_run(result, as_json, dry_run)
 
 
 app.command()(predict)

@@ -18,7 +18,7 @@ from replaycad.options import (
     Quiet,
     StoreRoot,
 )
-from replaycad.session import one_line_errors
+from replaycad.session import one_line_errors, report_writer
 
 
 def predict(
@@ -87,19 +87,11 @@ def report(
     """
     with one_line_errors():
         from replaycad import console
-        from replaycad.artifacts.atomic import write_text
         from replaycad.artifacts.store import Store
-        from replaycad.errors import ConfigError
         from replaycad.runtime import resolve_device
 
-        try:
-            from replaycad.report.build import build_report
-        except ImportError as error:
-            message = f"the report needs the package {error.name}"
-            raise ConfigError(message, "run `pip install replaycad[report]`") from None
-        page = build_report(Store(store), data, name, encoder, resolve_device(device))
         target = out or Store(store).path("results", name, ".html")
-        write_text(target, page)
+        report_writer()(Store(store), data, name, encoder, resolve_device(device), target)
         if as_json:
             console.print_json({"file": str(target), "num_bytes": target.stat().st_size})
         else:

@@ -121,6 +121,39 @@ def perform(
         summary.show(work(pipeline, names), shared.as_json, shared.dry_run)
 
 
+def report_writer() -> Callable[..., None]:
+    """`report.build.write_report`, whose packages are an extra.
+
+    Raises:
+        ConfigError: if one of them is missing.
+    """
+    try:
+        from replaycad.report.build import write_report
+    except ImportError as error:
+        from replaycad.errors import ConfigError
+
+        message = f"the report page needs the package {error.name}"
+        raise ConfigError(message, "run `pip install replaycad[report]`") from None
+    return write_report
+
+
+def write_page(pipeline: "Pipeline", result: dict[str, Any], name: str) -> None:
+    """Write the page of a run beside its results, if it has changed; no reason for it to fail."""
+    from replaycad.recipes import TrainConfig
+    from replaycad.runtime import resolve_device
+
+    target = pipeline.store.path("results", name, ".html")
+    try:
+        if result["is_new"] or not target.exists():
+            wishes = pipeline.wishes
+            encoder = pipeline.config(TrainConfig).encoder
+            device = resolve_device(wishes.device)
+            report_writer()(pipeline.store, wishes.data, name, encoder, device, target)
+        result["files"].append(target)
+    except ReplayCadError as error:
+        pipeline.report.note(f"no report page: {error}")
+
+
 def show_run(result: dict[str, Any], as_json: bool, dry_run: bool) -> None:
     """Show what a sequence came to, or would do."""
     from replaycad import summary

@@ -31,7 +31,8 @@ def run_sequence(
         sheet: where the contact sheet goes; None for beside the results.
 
     Returns:
-        `outcomes`, and unless it is a dry run the results `document` and the written `files`.
+        `outcomes`, and unless it is a dry run the results `document`, the written `files` and
+        whether anything behind them `is_new`.
 
     Raises:
         ConfigError: a strategy that the detector has no use for.
@@ -55,7 +56,7 @@ def run_sequence(
     left_out = {sequence.label(cell, cells): reason for cell, reason in refused.items()}
     result = _kept_results(pipeline, named, left_out, run_name, by_step)
     picture = sheet or pipeline.store.path("results", run_name, ".png")
-    if result.pop("is_new") or not picture.exists():
+    if result["is_new"] or not picture.exists():
         # PIL is not needed while all is up to date.
         from replaycad.contact_sheet import draw_sheet  # noqa: PLC0415
 

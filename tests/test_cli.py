@@ -186,9 +186,11 @@ def test_run_prints_the_matrix_and_keeps_document_and_sheet(run, tmp_path):
     assert "joint: image AUROC after each step" in result.stdout
     results = tmp_path / "store" / "results"
     assert (results / "run.png").read_bytes().startswith(b"\x89PNG")
+    page = (results / "run.html").stat()
     kept = json.loads((results / "run.json").read_text())
     again = run(*command, "--json")
     assert json.loads(again.stdout) == kept
+    assert (results / "run.html").stat() == page, "it is not written again"
     assert list(kept["strategies"]) == ["finetune", "replay", "joint"], "in the order typed"
     replay = kept["strategies"]["replay"]
     assert replay["image_auroc"]["matrix"][0][1] is None
@@ -196,6 +198,19 @@ def test_run_prints_the_matrix_and_keeps_document_and_sheet(run, tmp_path):
     assert kept["strategies"]["finetune"]["bytes_per_class"] == {"disc": 0, "plate": 0}
     assert replay["bytes_per_class"]["disc"] > 0
     assert replay["seconds"] > 0
+
+
+def test_a_run_needs_no_report_to_succeed(run, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "jinja2", None)
+    monkeypatch.delitem(sys.modules, "replaycad.report.build", raising=False)
+
+    result = run("run", "--class", "disc", "--strategy", "finetune")
+
+    assert result.exit_code == 0, result.output
+    assert "no report page: the report page needs the package jinja2" in " ".join(
+        result.output.split()
+    )
+    assert not (tmp_path / "store" / "results" / "run.html").exists()
 
 
 def test_a_comparison_leaves_out_what_does_not_fit_and_computes_no_cell_twice(run, tmp_path):
@@ -241,7 +256,7 @@ def test_senseless_numbers_are_usage_errors(run, option, text):
 def test_run_with_an_unknown_strategy_makes_nothing(run, tmp_path):
     line = one_line_error(run("run", "--class", "disc", "--strategy", "magic"))
 
-    assert "finetune, ewc, mas, features, ucad, replay" in line
+    assert "finetune, ewc, mas, features, ucad, dne" in line
     assert not (tmp_path / "store" / "masks").exists()
 
 

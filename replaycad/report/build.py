@@ -9,6 +9,7 @@ import jinja2
 import torch
 
 from replaycad.anomaly import normalized_scores
+from replaycad.artifacts.atomic import write_text
 from replaycad.artifacts.format import read_header
 from replaycad.artifacts.scores import ScoresArtifact
 from replaycad.artifacts.store import Store
@@ -66,6 +67,13 @@ def build_report(
         detector=names["detector"], cards=_cards(store, data, document, entry, encoder, device),
         provenance=_provenance(store, names),
     )  # fmt: skip
+
+
+def write_report(
+    store: Store, data: Path, run_name: str, encoder: str, device: torch.device, target: Path
+) -> None:
+    """Write the page of a run as a file; arguments and errors as for `build_report`."""
+    write_text(target, build_report(store, data, run_name, encoder, device))
 
 
 def _shown(strategies: Mapping[str, Document]) -> tuple[str, Document]:
