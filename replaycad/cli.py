@@ -12,6 +12,7 @@ from replaycad.cli_around import (
     inspect,
     predict,
     report,
+    show_help,
 )
 from replaycad.options import (
     DATA,
@@ -51,7 +52,6 @@ app = typer.Typer(
     name="replaycad",
     help="Teach an anomaly detector class after class without keeping the images.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_show_locals=False,
     rich_markup_mode=None,  # plain help: boxes would cost half of the time of `--help`
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -299,3 +299,4 @@ app.command()(export)
 app.command("import")(import_embedding)
 app.command()(inspect)
 app.command()(doctor)
+app.command("help")(show_help)

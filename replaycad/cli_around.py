@@ -18,7 +18,7 @@ from replaycad.options import (
     Quiet,
     StoreRoot,
 )
-from replaycad.session import one_line_errors, report_writer
+from replaycad.session import command_help, one_line_errors, report_writer
 
 
 def predict(
@@ -219,3 +219,27 @@ def doctor(
             examination.show(examination.examine(), as_json)
         else:
             examination.show_data(data, as_json)
+
+
+def show_help(
+    context: typer.Context,
+    topic: Annotated[str, typer.Argument(help="A topic or a command; none lists them.")] = "",
+    as_json: AsJson = False,
+) -> None:
+    """Show a page of the manual, or what a command takes.
+
+    Example: replaycad help first-hour
+    """
+    with one_line_errors():
+        from replaycad import console, guide
+
+        if not topic:
+            found = guide.topics()
+            width = max(map(len, found))
+            text = "\n".join(f"{name:<{width}}  {line}" for name, line in found.items())
+        else:
+            text = command_help(context, topic) or guide.page(topic)
+        if as_json:
+            console.print_json({"topic": topic, "text": text})
+        else:
+            console.print_line(text)

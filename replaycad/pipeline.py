@@ -14,7 +14,7 @@ from replaycad.errors import ConfigError
 from replaycad.frozen import FrozenInputs
 from replaycad.making import Making, Wishes
 from replaycad.plans import Outcome
-from replaycad.progress import Report
+from replaycad.progress import Report, silent
 from replaycad.recipes import (
     EXEMPLAR_ENCODER,
     CompressConfig,
@@ -44,6 +44,36 @@ class Pipeline:
         self.store = Store(wishes.root)
         self.frozen = FrozenInputs(self.store)
         self.making = Making(wishes, self.store, report)
+
+    @classmethod
+    def of(
+        cls,
+        data: str | Path,
+        store: str | Path,
+        settings: Mapping[str, Any] = MappingProxyType({}),
+        recipe: str = "mini",
+        seed: int = 0,
+        device: str = "auto",
+    ) -> "Pipeline":
+        """A pipeline as a notebook opens it; `replaycad help python` has examples.
+
+        Args:
+            data: folder of the images.
+            store: folder of the artifacts.
+            settings: `stage.field` -> value, as `--set` takes them.
+            recipe: as of `Wishes`, like the rest.
+            seed: of every random stream.
+            device: `auto`, `cpu`, `cuda` or `mps`.
+
+        Raises:
+            ConfigError: if a setting is unknown or has no such value.
+        """
+        typed = [f"{name}={value}" for name, value in settings.items()]
+        wishes = Wishes(
+            data=Path(data), root=Path(store), overrides=plans.split_settings(typed, None),
+            recipe=recipe, seed=seed, device=device,
+        )  # fmt: skip
+        return cls(wishes, silent)
 
     def __enter__(self) -> "Pipeline":
         return self

@@ -121,6 +121,16 @@ def perform(
         summary.show(work(pipeline, names), shared.as_json, shared.dry_run)
 
 
+def command_help(context: typer.Context, name: str) -> str:
+    """What `replaycad NAME --help` says; empty if there is no such command."""
+    root = context.find_root()
+    command = root.command.get_command(root, name)  # type: ignore[attr-defined]
+    if command is None:
+        return ""
+    with command.make_context(name, ["--help"], parent=root, resilient_parsing=True) as own:
+        return str(command.get_help(own)).rstrip()
+
+
 def report_writer() -> Callable[..., None]:
     """`report.build.write_report`, whose packages are an extra.
 

@@ -10,8 +10,7 @@ import typer
 from replaycad.artifacts.inspection import artifact_table
 from replaycad.cli import app
 from replaycad.diffusion.presets import BACKBONES
-from replaycad.recipes import RECIPES, CompressConfig, as_dict, stage_config
-from replaycad.recipes import STAGES as STAGE_NAMES
+from replaycad.recipes import CompressConfig, stage_config
 from replaycad.stages.compress import MAX_MASK_SIZE
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -63,21 +62,6 @@ def commands() -> str:
 def _spelled(options: list) -> str:
     named = [option.opts[0] for option in options if option.opts[0].startswith("-")]
     return ", ".join(f"`{name}`" for name in named)
-
-
-def settings() -> str:
-    """Every field that `--set` takes, with its value in each recipe; equal ones in one line."""
-    rows = [f"| setting | {' | '.join(RECIPES)} |", "| --- |" + " --- |" * len(RECIPES)]
-    equal = []
-    for stage in STAGE_NAMES:
-        configs = [as_dict(recipe[stage]) for recipe in RECIPES.values()]
-        for name in configs[0]:
-            values = [str(config[name]) or "-" for config in configs]
-            if len(set(values)) > 1:
-                rows.append(f"| `{stage}.{name}` | {' | '.join(values)} |")
-            else:
-                equal.append(f"`{stage}.{name}` {values[0]}")
-    return "\n".join([*rows, "", f"The same in all: {', '.join(equal)}."])
 
 
 def deviations() -> str:

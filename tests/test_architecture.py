@@ -26,7 +26,7 @@ LAYERS = [
     {"sequence", "results", "plans", "frozen", "ledger", "execution", "making", "pipeline",
      "walk", "contact_sheet", "exchange", "privacy", "overlay", "prediction",
      "deployment"},
-    {"console", "doctor", "summary"},
+    {"console", "doctor", "summary", "guide"},
     {"report"},
     {"session", "options"},
     {"cli_around"},
@@ -60,6 +60,7 @@ OPTIONS = {
     "import": {"--class", "--backbone", "--store", "--force", "--json"},
     "inspect": {"--verify", "--audit", "--data", "--json"},
     "doctor": {"--data", "--json"},
+    "help": {"--json"},
 }
 
 

@@ -1,0 +1,56 @@
+"""Troubleshooting: what commands say when they refuse, and what to do then.
+
+Every foreseen failure is one line, `error: WHAT (WHAT TO DO)`, with exit code 1; nothing that was
+there before is lost by it. Exit code 2: an option was mistyped. 130: interrupted, type it again.
+
+`no class is named`, `no class found in ...`, `there is no class '...' in ...`
+    `--class` names a folder below `--data`. `replaycad doctor --data data` lists what it sees there.
+
+`segmenter '...' needs ...`, `backbone '...' lacks ...`, `encoder '...' ...`
+    Weights of the full-size models are fetched once, by the command in the message. The recipe
+    `mini`, which is the default, needs none of them. `replaycad doctor` lists what is there.
+
+`... is damaged or not the published file: its digest should begin with ...`, `fetch the files again`
+    The download stopped early. Fetch it again.
+
+`a budget of ... bytes is too small for any form`, `... bytes do not hold the tokens of ...`
+    Give `--budget` more, or `--keep exemplars`, which starts at the size of one small photo.
+
+`Killed`, or out of memory, while `compress` runs
+    `--dry-run` says beforehand what a stage will take.
+    `--batch-size` smaller, `--set compress.pass_size=4` for the same result in less memory,
+    `--set compress.gradient_checkpointing=on` for less still, at a third more time.
+
+`the loss became ... at step ...`
+    `--set train.learning_rate=...`, a third of what it was. The last good checkpoint is kept.
+
+`... was trained with another encoder than ...`, `detector '...' was trained with another ...`
+    `--init` goes on only from a detector of the same kind. Leave it out to start from scratch.
+
+`... was made with another backbone: expected ...`
+    Conditions speak to one frozen model. Compress the class again with the one you have.
+
+`stale`, said by `--dry-run`
+    Something that the artifact was made from has changed since; it says what. The next command
+    makes it again. `--force` makes it again in any case, with the same bytes if nothing changed.
+
+Masks are wrong (`replaycad inspect`: area near 0 or 1)
+    Light objects on light ground deceive the bundled segmenter: `--segmenter vit_h`, or
+    `--segmenter none` for surfaces that fill the image, or `--set mask.rule=area`.
+
+Replays look blurred
+    The bundled generator has seen drawings alone and is small. `--backbone sd15` on a GPU draws sharp
+    images; or `--keep exemplars` or `auto` if photos may be kept.
+
+Every photo of the line is called anomalous
+    Camera, light or crop differ from those of the training photos. Train on photos of the line;
+    `train` puts the threshold at the score that 1 % of its normal photos exceed.
+
+Two commands at once on one store
+    They may, on different classes. On the same class one of them only does work twice: files
+    are written whole or not at all.
+
+It is slow
+    `OMP_NUM_THREADS` above the number of real cores, or two commands on all cores, cost a factor of
+    five: give each its own cores. `--device cuda` where there is one. `help choosing` has times.
+"""
