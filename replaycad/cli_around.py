@@ -1,5 +1,6 @@
 """The typer commands around the five stages: predict, exchange, inspect, doctor."""
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -171,7 +172,7 @@ def import_embedding(
             console.print_json({"file": str(path), "class_name": class_name})
             return
         console.print_line(f"written: {path}")
-        console.print_line(f"next: replaycad replay --class {class_name}")
+        console.print_line(f"next: {shlex.join(['replaycad', 'replay', '--class', class_name])}")
 
 
 def inspect(

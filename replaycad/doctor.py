@@ -1,6 +1,7 @@
 """What this machine has, what is missing and how to get it."""
 
 import platform
+import shlex
 import sys
 from importlib import metadata
 from pathlib import Path
@@ -113,7 +114,9 @@ def show_data(data: Path, as_json: bool) -> None:
         print_line(f"problem: {problem}")
     if not problems:
         print_line("no problem found")
-    print_line(f"next: replaycad compress --data {data} --class {found['classes'][0]['name']}")
+    first = found["classes"][0]["name"]
+    command = ["replaycad", "compress", "--data", str(data), "--class", first]
+    print_line(f"next: {shlex.join(command)}")
 
 
 def wheel_mismatch(torch_version: str, torchvision_version: str) -> bool:

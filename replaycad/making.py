@@ -3,6 +3,8 @@
 Torch is not imported before a stage has to run.
 """
 
+import os
+import shlex
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -16,7 +18,7 @@ from replaycad.errors import ArtifactError
 from replaycad.ledger import Ledger
 from replaycad.plans import Outcome, Plan
 from replaycad.progress import Report
-from replaycad.recipes import CompressConfig, ReplayConfig, StageConfig
+from replaycad.recipes import FOLDERS, CompressConfig, ReplayConfig, StageConfig
 
 if TYPE_CHECKING:
     from replaycad.execution import Workshop
@@ -82,6 +84,19 @@ class Making:
             elif plan.stage == "replay":
                 found.append(f"kept the images of {plan.name} drawn so far")
         return found
+
+    def next_command(self, stage: str, class_names: str, past: str = "", name: str = "") -> str:
+        """What a user types next, as a shell reads it, about the same two folders."""
+        typed = {"--class": class_names, "--past": past, "--name": name}
+        folders = {"--data": str(self._wishes.data), "--store": str(self._wishes.root)}
+        if stage == "replay":
+            del folders["--data"]
+        for option, folder in folders.items():
+            variable, default = FOLDERS[option]
+            if folder != os.environ.get(variable, default):
+                typed[option] = folder
+        parts = [part for option, text in typed.items() if text for part in (option, text)]
+        return shlex.join(["replaycad", stage, *parts])
 
     def header(self, kind: str, name: str) -> dict[str, Any]:
         """Header of an artifact of the store; empty if there is none that can be read."""

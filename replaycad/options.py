@@ -5,15 +5,17 @@ from typing import Annotated
 
 import typer
 
+from replaycad.recipes import FOLDERS
+
 Classes = Annotated[
     list[str],
     typer.Option("--class", help="Class names, comma separated or repeated, or 'all'."),
 ]
 Data = Annotated[
-    Path, typer.Option("--data", envvar="REPLAYCAD_DATA", help="Folder of the images.")
+    Path, typer.Option("--data", envvar=FOLDERS["--data"][0], help="Folder of the images.")
 ]
 StoreRoot = Annotated[
-    Path, typer.Option("--store", envvar="REPLAYCAD_STORE", help="Folder of the artifacts.")
+    Path, typer.Option("--store", envvar=FOLDERS["--store"][0], help="Folder of the artifacts.")
 ]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or mps.")]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Of every random stream.")]
@@ -68,4 +70,4 @@ Encoder = Annotated[
     str, typer.Option("--encoder", help="Frozen encoder: mini, a timm name, or TIMM_NAME:FILE.")
 ]
 
-DATA, STORE = Path("data"), Path("artifacts")
+DATA, STORE = (Path(folder) for _, folder in FOLDERS.values())

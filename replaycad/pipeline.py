@@ -1,5 +1,6 @@
 """What one stage invocation reads and depends on; what is not up to date, `making` has made."""
 
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -152,7 +153,7 @@ class Pipeline:
         inputs = {f"images/{class_name}": self.frozen.images(samples)}
         plan = self.making.plan("mask", class_name, config, None, inputs, weights)
         return self.making.finish(
-            plan, len(samples), f"replaycad compress --class {class_name}", force,
+            plan, len(samples), self.making.next_command("compress", class_name), force,
             lambda workshop: workshop.mask(plan, class_name, samples, config),
         )  # fmt: skip
 
@@ -181,7 +182,7 @@ class Pipeline:
         plan = self.making.plan("compress", name, config, seed, inputs, weights)
         masks = self.store.path("masks", class_name)
         return self.making.finish(
-            plan, len(samples), f"replaycad replay --class {name}", self.wishes.force,
+            plan, len(samples), self.making.next_command("replay", name), self.wishes.force,
             lambda workshop: workshop.compress(
                 plan, class_name, samples, masks, config, drawing, seed
             ),
@@ -253,7 +254,7 @@ class Pipeline:
     ) -> Outcome:
         plan = self.making.plan("replay", name, config, seed, inputs, weights)
         return self.making.finish(
-            plan, config.num_images, f"replaycad train --class NEW --past {name}", force,
+            plan, config.num_images, self.making.next_command("train", "NEW", past=name), force,
             lambda workshop: workshop.replay(plan, path, config, seed),
             config,
         )  # fmt: skip
@@ -313,8 +314,8 @@ class Pipeline:
         plan = self.making.plan("train", name, config, seed, inputs, weights)
         known = ",".join(dict.fromkeys((*before, *past, *class_names)))
         return self.making.finish(
-            plan, sum(map(len, samples.values())), f"replaycad eval --class {known} --name {name}",
-            self.wishes.force,
+            plan, sum(map(len, samples.values())),
+            self.making.next_command("eval", known, name=name), self.wishes.force,
             lambda workshop: workshop.train(plan, samples, past, config, seed),
         )  # fmt: skip
 
@@ -334,8 +335,8 @@ class Pipeline:
         inputs |= {f"detectors/{name}": content, "class order": ",".join(class_names)}
         plan = self.making.plan("eval", name, config, None, inputs, weights)
         return self.making.finish(
-            plan, sum(map(len, samples.values())), f"replaycad inspect {plan.path}",
-            self.wishes.force,
+            plan, sum(map(len, samples.values())),
+            shlex.join(["replaycad", "inspect", str(plan.path)]), self.wishes.force,
             lambda workshop: workshop.evaluate(plan, path, samples, config),
         )  # fmt: skip
 

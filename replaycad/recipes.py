@@ -21,7 +21,10 @@ Form = Literal["conditions", "exemplars", "hybrid"]
 EXEMPLAR_ENCODER = "mini"
 """Whose features say which real images cover a class; bundled, so that a choice is reproducible."""
 
-STAGE_VERSIONS = {"mask": 2, "compress": 3, "replay": 3, "train": 3, "eval": 2}
+FOLDERS = {"--data": ("REPLAYCAD_DATA", "data"), "--store": ("REPLAYCAD_STORE", "artifacts")}
+"""Option -> the environment's name for its folder, and the folder where neither names one."""
+
+STAGE_VERSIONS = {"mask": 2, "compress": 3, "replay": 3, "train": 4, "eval": 2}
 """Raised when the code of a stage changes what it writes: files made before become stale."""
 
 

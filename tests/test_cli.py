@@ -1,6 +1,7 @@
 """The command line: one-line errors, exit codes, clean stdout, help without torch."""
 
 import json
+import shlex
 import shutil
 import subprocess
 import sys
@@ -47,8 +48,23 @@ def test_a_stage_ends_with_one_summary_and_the_next_command(run):
 
     assert result.exit_code == 0, result.output
     assert "disc.safetensors" in result.stdout
-    assert "next: replaycad compress --class disc" in result.stdout
+    assert "next: replaycad compress --class disc --data " in result.stdout
     assert "is not in the table" in result.stderr, "notes go to stderr"
+
+
+def test_the_next_command_can_be_pasted_into_a_shell(data, models, tmp_path, monkeypatch):
+    folder = shutil.copytree(data, tmp_path / "Meine Bilder")
+    (folder / "disc").rename(folder / "Größe 1 (neu)")
+    monkeypatch.setenv("REPLAYCAD_STORE", str(tmp_path / "store"))
+
+    named = ("--class", "Größe 1 (neu)", "--data", folder)
+    result = invoke(["mask", *models.settings("mask"), *named])
+
+    assert result.exit_code == 0, result.output
+    line = next(row for row in result.stdout.splitlines() if row.startswith("next: "))
+    assert shlex.split(line)[1:] == [
+        "replaycad", "compress", "--class", "Größe 1 (neu)", "--data", str(folder),
+    ]  # fmt: skip
 
 
 def test_json_is_one_document_and_nothing_else(run):

@@ -64,6 +64,20 @@ class Detector(nn.Module):
         """Maps `[B, image_size, image_size]` float32 without gradient, computed in eval mode."""
         raise NotImplementedError
 
+    def fitted_maps(
+        self, features: Sequence[torch.Tensor], class_index: Sequence[int], places: Sequence[int]
+    ) -> torch.Tensor:
+        """Maps as `anomaly_maps`, of images that `fit` was given, as if each had not been.
+
+        A threshold over images that a memory knows by heart would raise an alarm at any other.
+
+        Args:
+            features: pyramids of these images, levels `[B, C, H, W]`.
+            class_index: `[B]`, the class that each was fitted to.
+            places: `[B]`, where it stood among the images of its class.
+        """
+        return self.anomaly_maps(features)
+
     def image_scores(self, anomaly_maps: torch.Tensor) -> torch.Tensor:
         """Scores `[B]` of images with maps `[B, H, W]`; the maximum unless the paper says else."""
         return anomaly.image_scores(anomaly_maps)

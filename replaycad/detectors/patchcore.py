@@ -192,6 +192,8 @@ class PatchCore(Detector):
         width = sum(min(c, PUBLISHED_WIDTH // 2) for c in channels[-2:])
         self.register_buffer("bank", torch.zeros(0, width))
         self.register_buffer("bank_class_index", torch.zeros(0, dtype=torch.int64))
+        # Which of the fitted images a patch is from; not saved, and -1 for banks that were loaded.
+        self._bank_place = torch.zeros(0, dtype=torch.int64)
 
     def fit(
         self,
@@ -211,7 +213,10 @@ class PatchCore(Detector):
         Raises:
             ValueError: if there is not a single batch.
         """
-        batches = [self._patches(pyramid) for pyramid in features]
+        batches, patches_per_image = [], 1
+        for pyramid in features:
+            batches.append(self._patches(pyramid))
+            patches_per_image = pyramid[-2].shape[-2:].numel()
         if not batches:
             raise ValueError("cannot fill a memory bank from no images")
         patches = torch.cat(batches)
@@ -226,6 +231,8 @@ class PatchCore(Detector):
         index = torch.full_like(picks, class_index)
         self.bank = torch.cat([self.bank[others], patches[picks]])
         self.bank_class_index = torch.cat([self.bank_class_index[others], index])
+        places = (self._bank_place.to(others.device)[others], picks // patches_per_image)
+        self._bank_place = torch.cat(places)
 
     def shrink(self) -> None:
         """Keep the first picks of each class, as many in all as one bank may have.
@@ -242,6 +249,7 @@ class PatchCore(Detector):
             return
         kept = torch.cat([(self.bank_class_index == c).nonzero()[:room, 0] for c in classes])
         self.bank, self.bank_class_index = self.bank[kept], self.bank_class_index[kept]
+        self._bank_place = self._bank_place[kept]
 
     @torch.no_grad()
     def anomaly_maps(self, features: Sequence[torch.Tensor]) -> torch.Tensor:
@@ -256,15 +264,34 @@ class PatchCore(Detector):
         """
         if not len(self.bank):
             raise ValueError("PatchCore has no memory bank yet: call fit first")
+        return self._maps(features, self.bank, self.bank_class_index)
+
+    @torch.no_grad()
+    def fitted_maps(
+        self, features: Sequence[torch.Tensor], class_index: Sequence[int], places: Sequence[int]
+    ) -> torch.Tensor:
+        """Maps `[B, image_size, image_size]`, each image held against all others' patches."""
+        maps = []
+        for row, (index, place) in enumerate(zip(class_index, places, strict=True)):
+            others = (self.bank_class_index != index) | (self._bank_place != place)
+            if not others.any():  # an only image: there is nothing else to hold it against
+                others = ~others
+            alone = [level[row : row + 1] for level in features]
+            maps.append(self._maps(alone, self.bank[others], self.bank_class_index[others]))
+        return torch.cat(maps)
+
+    def _maps(
+        self, features: Sequence[torch.Tensor], bank: torch.Tensor, class_index: torch.Tensor
+    ) -> torch.Tensor:
         patches = self._patches(features)
         height, width = features[-2].shape[-2:]
         if self.preset.is_routed:
-            banks = [self.bank[self.bank_class_index == c] for c in self.bank_class_index.unique()]
-            found = torch.stack([nearest_squared_distances(patches, bank) for bank in banks])
+            banks = [bank[class_index == c] for c in class_index.unique()]
+            found = torch.stack([nearest_squared_distances(patches, one) for one in banks])
             found = found.reshape(len(banks), -1, height * width)  # [classes, B, patches]
             distances = found.gather(0, found.sum(2).argmin(0)[None, :, None].expand_as(found[:1]))
         else:
-            distances = nearest_squared_distances(patches, self.bank)
+            distances = nearest_squared_distances(patches, bank)
         return apply_both_axes(distances.reshape(-1, height, width), self._to_image)
 
     def _patches(self, features: Sequence[torch.Tensor]) -> torch.Tensor:
@@ -278,4 +305,5 @@ class PatchCore(Detector):
             saved = state_dict.get(prefix + name)
             if saved is not None:
                 setattr(self, name, getattr(self, name).new_empty(saved.shape))
+        self._bank_place = torch.full((len(self.bank),), -1)
         super()._load_from_state_dict(state_dict, prefix, *args)

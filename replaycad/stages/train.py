@@ -306,13 +306,21 @@ def _thresholds(
 ) -> dict[str, float]:
     """Image score and map value that 1 % of the normal training images and pixels exceed.
 
-    `typical_image` and `typical_pixel` are their medians. All images count alike, of whatever
-    class: at test time nobody says which class an image is of.
+    An image that a memory holds is measured as if it did not. `typical_image` and `typical_pixel`
+    are their medians. All images count alike, of whatever class: at test time nobody says which
+    class an image is of.
     """
     rows = evenly(len(mixture), THRESHOLD_IMAGES)
+    classes = mixture.class_index
+    places = np.empty(len(classes), np.int64)  # of each image among those of its class
+    for one in np.unique(classes):
+        own = np.flatnonzero(classes == one)
+        places[own] = np.arange(len(own))
     scores, pixels = [], []
     for chunk in np.array_split(rows, math.ceil(len(rows) / batch_size)):
-        maps = detector.anomaly_maps(features(chunk))
+        maps = detector.fitted_maps(
+            features(chunk), classes[chunk].tolist(), places[chunk].tolist()
+        )
         scores.append(detector.image_scores(maps).cpu().numpy())
         pixels.append(maps[:, ::2, ::2].cpu().numpy().ravel())
     found = {"false_alarm_rate": FALSE_ALARM_RATE}

@@ -1,5 +1,7 @@
 """PatchCore: the closed form against the published chain, banks, and that it finds a scratch."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.nn import functional as F
@@ -150,6 +152,36 @@ def test_bank_limit_holds():
     detector.fit([random_pyramid(0)], 0, stream())
 
     assert len(detector.bank) == 5
+
+
+@pytest.mark.parametrize("preset", ["mini", "ucad"])
+def test_a_fitted_image_is_held_against_all_others_but_itself(preset):
+    images = [torch.rand(6, width, side, side) for width, side in ((8, 8), (16, 4))]
+    detector, without = (
+        build_detector("patchcore", preset, (8, 16), (8, 16), 64) for _ in range(2)
+    )
+    limit = replace(detector.preset, bank_fraction=1.0, bank_limit=10_000)
+    for index, one in enumerate((detector, without)):
+        one.preset = limit
+        one.fit([[level[3:] for level in images]], 7, torch.Generator())
+        rows = [0, 2] if index else [0, 1, 2]  # of the other class
+        one.fit([[level[rows] for level in images]], 5, torch.Generator())
+
+    found = detector.fitted_maps([level[1:2] for level in images], [5], [1])
+
+    torch.testing.assert_close(found, without.anomaly_maps([level[1:2] for level in images]))
+    assert found.mean() > 1e3 * detector.anomaly_maps([level[1:2] for level in images]).mean()
+
+
+def test_what_a_loaded_bank_was_made_of_is_not_known():
+    detector, loaded = (build_detector("patchcore", "mini", (8, 16), (8, 16), 64) for _ in "ab")
+    features = [torch.rand(3, width, side, side) for width, side in ((8, 8), (16, 4))]
+    detector.fit([features], 0, torch.Generator())
+    loaded.load_state_dict(detector.state_dict())
+
+    found = loaded.fitted_maps(features, [0, 0, 0], [0, 1, 2])
+
+    torch.testing.assert_close(found, detector.anomaly_maps(features), atol=1e-4, rtol=0)
 
 
 def test_shrinking_keeps_the_coreset_of_the_smaller_size_of_every_class():
