@@ -29,6 +29,9 @@ def predict(
     name: Annotated[
         str, typer.Option("--name", help="Of the detector; default: the only one.")
     ] = "",
+    class_name: Annotated[
+        str, typer.Option("--class", help="Of the images, whose own threshold then counts.")
+    ] = "",
     out: Annotated[
         Path | None, typer.Option("--out", help="Folder for heat maps over the images, as PNG.")
     ] = None,
@@ -55,7 +58,9 @@ def predict(
         from replaycad.prediction import predict as judge
         from replaycad.runtime import resolve_device
 
-        predictor = load_predictor(Store(store), name, encoder, resolve_device(device))
+        predictor = load_predictor(
+            Store(store), name, encoder, resolve_device(device), class_name
+        )
         # Where somebody waits for each image, it does not wait for others.
         at_once = batch_size or (1 if watch or STDIN in images else 8)
         tally = Tally()

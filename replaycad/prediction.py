@@ -3,7 +3,7 @@
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain, islice
 from pathlib import Path
 from statistics import median
@@ -81,7 +81,9 @@ class Predictor:
         return scores.cpu().numpy(), maps.cpu().numpy()
 
 
-def load_predictor(store: Store, name: str, encoder: str, device: torch.device) -> Predictor:
+def load_predictor(
+    store: Store, name: str, encoder: str, device: torch.device, class_name: str = ""
+) -> Predictor:
     """Open a detector of the store.
 
     Args:
@@ -89,9 +91,10 @@ def load_predictor(store: Store, name: str, encoder: str, device: torch.device) 
         name: of the detector; empty where the store holds one alone.
         encoder: as `eval` takes it; empty for the one that it was trained with.
         device: where it shall run.
+        class_name: whose threshold counts; empty for the one over all classes.
 
     Raises:
-        ConfigError: no name, and not exactly one detector.
+        ConfigError: no name, and not exactly one detector; or a class that it does not know.
         ArtifactError: no such detector, or another encoder than its own.
         WeightsError: if the encoder's files are missing.
     """
@@ -105,6 +108,13 @@ def load_predictor(store: Store, name: str, encoder: str, device: torch.device) 
     trained = DetectorArtifact.load(path)
     encoder = encoder or trained.encoder
     check_same_encoder(path, trained.header, FrozenInputs(store).encoder(encoder), encoder)
+    if class_name:
+        by_class = trained.thresholds.get("by_class", {})
+        if class_name not in by_class:
+            known = ", ".join(by_class) or "none; train it again"
+            message = f"detector '{name}' has no threshold of its own for '{class_name}'"
+            raise ConfigError(message, f"it has those of: {known}")
+        trained = replace(trained, thresholds=by_class[class_name])
     levels = preset_for(trained.detector, trained.preset).levels
     graph = DetectorGraph(trained, load_encoder(encoder, device, levels))
     return Predictor(graph, trained.image_size, device)

@@ -52,8 +52,8 @@ OPTIONS = {
     "run": SHARED_OPTIONS
     | {"--strategy", "--seeds", "--name", "--sheet", "--backbone", "--segmenter"}
     | {"--detector", "--encoder", "--budget", "--orders"},
-    "predict": {"--name", "--out", "--watch", "--batch-size", "--encoder", "--store", "--device"}
-    | {"--json", "--quiet"},
+    "predict": {"--name", "--class", "--out", "--watch", "--batch-size", "--encoder", "--store"}
+    | {"--device", "--json", "--quiet"},
     "report": {"--name", "--out", "--data", "--store", "--encoder", "--device", "--json"},
     "export": {"--class", "--token", "--name", "--format", "--encoder", "--out", "--store"}
     | {"--json"},

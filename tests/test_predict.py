@@ -54,6 +54,23 @@ def test_scores_are_those_of_eval_on_the_scale_of_the_threshold(call, store, dat
             assert (found[image_id]["verdict"] == "anomalous") == (expected > 1)
 
 
+def test_a_class_that_is_named_has_a_threshold_of_its_own(call, store, data):
+    limits = DetectorArtifact.load(store / "detectors" / "plate.safetensors").thresholds
+    assert list(limits["by_class"]) == ["disc", "plate"]
+    own = limits["by_class"]["plate"]
+
+    images = data / "plate" / "test"
+    for_all, for_it = lines(call(images)), lines(call(images, "--class", "plate"))
+
+    for one, other in zip(for_all, for_it, strict=True):
+        score = limits["typical_image"] + one["score"] * (limits["image"] - limits["typical_image"])
+        expected = (score - own["typical_image"]) / (own["image"] - own["typical_image"])
+        assert other["score"] == pytest.approx(expected, rel=1e-2, abs=1e-2)
+    refused = call(data / "plate" / "test", "--class", "screw")
+    assert refused.exit_code == 1
+    assert "it has those of: disc, plate" in refused.stderr
+
+
 def test_overlays_have_the_images_names_and_sizes(call, tmp_path):
     folder, out = tmp_path / "Prüf bilder", tmp_path / "out"
     (folder / "schicht 1").mkdir(parents=True)

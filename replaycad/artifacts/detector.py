@@ -50,7 +50,8 @@ class DetectorArtifact:
         class_order: the classes in the order in which they were learned.
         state: trained parameters and buffers by module path, without the encoder's.
         thresholds: `image` and `pixel`, which a normal score exceeds at `false_alarm_rate`, and the
-            medians `typical_image` and `typical_pixel` of normal scores.
+            medians `typical_image` and `typical_pixel` of normal scores; under `by_class` the same
+            of each class.
         header: further header fields; after loading, all of them.
         mean, std: of the channels R, G, B in 0 to 1, as the encoder expects them.
         penalty: what ewc or mas need to go on, by name.

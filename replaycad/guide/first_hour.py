@@ -21,8 +21,10 @@
    `screw`, knows both. With one product alone: `replaycad train --class bottle`.
 
 6. `replaycad predict NEW_PHOTOS --name screw --out heatmaps`: a line and a picture for each photo. A
-   score of 1 is the threshold, which 1 % of the normal training photos exceed; move it with your
-   own limit on the score, never by looking at single pictures.
+   score of 1 is the threshold, which 1 % of the normal training photos exceed. `--class bottle` takes
+   the threshold of that class alone, which is sharper where the line knows what it makes. The
+   threshold of a class that the detector knows from replays is that of its replays: let `predict`
+   judge some normal photos of it, and set your own limit above what they score.
 
 7. Are there labelled test photos? `replaycad eval --class bottle,screw --name screw` gives AUROC and AP.
    `replaycad run --class bottle,screw --strategy finetune,replay,joint` does all of this at once and

@@ -43,8 +43,10 @@ Replays look blurred
     images; or `--keep exemplars` or `auto` if photos may be kept.
 
 Every photo of the line is called anomalous
-    Camera, light or crop differ from those of the training photos. Train on photos of the line;
-    `train` puts the threshold at the score that 1 % of its normal photos exceed.
+    Camera, light or crop differ from those of the training photos: train on photos of the line. Or
+    the class was replayed: a memory bank finds real photos unlike drawn ones (nearly every bottle
+    above the threshold that their replays set), though it still ranks defects above them. Set your
+    own limit from some normal photos, or keep exemplars, or use InvAD.
 
 Two commands at once on one store
     They may, on different classes. On the same class one of them only does work twice: files

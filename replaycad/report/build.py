@@ -176,7 +176,8 @@ def _cards(
         except DatasetError:
             pass  # the page is also written where the images no longer are
         rows = scores.class_index == scores.classes.index(name)
-        relative = normalized_scores(torch.from_numpy(scores.image_scores[rows]), thresholds)
+        own = thresholds.get("by_class", {}).get(name, thresholds)
+        relative = normalized_scores(torch.from_numpy(scores.image_scores[rows]), own)
         labels = scores.image_labels[rows].astype(bool)
         values = relative.numpy()
         card["histogram"] = plots.histogram(values[~labels].tolist(), values[labels].tolist())

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from replaycad.artifacts.detector import DetectorArtifact
 from replaycad.continual.penalties import IMPORTANCES, Penalty, added, normalized
@@ -112,7 +113,7 @@ def train_detector(
         image_size=config.image_size,
         class_order=list(class_order),
         state={name: value.cpu().numpy() for name, value in detector.state_dict().items()},
-        thresholds=_thresholds(detector, features, mixture, config.batch_size),
+        thresholds=_thresholds(detector, features, mixture, class_order, config.batch_size),
         header=header,
         mean=tuple(encoder.mean),
         std=tuple(encoder.std),
@@ -302,13 +303,16 @@ class _Loop:
 
 @torch.no_grad()
 def _thresholds(
-    detector: Detector, features: FeatureCache, mixture: Mixture, batch_size: int
-) -> dict[str, float]:
-    """Image score and map value that 1 % of the normal training images and pixels exceed.
+    detector: Detector,
+    features: FeatureCache,
+    mixture: Mixture,
+    class_order: Sequence[str],
+    batch_size: int,
+) -> dict[str, Any]:
+    """Limits over all training images, and under `by_class` over those of each class.
 
-    An image that a memory holds is measured as if it did not. `typical_image` and `typical_pixel`
-    are their medians. All images count alike, of whatever class: at test time nobody says which
-    class an image is of.
+    The first serve where nobody says which class an image is of. An image that a memory holds is
+    measured as if it did not.
     """
     rows = evenly(len(mixture), THRESHOLD_IMAGES)
     classes = mixture.class_index
@@ -322,9 +326,21 @@ def _thresholds(
             features(chunk), classes[chunk].tolist(), places[chunk].tolist()
         )
         scores.append(detector.image_scores(maps).cpu().numpy())
-        pixels.append(maps[:, ::2, ::2].cpu().numpy().ravel())
+        pixels.append(maps[:, ::2, ::2].flatten(1).cpu().numpy())
+    image_scores, map_values = np.concatenate(scores), np.concatenate(pixels)
+    by_class = {}
+    for one in np.unique(classes[rows]):
+        own = classes[rows] == one
+        by_class[class_order[one]] = _limits(image_scores[own], map_values[own])
+    return {**_limits(image_scores, map_values), "by_class": by_class}
+
+
+def _limits(
+    image_scores: NDArray[np.float32], map_values: NDArray[np.float32]
+) -> dict[str, float]:
+    """Image score and map value that 1 % of images and pixels exceed, and their medians."""
     found = {"false_alarm_rate": FALSE_ALARM_RATE}
-    for name, values in (("image", np.concatenate(scores)), ("pixel", np.concatenate(pixels))):
+    for name, values in (("image", image_scores), ("pixel", map_values)):
         found[name] = float(np.quantile(values, 1 - FALSE_ALARM_RATE))
         found[f"typical_{name}"] = float(np.median(values))
     return found
