@@ -34,7 +34,7 @@ def test_the_list_is_whole():
 
 
 @pytest.fixture(scope="module")
-def places(chain, data, models, tmp_path_factory):
+def places(chain, models, tmp_path_factory):
     """A store with a run in it, and what the words in capitals stand for."""
     folder = tmp_path_factory.mktemp("json")
     store = shutil.copytree(chain, folder / "store")
