@@ -154,7 +154,8 @@ class Making:
             if diffusing is not None:
                 needs = {where: needed_bytes(diffusing, where == "gpu") for where in ("gpu", "cpu")}
         elif due:
-            peak = self._make(plan, work)
+            peak = self._make(plan, work, force)
+            due = peak is not None
         return Outcome(
             plan=plan, was_made=due and not self._wishes.dry_run,
             num_bytes=plans.num_bytes(plan.path), num_images=num_images,
@@ -162,17 +163,25 @@ class Making:
             peak_memory_bytes=peak, next_command=next_command, needs=needs,
         )  # fmt: skip
 
-    def _make(self, plan: Plan, work: Callable[["Workshop"], None]) -> int:
-        """Run the stage; returns the peak memory in bytes."""
+    def _make(
+        self, plan: Plan, work: Callable[["Workshop"], None], force: bool
+    ) -> int | None:
+        """Run the stage; the peak memory in bytes, or None if another command made it meanwhile."""
         from replaycad.execution import Workshop
         from replaycad.runtime import peak_memory_bytes
 
-        self._workshop = self._workshop or Workshop(
-            self._store, self._wishes.device, self._report, self._wishes.save_every_seconds
-        )
-        start, self._current = time.monotonic(), plan
-        work(self._workshop)
-        self._ledger.note(plan, time.monotonic() - start)
+        def wait() -> None:
+            self._report.note(f"waiting: another command makes {plan.label}")
+
+        with self._store.alone_with(plan.kind, plan.name, wait) as waited:
+            if waited and not force and self.header(plan.kind, plan.name).get("key") == plan.key:
+                return None
+            self._workshop = self._workshop or Workshop(
+                self._store, self._wishes.device, self._report, self._wishes.save_every_seconds
+            )
+            start, self._current = time.monotonic(), plan
+            work(self._workshop)
+            self._ledger.note(plan, time.monotonic() - start)
         self._finished.append(plan.path)
         self._current = None
         return peak_memory_bytes()

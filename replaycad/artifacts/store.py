@@ -1,7 +1,10 @@
 """Where the artifacts of a project lie, by kind and name."""
 
 import contextlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from replaycad.artifacts.atomic import cannot_write, remove_leftovers
 from replaycad.errors import ConfigError
@@ -64,6 +67,41 @@ class Store:
         for empty in (folder, folder.parent):
             with contextlib.suppress(OSError):
                 empty.rmdir()
+
+    @contextlib.contextmanager
+    def alone_with(self, kind: str, name: str, wait: Callable[[], None]) -> Iterator[bool]:
+        """Hold an artifact for making it; other commands, on this store, wait for the block's end.
+
+        The system gives it back when the process dies, however it dies.
+
+        Args:
+            kind: one of `KINDS`.
+            name: of the artifact.
+            wait: called once if another command has it.
+
+        Yields:
+            whether another had it, and may have made it meanwhile.
+
+        Raises:
+            ConfigError: as `path`.
+        """
+        folder = self.root / ".locks" / _known(kind)
+        lock = FileLock(folder / f"{checked_name(name)}.lock")
+        waited = False
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            try:
+                lock.acquire(timeout=0)
+            except Timeout:
+                waited = True
+                wait()
+                lock.acquire()
+        except (OSError, NotImplementedError):
+            pass  # no locks here, or nothing may be written, which the stage will say better
+        try:
+            yield waited
+        finally:
+            lock.release()
 
     def list(self, kind: str) -> list[str]:
         """Names of the artifacts of a kind, in alphabetical order.
