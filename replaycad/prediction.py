@@ -3,7 +3,8 @@
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from copy import copy
+from dataclasses import dataclass, field
 from itertools import chain, islice
 from pathlib import Path
 from statistics import median
@@ -45,6 +46,21 @@ class DetectorGraph(nn.Module):
         self._detector, self._encoder = rebuild_detector(trained, encoder), encoder
         self.thresholds = trained.thresholds
         self.eval()
+
+    def of_class(self, name: str) -> "DetectorGraph":
+        """The same with the thresholds of one class.
+
+        Raises:
+            ConfigError: if it has none of that class.
+        """
+        by_class = self.thresholds.get("by_class", {})
+        if name not in by_class:
+            known = ", ".join(by_class) or "none, train it again"
+            message = f"the detector has no threshold of its own for '{name}'"
+            raise ConfigError(message, f"it has those of: {known}")
+        own = copy(self)  # shares the networks
+        own.thresholds = by_class[name]
+        return own
 
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Image scores `[B]` and anomaly maps `[B, S, S]` of `[B, 3, S, S]` uint8 RGB.
@@ -108,15 +124,9 @@ def load_predictor(
     trained = DetectorArtifact.load(path)
     encoder = encoder or trained.encoder
     check_same_encoder(path, trained.header, FrozenInputs(store).encoder(encoder), encoder)
-    if class_name:
-        by_class = trained.thresholds.get("by_class", {})
-        if class_name not in by_class:
-            known = ", ".join(by_class) or "none; train it again"
-            message = f"detector '{name}' has no threshold of its own for '{class_name}'"
-            raise ConfigError(message, f"it has those of: {known}")
-        trained = replace(trained, thresholds=by_class[class_name])
     levels = preset_for(trained.detector, trained.preset).levels
     graph = DetectorGraph(trained, load_encoder(encoder, device, levels))
+    graph = graph.of_class(class_name) if class_name else graph
     return Predictor(graph, trained.image_size, device)
 
 

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -162,22 +163,23 @@ def _cards(
     names = entry["artifacts"]
     predictor = load_predictor(store, names["detector"], encoder, device)
     scores = ScoresArtifact.load(store.path("scores", names["detector"]))
-    thresholds = predictor.graph.thresholds
     cards = []
     for name in document["classes"]:
         card: dict[str, Any] = {"name": name, "pictures": {}, "extremes": [], "histogram": ""}
+        known = name in predictor.graph.thresholds.get("by_class", {})
+        own = replace(predictor, graph=predictor.graph.of_class(name)) if known else predictor
         try:
             drawn = names["stored"].get(name, name)
             found = pictures_of(data, store, name, drawn)
             card["pictures"] = {
                 kind: [pixels_as_data(one) for one in images] for kind, images in found.items()
             }
-            card["extremes"] = extremes(test_samples(data, name), scores, name, predictor)
+            card["extremes"] = extremes(test_samples(data, name), scores, name, own)
         except DatasetError:
             pass  # the page is also written where the images no longer are
         rows = scores.class_index == scores.classes.index(name)
-        own = thresholds.get("by_class", {}).get(name, thresholds)
-        relative = normalized_scores(torch.from_numpy(scores.image_scores[rows]), own)
+        raw = torch.from_numpy(scores.image_scores[rows])
+        relative = normalized_scores(raw, own.graph.thresholds)
         labels = scores.image_labels[rows].astype(bool)
         values = relative.numpy()
         card["histogram"] = plots.histogram(values[~labels].tolist(), values[labels].tolist())
