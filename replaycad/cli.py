@@ -31,6 +31,7 @@ from replaycad.options import (
     Keep,
     Quiet,
     Recipe,
+    ReplayBudget,
     Seed,
     Segmenter,
     Settings,
@@ -175,6 +176,7 @@ def train(
     name: Annotated[
         str, typer.Option("--name", help="Of the new detector; default: its last class.")
     ] = "",
+    replay_budget: ReplayBudget = 0,
     settings: Settings = [],  # noqa: B006
     device: Device = "auto",
     seed: Seed = 0,
@@ -193,7 +195,8 @@ def train(
     perform(
         shared,
         "train",
-        {"detector": detector, "encoder": encoder, "init": init},
+        {"detector": detector, "encoder": encoder, "init": init,
+         "replay_budget": str(replay_budget or "")},
         lambda pipeline, names: [pipeline.train(names, replayed, name or names[-1])],
     )
 
@@ -255,6 +258,7 @@ def run(
     budget: Annotated[
         str, typer.Option("--budget", help="Bytes of a class, comma separated, as 25kB,50kB.")
     ] = "",
+    replay_budget: ReplayBudget = 0,
     backbone: Backbone = "",
     detector: Annotated[
         list[str], typer.Option("--detector", help="One or more, comma separated or repeated.")
@@ -277,7 +281,8 @@ def run(
     shared = Shared(classes, data, store, recipe, settings, device, seed, force, dry_run, as_json,
                     quiet)  # fmt: skip
     choices = {"mask.segmenter": segmenter, "compress.backbone": backbone,
-               "train.encoder": encoder}  # fmt: skip
+               "train.encoder": encoder,
+               "train.replay_budget": str(replay_budget or "")}  # fmt: skip
     numbers, sizes = split_seeds(seeds, seed), split_sizes(budget)
     with session(shared, None, choices) as pipeline:
         from replaycad import walk

@@ -59,6 +59,20 @@ def chosen_form(separations: Mapping[Form, float]) -> Form:
     return chosen
 
 
+def shared_out(budget: int, num_classes: int) -> int:
+    """Replays of each past class where all together may be `budget`; 0 where any number may.
+
+    Raises:
+        ConfigError: if that is not one of each.
+    """
+    if not budget or not num_classes:
+        return 0
+    if budget < num_classes:
+        message = f"train: {budget} replays are none of some of the {num_classes} past classes"
+        raise ConfigError(message, f"set replay_budget to {num_classes} or more")
+    return budget // num_classes
+
+
 class Workshop:
     """Runs stages on one device; holds one frozen model at a time, the one last used.
 
@@ -275,8 +289,9 @@ class Workshop:
         replays = [ReplaysReader(self._store.path("replays", name)) for name in past]
         drawn = [reader.header["class_name"] for reader in replays]
         known = list(dict.fromkeys([*(init.class_order if init else ()), *drawn, *samples]))
+        limit = shared_out(config.replay_budget, len(past))
         sources = [
-            Source(class_index=known.index(name), replays=reader)
+            Source(class_index=known.index(name), replays=reader, limit=limit)
             for name, reader in zip(drawn, replays, strict=True)
         ] + [Source(class_index=known.index(name), samples=real) for name, real in samples.items()]
         counts = [f"{len(one)} {'replays' if one.replays else 'images'} of {known[one.class_index]}"

@@ -146,6 +146,7 @@ class TrainConfig:
     epochs: int = _at_least(0, 0)
     batch_size: int = _at_least(0, 0)
     learning_rate: float = _at_least(0.0, 0.0)  # of the first optimiser; others keep their ratio
+    replay_budget: int = _at_least(0, 0)  # replays of all past classes together; 0: all there are
     balance: bool = True  # show each class equally often, however many images there are of it
     init: str = ""  # name of the detector to go on from; empty: from scratch
     banks: Literal["replace", "extend"] = "replace"  # of patchcore: what becomes of those of `init`

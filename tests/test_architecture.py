@@ -47,11 +47,12 @@ OPTIONS = {
     "mask": SHARED_OPTIONS | {"--segmenter"},
     "compress": SHARED_OPTIONS | {"--keep", "--budget", "--backbone", "--batch-size"},
     "replay": (SHARED_OPTIONS - {"--data"}) | {"--num", "--backbone", "--batch-size"},
-    "train": SHARED_OPTIONS | {"--past", "--detector", "--encoder", "--init", "--name"},
+    "train": SHARED_OPTIONS | {"--past", "--detector", "--encoder", "--init", "--name"}
+    | {"--replay-budget"},
     "eval": SHARED_OPTIONS | {"--encoder", "--name"},
     "run": SHARED_OPTIONS
     | {"--strategy", "--seeds", "--name", "--sheet", "--backbone", "--segmenter"}
-    | {"--detector", "--encoder", "--budget", "--orders"},
+    | {"--detector", "--encoder", "--budget", "--orders", "--replay-budget"},
     "predict": {"--name", "--class", "--out", "--watch", "--batch-size", "--encoder", "--store"}
     | {"--device", "--json", "--quiet"},
     "report": {"--name", "--out", "--data", "--store", "--encoder", "--device", "--json"},

@@ -229,6 +229,16 @@ def test_a_run_needs_no_report_to_succeed(run, tmp_path, monkeypatch):
     assert not (tmp_path / "store" / "results" / "run.html").exists()
 
 
+def test_replays_of_all_past_classes_fit_into_a_budget(run, chain, tmp_path):
+    shutil.copytree(chain, tmp_path / "store")
+    train = ("train", "--class", "plate", "--past", "disc", "--name", "few")
+
+    result = run(*train, "--replay-budget", "4")
+
+    assert result.exit_code == 0, result.output
+    assert "few learns from 4 replays of disc, " in " ".join(result.stderr.split())
+
+
 def test_a_comparison_leaves_out_what_does_not_fit_and_computes_no_cell_twice(run, tmp_path):
     command = (
         "run", "--class", "disc,plate", "--strategy", "finetune,exemplars,features", "--seeds", "2",

@@ -42,11 +42,13 @@ class Source:
         class_index: place of the class in the class order.
         samples: real images.
         replays: stored replays.
+        limit: replays that are used, from the first; 0 for all.
     """
 
     class_index: int
     samples: Sequence[Sample] = ()
     replays: Replays | None = None
+    limit: int = 0
 
     def __post_init__(self) -> None:
         """Refuse a source of two kinds."""
@@ -55,7 +57,9 @@ class Source:
 
     def __len__(self) -> int:
         """Number of images."""
-        return len(self.samples) if self.replays is None else len(self.replays)
+        if self.replays is None:
+            return len(self.samples)
+        return min(self.limit or len(self.replays), len(self.replays))
 
 
 class Mixture:

@@ -85,6 +85,17 @@ def test_no_more_replays_are_read_than_asked_for():
     assert replays.largest_request == 6
 
 
+def test_of_limited_replays_the_first_are_used():
+    images = noise(5, 8)
+    mixture = Mixture([
+        Source(class_index=0, replays=ArrayReplays(images), limit=2),
+        Source(class_index=1, replays=ArrayReplays(images), limit=9),
+    ], 8)  # fmt: skip
+
+    assert mixture.class_index.tolist() == [0, 0, 1, 1, 1, 1, 1]
+    assert np.array_equal(mixture.images(range(7)), images[[0, 1, 0, 1, 2, 3, 4]])
+
+
 def test_real_images_are_decoded_once_and_leave_no_file_behind(tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "scratch"))
     (tmp_path / "scratch").mkdir()

@@ -1,0 +1,19 @@
+"""What the workshop decides before a stage runs."""
+
+import pytest
+
+from replaycad.errors import ConfigError
+from replaycad.execution import chosen_form, shared_out
+
+
+def test_a_budget_of_replays_is_shared_alike():
+    asked = ((0, 3), (9, 0), (9, 3), (10, 3), (3, 3))
+
+    assert [shared_out(*one) for one in asked] == [0, 0, 3, 3, 1]
+    with pytest.raises(ConfigError, match="2 replays are none of some of the 3"):
+        shared_out(2, 3)
+
+
+def test_a_later_form_has_to_be_better_by_a_margin():
+    assert chosen_form({"conditions": 0.615, "exemplars": 0.6}) == "exemplars"
+    assert chosen_form({"conditions": 0.63, "exemplars": 0.6}) == "conditions"
