@@ -42,6 +42,7 @@ from replaycad.session import (
     Shared,
     perform,
     session,
+    show_forecast,
     show_run,
     split_names,
     split_seeds,
@@ -235,7 +236,7 @@ def evaluate(
 
 @app.command()
 def run(
-    classes: Classes,
+    classes: Classes = ["all"],  # noqa: B006
     strategy: Annotated[
         list[str], typer.Option("--strategy", help=f"Of {', '.join(STRATEGIES)}.")
     ] = ["replay"],  # noqa: B006
@@ -248,6 +249,9 @@ def run(
     name: Annotated[
         str, typer.Option("--name", help="Of the result and of the detectors.")
     ] = "run",
+    assume: Annotated[
+        list[str], typer.Option("--assume", help="With --dry-run: reckon a size, as classes=1000.")
+    ] = [],  # noqa: B006
     sheet: Annotated[
         Path | None, typer.Option("--sheet", help="Contact sheet; default: beside the result.")
     ] = None,
@@ -280,6 +284,10 @@ def run(
     """
     shared = Shared(classes, data, store, recipe, settings, device, seed, force, dry_run, as_json,
                     quiet)  # fmt: skip
+    if assume:
+        if not dry_run:
+            raise typer.BadParameter("--assume reckons what a --dry-run of that size would cost")
+        return show_forecast(shared, assume, replay_budget)
     choices = {"mask.segmenter": segmenter, "compress.backbone": backbone,
                "train.encoder": encoder,
                "train.replay_budget": str(replay_budget or "")}  # fmt: skip

@@ -25,7 +25,7 @@ LAYERS = [
     {"stages"},
     {"sequence", "results", "plans", "frozen", "ledger", "execution", "making", "pipeline",
      "walk", "contact_sheet", "exchange", "privacy", "overlay", "prediction",
-     "deployment"},
+     "deployment", "forecast"},
     {"console", "doctor", "summary", "guide"},
     {"report"},
     {"session", "options"},
@@ -52,7 +52,8 @@ OPTIONS = {
     "eval": SHARED_OPTIONS | {"--encoder", "--name"},
     "run": SHARED_OPTIONS
     | {"--strategy", "--seeds", "--name", "--sheet", "--backbone", "--segmenter"}
-    | {"--detector", "--encoder", "--budget", "--orders", "--replay-budget"},
+    | {"--detector", "--encoder", "--budget", "--orders", "--replay-budget"}
+    | {"--assume"},
     "predict": {"--name", "--class", "--out", "--watch", "--batch-size", "--encoder", "--store"}
     | {"--device", "--json", "--quiet"},
     "report": {"--name", "--out", "--data", "--store", "--encoder", "--device", "--json"},
