@@ -30,6 +30,7 @@ from replaycad.errors import ArtifactError, BudgetError, ConfigError
 from replaycad.frozen import NO_SEGMENTER
 from replaycad.plans import Plan
 from replaycad.progress import Report
+from replaycad.ranks import join, ranks
 from replaycad.recipes import (
     EXEMPLAR_ENCODER,
     CompressConfig,
@@ -71,6 +72,13 @@ def shared_out(budget: int, num_classes: int) -> int:
         message = f"train: {budget} replays are none of some of the {num_classes} past classes"
         raise ConfigError(message, f"set replay_budget to {num_classes} or more")
     return budget // num_classes
+
+
+class _ReadOnly(Checkpoint):
+    """A checkpoint as those see it who share a training and do not keep it."""
+
+    def save(self, step: int, tensors: Mapping[str, Any]) -> None:
+        """Leave it to rank 0."""
 
 
 class Workshop:
@@ -297,14 +305,17 @@ class Workshop:
         counts = [f"{len(one)} {'replays' if one.replays else 'images'} of {known[one.class_index]}"
                   for one in sources]  # fmt: skip
         self._report.note(f"{plan.name} learns from {', '.join(counts)}")
+        join(self._device)
         encoder = self._encoder(config.encoder, config.detector, config.preset)
-        checkpoint = self._checkpoint(plan)
+        checkpoint = self._checkpoint(plan) if not ranks().rank else _ReadOnly(
+            self._store.partial(plan.kind, plan.name, plan.key), plan.key)  # fmt: skip
         detector = train_detector(
             Mixture(sources, config.image_size, self._report), known, encoder, config, seed,
             plan.header(known), self._report, checkpoint, init, self._save_every_seconds,
         )  # fmt: skip
-        detector.save(plan.path)
-        checkpoint.clear()
+        if not ranks().rank:  # all of them have the same
+            detector.save(plan.path)
+            checkpoint.clear()
 
     def evaluate(
         self,

@@ -7,6 +7,7 @@ import os
 import shlex
 import time
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,7 @@ from replaycad.errors import ArtifactError
 from replaycad.ledger import Ledger
 from replaycad.plans import Outcome, Plan
 from replaycad.progress import Report
+from replaycad.ranks import ranks
 from replaycad.recipes import FOLDERS, CompressConfig, ReplayConfig, StageConfig
 
 if TYPE_CHECKING:
@@ -173,7 +175,10 @@ class Making:
         def wait() -> None:
             self._report.note(f"waiting: another command makes {plan.label}")
 
-        with self._store.alone_with(plan.kind, plan.name, wait) as waited:
+        shared = plan.stage == "train" and ranks().rank > 0  # beside rank 0, which holds it
+        alone = nullcontext(False) if shared else self._store.alone_with(
+            plan.kind, plan.name, wait)  # fmt: skip
+        with alone as waited:
             if waited and not force and self.header(plan.kind, plan.name).get("key") == plan.key:
                 return None
             self._workshop = self._workshop or Workshop(
@@ -181,7 +186,8 @@ class Making:
             )
             start, self._current = time.monotonic(), plan
             work(self._workshop)
-            self._ledger.note(plan, time.monotonic() - start)
+            if not shared:
+                self._ledger.note(plan, time.monotonic() - start)
         self._finished.append(plan.path)
         self._current = None
         return peak_memory_bytes()

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 import torch
 
 from replaycad.errors import ConfigError
+from replaycad.ranks import ranks
 
 
 def resolve_device(name: str) -> torch.device:
@@ -19,7 +20,8 @@ def resolve_device(name: str) -> torch.device:
     """
     if name == "auto":
         if torch.cuda.is_available():
-            return torch.device("cuda")
+            own = ranks()
+            return torch.device("cuda", own.local) if own.count > 1 else torch.device("cuda")
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     try:
         device = torch.device(name)

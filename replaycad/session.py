@@ -2,17 +2,21 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
 from replaycad.errors import ReplayCadError
+from replaycad.ranks import ranks
 
 if TYPE_CHECKING:
     from replaycad.pipeline import Pipeline
     from replaycad.plans import Outcome
+
+
+SHARED_STAGES = ("mask", "compress", "replay", "train")  # by processes that torchrun starts
 
 
 @dataclass(frozen=True)
@@ -113,12 +117,45 @@ def perform(
     choices: dict[str, str],
     work: Callable[["Pipeline", list[str]], list["Outcome"]],
 ) -> None:
-    """One command of one stage: parse, work, one summary."""
+    """One command of one stage: parse, work, one summary.
+
+    Processes of torchrun share the classes of a stage, or the batches of a training; the first of
+    them tells what came of it.
+    """
+    own = ranks()
+    if own.count > 1 and not shared.dry_run:
+        if stage not in SHARED_STAGES:
+            raise typer.BadParameter(f"torchrun serves {', '.join(SHARED_STAGES)}, not {stage}")
+        _work_together(replace(shared, quiet=shared.quiet or own.rank > 0), stage, choices, work)
+        shared = replace(shared, force=False)  # what they have made is up to date
+        if own.rank:
+            return
     with session(shared, stage, choices) as pipeline:
         from replaycad import summary
 
         names = pipeline.class_names(split_names(shared.classes), stored=stage == "replay")
         summary.show(work(pipeline, names), shared.as_json, shared.dry_run)
+
+
+def _work_together(
+    shared: Shared,
+    stage: str,
+    choices: dict[str, str],
+    work: Callable[["Pipeline", list[str]], list["Outcome"]],
+) -> None:
+    """This process's part; returns when all have done theirs."""
+    own = ranks()
+    with session(shared, stage, choices) as pipeline:
+        from replaycad.ranks import join, leave, wait
+        from replaycad.runtime import resolve_device
+
+        join(resolve_device(shared.device))
+        names = pipeline.class_names(split_names(shared.classes), stored=stage == "replay")
+        mine = names if stage == "train" else names[own.rank :: own.count]
+        if mine:
+            work(pipeline, mine)
+        wait()
+        leave()
 
 
 def command_help(context: typer.Context, name: str) -> str:

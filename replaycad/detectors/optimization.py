@@ -1,7 +1,7 @@
 """One optimisation step of a detector with a loss, by the settings of its preset."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
@@ -67,6 +67,7 @@ def optimize_step(
     progress: float = 0.0,
     *,
     penalty: torch.Tensor | None = None,
+    average: Callable[[Sequence[nn.Parameter]], None] | None = None,
 ) -> torch.Tensor:
     """Take one clipped gradient step.
 
@@ -80,6 +81,7 @@ def optimize_step(
         training: of the preset, for the schedule and the gradient clip.
         progress: share of all steps that is done, 0..1.
         penalty: scalar added to the loss, such as that of EWC; None for none.
+        average: replaces gradients by their mean over processes; None where there is one.
 
     Returns:
         The loss without the penalty, a detached scalar; NaN if no step was taken.
@@ -93,6 +95,8 @@ def optimize_step(
     total = loss if penalty is None else loss + penalty
     total.backward()
     parameters = [parameter for group in groups for parameter in group["params"]]
+    if average is not None:
+        average(parameters)
     norm = nn.utils.clip_grad_norm_(parameters, training.grad_clip or math.inf)
     if not torch.isfinite(total.detach() + norm):
         return torch.full_like(loss.detach(), torch.nan)

@@ -53,8 +53,8 @@ Nothing is called anomalous, or only in one class
     a grid it found 1 in 5 beside a bottle, its own threshold 3 in 5): `predict --class NAME`.
 
 Two commands at once on one store
-    They may, on different classes. On the same class one of them only does work twice: files
-    are written whole or not at all.
+    They may. On the same class the second waits and takes what the first has made; files are
+    written whole or not at all.
 
 It is slow
     `OMP_NUM_THREADS` above the number of real cores, or two commands on all cores, cost a factor of

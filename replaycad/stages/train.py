@@ -19,8 +19,10 @@ from replaycad.detectors.feature_cache import FeatureCache
 from replaycad.detectors.interface import Detector
 from replaycad.detectors.optimization import make_optimizers, optimize_step
 from replaycad.detectors.presets import preset_for, settle
+from replaycad.detectors.shared_norm import share
 from replaycad.errors import ArtifactError, ConfigError, TrainingError
 from replaycad.progress import Report, silent
+from replaycad.ranks import average_gradients, ranks, wait
 from replaycad.recipes import TrainConfig
 from replaycad.runtime import generator, global_stream, stream_seed
 
@@ -211,6 +213,14 @@ class _Loop:
         self._penalty = penalty
         self._config, self._seed, self._report = config, seed, report
         self._batch_size, self._per_epoch = _batching(config, mixture)
+        self._ranks = ranks()
+        if self._batch_size % self._ranks.count:
+            raise ConfigError(
+                f"a batch of {self._batch_size} does not divide among {self._ranks.count} "
+                "processes", "set train.batch_size to a multiple",
+            )  # fmt: skip
+        if self._ranks.count > 1:
+            share(detector)
         self._total = _num_steps(config, mixture)
         self._training = preset_for(config.detector, config.preset).training
         self._optimizers = make_optimizers(detector, self._training, config.learning_rate)
@@ -218,6 +228,7 @@ class _Loop:
     def run(self, checkpoint: TrainCheckpoint | None, save_every_seconds: float) -> None:
         """Take all steps that are not done yet."""
         done = self._restore(checkpoint)
+        wait()  # no rank may save before all have read
         last_save, whole = time.monotonic(), True
         self._detector.train()
         try:
@@ -247,12 +258,14 @@ class _Loop:
                 step += 1
 
     def _step(self, done: int, rows: np.ndarray) -> None:
-        features = self._features(rows)
-        # noise and dropout of a step are drawn from its own stream
-        with global_stream(features[0].device, self._seed, "noise", done):
+        features = self._features(rows[self._ranks.rank :: self._ranks.count])
+        # noise and dropout of a step are drawn from its own stream, on each rank from another
+        stream = f"noise of rank {self._ranks.rank}" if self._ranks.rank else "noise"
+        with global_stream(features[0].device, self._seed, stream, done):
             loss = optimize_step(
                 self._detector, self._optimizers, features, self._training, done / self._total,
                 penalty=self._penalty() if self._penalty else None,
+                average=average_gradients if self._ranks.count > 1 else None,
             )  # fmt: skip
         value = float(loss)
         if not math.isfinite(value):

@@ -1,0 +1,50 @@
+"""Machines: several GPUs in one, many in a cluster, and what a sequence of any size would cost.
+
+Several GPUs (or processes) of one machine: torchrun starts them, they share the classes of `mask`,
+`compress` and `replay` and the batches of `train`.
+
+    torchrun --nproc-per-node 4 -m replaycad compress --class all
+    torchrun --nproc-per-node 4 -m replaycad replay --class all
+    torchrun --nproc-per-node 4 -m replaycad train --class new --past one,two,three
+
+A class has the bytes that one process would have given it. A training takes the steps of one
+process with the same batch, batch norms included, but for rounding; noise that a detector adds of
+its own is drawn by each process. The batch has to divide among them. Memory banks are not shared.
+
+A cluster: the stages meet in files alone, so any scheduler will do. Two commands on one class of
+one folder do not both work: the second waits and takes what the first has made. As a Slurm array:
+
+    #!/bin/bash
+    #SBATCH --array=0-14 --gres=gpu:1 --time=8:00:00
+    CLASSES=(bottle cable capsule carpet grid hazelnut leather metal_nut
+             pill screw tile toothbrush transistor wood zipper)
+    export REPLAYCAD_DATA=/data/mvtec REPLAYCAD_STORE=/shared/artifacts
+    replaycad compress --recipe paper --class ${CLASSES[$SLURM_ARRAY_TASK_ID]}
+    replaycad replay --recipe paper --class ${CLASSES[$SLURM_ARRAY_TASK_ID]}
+
+and then, with `--dependency=afterok:JOB`, `replaycad train`. As Snakemake rules:
+
+    CLASSES = ["bottle", "grid", "screw"]
+    rule detector:
+        input: expand("artifacts/replays/{name}.safetensors", name=CLASSES[:-1])
+        output: "artifacts/detectors/screw.safetensors"
+        shell: "replaycad train --class screw --past bottle,grid"
+    rule conditions:
+        output: "artifacts/conditions/{name}.safetensors"
+        shell: "replaycad compress --class {wildcards.name}"
+    rule replays:
+        input: "artifacts/conditions/{name}.safetensors"
+        output: "artifacts/replays/{name}.safetensors"
+        shell: "replaycad replay --class {wildcards.name}"
+
+A killed command goes on from its checkpoint when it is typed again; on another machine too, if the
+store is shared.
+
+How much would a thousand classes cost? Nothing is run by
+
+    replaycad run --dry-run --assume classes=1000,replays=10000,dollars_per_hour=2.5
+
+which reckons hours, bytes and dollars on 1, 8 and 64 devices from what the artifacts of the store
+took, or from units that you name. The cost of a training grows with the replays that it reads:
+`--replay-budget 100000` holds it still.
+"""

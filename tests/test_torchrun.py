@@ -1,0 +1,145 @@
+"""Two processes that torchrun starts: the same weights as one, and each class made once."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from replaycad.artifacts.detector import DetectorArtifact
+from replaycad.detectors.build import build_detector
+from replaycad.errors import ConfigError
+from replaycad.ranks import Ranks, ranks
+from tests.conftest import invoke
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def together(*arguments):
+    """Run a command in two processes; its standard output."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node",
+               "2", "-m", "replaycad", *map(str, arguments), "--device", "cpu"]  # fmt: skip
+    done = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, timeout=240,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+def test_alone_a_process_is_the_first_of_one(monkeypatch):
+    assert ranks() == Ranks(0, 1, 0)
+    for rank, count in (("2", "2"), ("0", "0"), ("x", "2")):
+        monkeypatch.setenv("RANK", rank)
+        monkeypatch.setenv("WORLD_SIZE", count)
+        with pytest.raises(ConfigError, match="do not fit together"):
+            ranks()
+
+
+# In 64 bits: Adam makes whole steps of gradients that are nothing but rounding, such as those of a
+# bias before a batch norm, and so no two orders of summation give the same weights in 32 bits.
+STEPS = """
+import sys
+import torch
+from safetensors.torch import save_file
+from replaycad.detectors.build import build_detector
+from replaycad.detectors.optimization import make_optimizers, optimize_step
+from replaycad.detectors.presets import preset_for
+from replaycad.detectors.shared_norm import share
+from replaycad.ranks import average_gradients, join, leave, ranks
+
+own, training = ranks(), preset_for("invad", "mini").training
+join(torch.device("cpu"))
+torch.Tensor.float = torch.Tensor.double
+detector = build_detector("invad", "mini", (8, 12, 16), (4, 8, 16), 32, seed=1).double()
+if own.count > 1:
+    share(detector)
+optimizers = make_optimizers(detector, training, 0.01)
+detector.train()
+for step in range(6):
+    stream = torch.Generator().manual_seed(step)
+    levels = [torch.randn(8, width, side, side, generator=stream, dtype=torch.float64)
+              for width, side in ((8, 8), (12, 4), (16, 2))]
+    mine = [level[own.rank :: own.count] for level in levels]
+    average = average_gradients if own.count > 1 else None
+    optimize_step(detector, optimizers, mine, training, step / 6, average=average)
+if not own.rank:
+    save_file(detector.state_dict(), sys.argv[1])
+leave()
+"""
+
+
+def test_steps_of_two_processes_give_the_weights_of_one(tmp_path):
+    # InvAD has batch norms, whose statistics are those of the whole batch.
+    script = tmp_path / "steps.py"
+    script.write_text(STEPS)
+    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+    for name, start in (("one", ()), ("two", torchrun)):
+        subprocess.run(
+            [sys.executable, *start, script, tmp_path / name], check=True, capture_output=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}, timeout=240,
+        )  # fmt: skip
+
+    one, two = load_file(tmp_path / "one"), load_file(tmp_path / "two")
+
+    start = build_detector("invad", "mini", (8, 12, 16), (4, 8, 16), 32, seed=1).state_dict()
+    assert one.keys() == two.keys() == start.keys()
+    for name, values in one.items():
+        torch.testing.assert_close(two[name], values, atol=1e-8, rtol=0)
+        assert not values.is_floating_point() or not torch.equal(values, start[name].double())
+
+
+def test_a_training_is_shared_and_told_by_one_process(data, models, tmp_path):
+    typed = ["train", "--class", "disc,plate", "--name", "both", "--data", data, "--json",
+             *models.settings("train"), "--store", tmp_path]  # fmt: skip
+
+    told = json.loads(together(*typed))
+
+    trained = DetectorArtifact.load(tmp_path / "detectors" / "both.safetensors")
+    assert trained.class_order == ["disc", "plate"]
+    assert len(told["outcomes"]) == 1
+    assert not (tmp_path / ".partial").exists()
+    odd = invoke([*typed, "--set", "train.batch_size=3", "--force"])
+    assert odd.exit_code == 0, "three images are no trouble for one process"
+
+
+def test_a_batch_has_to_divide(monkeypatch, data, models, tmp_path):
+    monkeypatch.setattr("replaycad.stages.train.ranks", lambda: Ranks(0, 3))
+    typed = ["train", "--class", "disc", "--data", data, "--device", "cpu", "--store", tmp_path]
+
+    result = invoke([*typed, *models.settings("train")])
+
+    assert result.exit_code == 1
+    assert "a batch of 4 does not divide among 3 processes" in result.stderr
+
+
+def test_classes_are_shared_and_their_bytes_are_those_of_one_process(data, models, tmp_path):
+    for store, run in (
+        ("alone", lambda *typed: invoke([*typed, "--device", "cpu"])), ("two", together)
+    ):  # fmt: skip
+        root = ("--store", tmp_path / store)
+        names = ("--class", "disc,plate")
+        run("compress", *names, "--data", data, *root, *models.settings("compress"))
+        run("replay", *names, *root, *models.settings("replay"))
+
+    files = sorted(path.relative_to(tmp_path / "alone") for path in
+                   (tmp_path / "alone").glob("[!.]*/*.safetensors"))  # fmt: skip
+    assert len(files) == 6
+    for file in files:
+        assert (tmp_path / "alone" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
+
+
+def test_what_cannot_be_shared_says_so(monkeypatch, data, models):
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+
+    result = invoke(["eval", "--class", "disc", "--data", data, *models.settings("eval")])
+
+    assert result.exit_code == 2
+    assert "torchrun serves mask, compress, replay, train, not eval" in " ".join(
+        result.output.replace("│", "").split()
+    )
