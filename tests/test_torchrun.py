@@ -19,10 +19,17 @@ from tests.conftest import invoke
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def together(*arguments):
+TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+
+
+def alone(*arguments):
+    """Run a command in one process, with one thread as those of torchrun have."""
+    return together(*arguments, start=())
+
+
+def together(*arguments, start=TORCHRUN):
     """Run a command in two processes; its standard output."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node",
-               "2", "-m", "replaycad", *map(str, arguments), "--device", "cpu"]  # fmt: skip
+    command = [sys.executable, *start, "-m", "replaycad", *map(str, arguments), "--device", "cpu"]
     done = subprocess.run(
         command, cwd=ROOT, capture_output=True, text=True, timeout=240,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
@@ -77,8 +84,7 @@ def test_steps_of_two_processes_give_the_weights_of_one(tmp_path):
     # InvAD has batch norms, whose statistics are those of the whole batch.
     script = tmp_path / "steps.py"
     script.write_text(STEPS)
-    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
-    for name, start in (("one", ()), ("two", torchrun)):
+    for name, start in (("one", ()), ("two", TORCHRUN)):
         subprocess.run(
             [sys.executable, *start, script, tmp_path / name], check=True, capture_output=True,
             env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}, timeout=240,
@@ -118,9 +124,7 @@ def test_a_batch_has_to_divide(monkeypatch, data, models, tmp_path):
 
 
 def test_classes_are_shared_and_their_bytes_are_those_of_one_process(data, models, tmp_path):
-    for store, run in (
-        ("alone", lambda *typed: invoke([*typed, "--device", "cpu"])), ("two", together)
-    ):  # fmt: skip
+    for store, run in (("alone", alone), ("two", together)):
         root = ("--store", tmp_path / store)
         names = ("--class", "disc,plate")
         run("compress", *names, "--data", data, *root, *models.settings("compress"))

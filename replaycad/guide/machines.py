@@ -7,7 +7,7 @@ Several GPUs (or processes) of one machine: torchrun starts them, they share the
     torchrun --nproc-per-node 4 -m replaycad replay --class all
     torchrun --nproc-per-node 4 -m replaycad train --class new --past one,two,three
 
-A class has the bytes that one process would have given it. A training takes the steps of one
+A class has the bytes that one process with as many threads would have given it. A training takes the steps of one
 process with the same batch, batch norms included, but for rounding; noise that a detector adds of
 its own is drawn by each process. The batch has to divide among them. Memory banks are not shared.
 
