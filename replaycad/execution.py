@@ -30,7 +30,7 @@ from replaycad.errors import ArtifactError, BudgetError, ConfigError
 from replaycad.frozen import NO_SEGMENTER
 from replaycad.plans import Plan
 from replaycad.progress import Report
-from replaycad.ranks import join, ranks
+from replaycad.ranks import ranks
 from replaycad.recipes import (
     EXEMPLAR_ENCODER,
     CompressConfig,
@@ -305,7 +305,6 @@ class Workshop:
         counts = [f"{len(one)} {'replays' if one.replays else 'images'} of {known[one.class_index]}"
                   for one in sources]  # fmt: skip
         self._report.note(f"{plan.name} learns from {', '.join(counts)}")
-        join(self._device)
         encoder = self._encoder(config.encoder, config.detector, config.preset)
         checkpoint = self._checkpoint(plan) if not ranks().rank else _ReadOnly(
             self._store.partial(plan.kind, plan.name, plan.key), plan.key)  # fmt: skip

@@ -89,6 +89,8 @@ def session(
     shared: Shared, stage: str | None, choices: dict[str, str]
 ) -> Iterator["Pipeline"]:
     """Open the pipeline for one command; an interruption says what was kept and leaves with 130."""
+    if ranks().count > 1 and stage not in SHARED_STAGES:
+        raise typer.BadParameter(f"torchrun serves {', '.join(SHARED_STAGES)}")
     with one_line_errors():
         from replaycad import console, plans
         from replaycad.making import Wishes
@@ -124,12 +126,10 @@ def perform(
     """
     own = ranks()
     if own.count > 1 and not shared.dry_run:
-        if stage not in SHARED_STAGES:
-            raise typer.BadParameter(f"torchrun serves {', '.join(SHARED_STAGES)}, not {stage}")
         _work_together(replace(shared, quiet=shared.quiet or own.rank > 0), stage, choices, work)
         shared = replace(shared, force=False)  # what they have made is up to date
-        if own.rank:
-            return
+    if own.rank:
+        return
     with session(shared, stage, choices) as pipeline:
         from replaycad import summary
 
@@ -201,16 +201,17 @@ def report_writer() -> Callable[..., None]:
 
 def write_page(pipeline: "Pipeline", result: dict[str, Any], name: str) -> None:
     """Write the page of a run beside its results, if it has changed; no reason for it to fail."""
-    from replaycad.recipes import TrainConfig
-    from replaycad.runtime import resolve_device
-
     target = pipeline.store.path("results", name, ".html")
     try:
         if result["is_new"] or not target.exists():
+            write = report_writer()
+            from replaycad.recipes import TrainConfig
+            from replaycad.runtime import resolve_device
+
             wishes = pipeline.wishes
             encoder = pipeline.config(TrainConfig).encoder
             device = resolve_device(wishes.device)
-            report_writer()(pipeline.store, wishes.data, name, encoder, device, target)
+            write(pipeline.store, wishes.data, name, encoder, device, target)
         result["files"].append(target)
     except ReplayCadError as error:
         pipeline.report.note(f"no report page: {error}")

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -162,11 +163,15 @@ def _kept_results(
         # Its scipy takes longer to import than an up-to-date run may last.
         from replaycad.results import results_csv, results_document  # noqa: PLC0415
 
+        remembered = cache(lambda cell: _remembered(by_step, cell))
         document = results_document(
             named=named, detector=pipeline.config(TrainConfig).detector, planned=list(by_step),
             scores=lambda step: _scores(by_step[step]),
             seconds=lambda step: by_step[step].seconds,
-            num_bytes=lambda cell, name: _bytes_kept(pipeline, by_step, cell, name),
+            num_bytes=lambda cell, name: (
+                remembered(cell) if cell.strategy in sequence.GOING_ON
+                else _bytes_kept(pipeline, by_step, cell, name)
+            ),
         )  # fmt: skip
         document |= {"left_out": left_out} if left_out else {}
         write_text(target, json.dumps(document, indent=2) + "\n")
@@ -195,26 +200,28 @@ def _scores(outcome: Outcome) -> Mapping[str, Mapping[str, float | None]]:
     return read_header(outcome.plan.path)["metrics"]["classes"]
 
 
+def _remembered(by_step: Mapping[Step, Outcome], cell: Cell) -> int:
+    """A class's part of what the last detector of a cell remembers, in bytes, if anything."""
+    last = [step for step in by_step if cell in step.cells and step.stage == "train"][-1]
+    detector = DetectorArtifact.load(by_step[last].plan.path)
+    kept = [*detector.penalty.values()]
+    if cell.strategy in sequence.BANKED:
+        kept += detector.state.values()
+    elif len(detector.state.get("memory_class", ())) > 1:
+        kept += [value for name, value in detector.state.items() if name.startswith("memory_")]
+    return sum(values.nbytes for values in kept) // len(cell.classes)
+
+
 def _bytes_kept(
     pipeline: Pipeline, by_step: Mapping[Step, Outcome], cell: Cell, name: str
 ) -> int:
     """What a strategy keeps of a class between steps, beside a detector such as `joint` has.
 
-    Conditions, all images, or its part of what the last detector remembers of all classes:
-    importances, banks or Gaussians, if anything.
+    Conditions or all images; importances, banks and Gaussians are `_remembered`.
     """
-    own = [step for step in by_step if cell in step.cells]
-    if cell.strategy in sequence.GOING_ON:
-        last = [step for step in own if step.stage == "train"][-1]
-        detector = DetectorArtifact.load(by_step[last].plan.path)
-        kept = [*detector.penalty.values()]
-        if cell.strategy in sequence.BANKED:
-            kept += detector.state.values()
-        elif len(detector.state.get("memory_class", ())) > 1:
-            kept += [value for name, value in detector.state.items() if name.startswith("memory_")]
-        return sum(values.nbytes for values in kept) // len(cell.classes)
     if cell.strategy == "joint":
         images = train_samples(pipeline.wishes.data, name)
         return sum(sample.path.stat().st_size for sample in images)
+    own = [step for step in by_step if cell in step.cells]
     stored = next(s for s in own if s.stage == "compress" and s.class_names == (name,))
     return by_step[stored].plan.path.stat().st_size

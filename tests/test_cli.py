@@ -216,6 +216,25 @@ def test_run_prints_the_matrix_and_keeps_document_and_sheet(run, tmp_path):
     assert replay["seconds"] > 0
 
 
+def test_a_run_that_is_up_to_date_imports_no_torch(run, data, models, tmp_path):
+    command = ("run", "--class", "disc", "--strategy", "finetune")
+    assert run(*command).exit_code == 0
+    typed = [*command, *models.settings("run"), "--store", tmp_path / "store", "--data", data,
+             "--device", "cpu"]  # fmt: skip
+    code = (
+        "import sys\nfrom replaycad.cli import app\ntry:\n    app(sys.argv[1:])\n"
+        "except SystemExit as end:\n    assert not end.code\n"
+        "assert not {'torch', 'matplotlib', 'filelock'} & set(sys.modules)\n"
+    )
+
+    done = subprocess.run(
+        [sys.executable, "-c", code, *map(str, typed)], capture_output=True, text=True, check=False
+    )
+
+    assert done.returncode == 0, done.stderr
+    assert "run.html" in done.stdout
+
+
 def test_a_run_needs_no_report_to_succeed(run, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "jinja2", None)
     monkeypatch.delitem(sys.modules, "replaycad.report.build", raising=False)

@@ -4,8 +4,6 @@ import contextlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
 from replaycad.artifacts.atomic import cannot_write, remove_leftovers
 from replaycad.errors import ConfigError
 
@@ -85,6 +83,9 @@ class Store:
         Raises:
             ConfigError: as `path`.
         """
+        # It takes 40 ms, and most commands make nothing.
+        from filelock import FileLock, Timeout  # noqa: PLC0415
+
         folder = self.root / ".locks" / _known(kind)
         lock = FileLock(folder / f"{checked_name(name)}.lock")
         waited = False

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from replaycad.cut_paste import windows
 from replaycad.detectors.encoders import Encoder
 from replaycad.detectors.patchcore import PatchCore
 from replaycad.detectors.structures import PatchCorePreset
@@ -86,16 +87,11 @@ def cut_and_paste(
     masks = np.zeros((len(images), side, side), np.bool_)
     draws = torch.rand(len(images), 7, generator=generator, dtype=torch.float64).numpy()
     for image, mask, (area, shape, light, *places) in zip(spoilt, masks, draws, strict=True):
-        pixels = (PASTED_AREA[0] + area * (PASTED_AREA[1] - PASTED_AREA[0])) * side**2
-        aspect = 3.0 ** (2 * shape - 1)
-        height, width = (
-            min(max(2, round(float(length))), side - 1)
-            for length in ((pixels * aspect) ** 0.5, (pixels / aspect) ** 0.5)
+        share = PASTED_AREA[0] + area * (PASTED_AREA[1] - PASTED_AREA[0])
+        source, target = windows(
+            share, 3.0 ** (2 * shape - 1), places, side, side, least=2, spare=1
         )
-        room = (side - height, side - width) * 2
-        top, left, to_top, to_left = (int(p * (r + 1)) for p, r in zip(places, room, strict=True))
-        piece = image[:, top : top + height, left : left + width] * (0.8 + 0.4 * light)
-        target = np.s_[to_top : to_top + height, to_left : to_left + width]
+        piece = image[:, *source] * (0.8 + 0.4 * light)
         image[:, *target] = piece.round().clip(0, 255).astype(np.uint8)
         mask[target] = True
     return spoilt, masks

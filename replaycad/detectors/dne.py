@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from replaycad.cut_paste import windows
 from replaycad.detectors.interface import Detector, evaluating
 from replaycad.detectors.structures import DNEPreset
 from replaycad.errors import ConfigError
@@ -195,12 +196,8 @@ def cut_and_paste(joined: torch.Tensor) -> torch.Tensor:
         share = PASTED_AREA[0] + area * (PASTED_AREA[1] - PASTED_AREA[0])
         aspect = PASTED_ASPECT[0] ** (1 - shape)  # log-uniform
         aspect = 1 / aspect if turn < 0.5 else aspect
-        high = min(max(1, round((share * height * width * aspect) ** 0.5)), height)
-        wide = min(max(1, round((share * height * width / aspect) ** 0.5)), width)
-        room = (height - high, width - wide) * 2
-        top, left, to_top, to_left = (int(p * (r + 1)) for p, r in zip(places, room, strict=True))
-        piece = joined[row, :, top : top + high, left : left + wide]
-        spoilt[row, :, to_top : to_top + high, to_left : to_left + wide] = piece
+        source, target = windows(share, aspect, places, height, width)
+        spoilt[row, :, *target] = joined[row, :, *source]
     return spoilt
 
 

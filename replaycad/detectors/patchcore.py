@@ -168,6 +168,7 @@ class PatchCore(Detector):
     trained_by = "fit"
     bank: torch.Tensor
     bank_class_index: torch.Tensor
+    _bank_place: torch.Tensor
     _to_image: torch.Tensor
 
     def __init__(
@@ -193,7 +194,8 @@ class PatchCore(Detector):
         self.register_buffer("bank", torch.zeros(0, width))
         self.register_buffer("bank_class_index", torch.zeros(0, dtype=torch.int64))
         # Which of the fitted images a patch is from; not saved, and -1 for banks that were loaded.
-        self._bank_place = torch.zeros(0, dtype=torch.int64)
+        places = torch.zeros(0, dtype=torch.int64)
+        self.register_buffer("_bank_place", places, persistent=False)
 
     def fit(
         self,
@@ -231,8 +233,8 @@ class PatchCore(Detector):
         index = torch.full_like(picks, class_index)
         self.bank = torch.cat([self.bank[others], patches[picks]])
         self.bank_class_index = torch.cat([self.bank_class_index[others], index])
-        places = (self._bank_place.to(others.device)[others], picks // patches_per_image)
-        self._bank_place = torch.cat(places)
+        places = picks // patches_per_image
+        self._bank_place = torch.cat([self._bank_place[others], places])
 
     def shrink(self) -> None:
         """Keep the first picks of each class, as many in all as one bank may have.
@@ -305,5 +307,5 @@ class PatchCore(Detector):
             saved = state_dict.get(prefix + name)
             if saved is not None:
                 setattr(self, name, getattr(self, name).new_empty(saved.shape))
-        self._bank_place = torch.full((len(self.bank),), -1)
+        self._bank_place = torch.full_like(self.bank_class_index, -1)
         super()._load_from_state_dict(state_dict, prefix, *args)

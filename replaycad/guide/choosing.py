@@ -14,7 +14,7 @@ need two cores and 2 GB. Then, in this order:
 Generators (`--backbone`)
 | name | size | licence of the weights | compress | comes with |
 | --- | --- | --- | --- | --- |
-| mini | 128 px | Apache-2.0, drawn here | 30 s a class, two cores | the package |
+| mini | 128 px | Apache-2.0, drawn here | 12 s a class, two cores | the package |
 | ldm256 | 256 px | Apache-2.0 | the paper's for MVTec AD; needs a GPU | `replaycad doctor` says how |
 | sd15 | 512 px | CreativeML OpenRAIL-M | the paper's for VisA; needs a GPU | `replaycad doctor` says how |
 

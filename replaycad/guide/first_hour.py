@@ -14,7 +14,7 @@
 3. `replaycad mask --class bottle`, then `replaycad inspect artifacts/masks/bottle.safetensors`: the
    share of the image that the object takes should be about what you see. Masks need not be exact.
 
-4. `replaycad compress --class bottle` (half a minute) and `replaycad replay --class bottle` (a quarter).
+4. `replaycad compress --class bottle` and `replaycad replay --class bottle`, a quarter of a minute each.
    From here on the photos of `bottle` are no longer needed.
 
 5. When the next product comes: `replaycad train --class screw --past bottle`. Its detector, called
