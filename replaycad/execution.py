@@ -17,6 +17,7 @@ from replaycad.artifacts.checkpoints import Checkpoint
 from replaycad.artifacts.conditions import ConditionsArtifact
 from replaycad.artifacts.detector import DetectorArtifact
 from replaycad.artifacts.format import canonical_json
+from replaycad.artifacts.inspection import verify
 from replaycad.artifacts.masks import MasksArtifact
 from replaycad.artifacts.replay_writer import ReplaysWriter
 from replaycad.artifacts.replays import ReplaysReader
@@ -103,6 +104,7 @@ class Workshop:
         self._loaded: tuple[str, str] = ("", "")
         self._known: dict[tuple, ConditionsArtifact] = {}
         self._model: Any = None
+        self._sound: dict[Path, str] = {}
 
     def mask(
         self, plan: Plan, class_name: str, samples: Sequence[Sample], config: MaskConfig
@@ -116,7 +118,9 @@ class Workshop:
 
             segmenter = self._load("segmenter", config.segmenter, load_segmenter)
         header = plan.header((class_name,))
-        make_masks(class_name, samples, segmenter, config, header, self._report).save(plan.path)
+        masks = make_masks(class_name, samples, segmenter, config, header, self._report)
+        plan.check_inputs()
+        masks.save(plan.path)
 
     def compress(
         self,
@@ -142,7 +146,9 @@ class Workshop:
             told = ", ".join(f"{form} {value:.3f}" for form, value in separations.items())
             self._report.note(f"{class_name}: kept as {best}; tells other images apart: {told}")
         header = {**header, "form": config.keep}
-        self._keep(samples, masks, config, header, seed, checkpoint).save(plan.path)
+        kept = self._keep(samples, masks, config, header, seed, checkpoint)
+        plan.check_inputs()
+        kept.save(plan.path)
         checkpoint.clear()
 
     def _keep(
@@ -257,7 +263,8 @@ class Workshop:
     ) -> None:
         """Draw the images of a class."""
         conditions = ConditionsArtifact.load(conditions_path)
-        self._draw(conditions, plan.path, plan.header((conditions.class_name,)), config, seed)
+        header = plan.header((conditions.class_name,))
+        self._draw(conditions, plan.path, header, config, seed, plan.check_inputs)
 
     def _draw(
         self,
@@ -266,6 +273,7 @@ class Workshop:
         header: dict[str, Any],
         config: ReplayConfig,
         seed: int,
+        check: Callable[[], None] = lambda: None,
     ) -> None:
         from replaycad.stages.replay import replay_class, vary_exemplars
 
@@ -278,6 +286,7 @@ class Workshop:
                 replay_class(conditions, diffusion, config, seed, writer, self._report)
             else:
                 vary_exemplars(conditions, config, seed, writer, self._report)
+            check()
             writer.close()
 
     def train(
@@ -294,7 +303,7 @@ class Workshop:
         init = None
         if config.init:
             init = DetectorArtifact.load(self._store.path("detectors", config.init))
-        replays = [ReplaysReader(self._store.path("replays", name)) for name in past]
+        replays = [self._replays(name) for name in past]
         drawn = [reader.header["class_name"] for reader in replays]
         known = list(dict.fromkeys([*(init.class_order if init else ()), *drawn, *samples]))
         limit = shared_out(config.replay_budget, len(past))
@@ -312,6 +321,7 @@ class Workshop:
             Mixture(sources, config.image_size, self._report), known, encoder, config, seed,
             plan.header(known), self._report, checkpoint, init, self._save_every_seconds,
         )  # fmt: skip
+        plan.check_inputs()
         if not ranks().rank:  # all of them have the same
             detector.save(plan.path)
             checkpoint.clear()
@@ -329,7 +339,19 @@ class Workshop:
         trained = DetectorArtifact.load(detector_path)
         encoder = self._encoder(config.encoder, trained.detector, trained.preset)
         header = plan.header(list(samples))
-        evaluate(samples, trained, encoder, config, header, self._report).save(plan.path)
+        scores = evaluate(samples, trained, encoder, config, header, self._report)
+        plan.check_inputs()
+        scores.save(plan.path)
+
+    def _replays(self, name: str) -> ReplaysReader:
+        """Open replays; every byte of them is verified, once as long as the file is the same."""
+        path = self._store.path("replays", name)
+        reader = ReplaysReader(path)
+        content = reader.header["content_id"]
+        if self._sound.get(path) != content:
+            verify(path)
+            self._sound[path] = content
+        return reader
 
     def _encoder(self, name: str, detector: str, preset: str) -> Any:
         """The encoder with the levels that this detector reads."""
@@ -344,7 +366,8 @@ class Workshop:
     def _checkpoint(self, plan: Plan) -> Checkpoint:
         """The checkpoint of this very output; those of outputs no longer wanted are removed."""
         self._store.drop_partials(plan.kind, plan.name, keep=plan.key)
-        return Checkpoint(self._store.partial(plan.kind, plan.name, plan.key), plan.key)
+        path = self._store.partial(plan.kind, plan.name, plan.key)
+        return Checkpoint(path, plan.key, plan.check_inputs)
 
     def _load_backbone(self, config: CompressConfig | ReplayConfig) -> Any:
         from replaycad.diffusion.backbones import DTYPES, load_backbone

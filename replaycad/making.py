@@ -8,7 +8,7 @@ import shlex
 import time
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -119,15 +119,19 @@ class Making:
         name: str,
         config: StageConfig,
         seed: int | None,
-        inputs: Mapping[str, str],
+        inputs: Callable[[], Mapping[str, str]],
         weights: Mapping[str, str],
     ) -> Plan:
-        """Hold an artifact against what it would be made from; as `plans.make_plan`."""
-        path = self._store.path(plans.KINDS[stage], name)
-        return plans.make_plan(
-            stage, name, path, config=config, seed=seed, inputs=inputs, weights=weights,
-            changing=self.changing & set(inputs),
+        """Hold an artifact against what it would be made from; as `plans.make_plan`.
+
+        `inputs` is asked now, and again before what was made is written.
+        """
+        path, found = self._store.path(plans.KINDS[stage], name), inputs()
+        plan = plans.make_plan(
+            stage, name, path, config=config, seed=seed, inputs=found, weights=weights,
+            changing=self.changing & set(found),
         )  # fmt: skip
+        return replace(plan, inputs_now=inputs)
 
     def finish(
         self,

@@ -3,11 +3,13 @@
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from replaycad import plans
+from replaycad.artifacts.scores import mirror_in_json
 from replaycad.artifacts.store import Store
 from replaycad.data.samples import Sample, find_classes, test_samples, train_samples
 from replaycad.detectors.presets import preset_for, settle
@@ -150,7 +152,9 @@ class Pipeline:
         weights: Mapping[str, str],
         force: bool,
     ) -> Outcome:
-        inputs = {f"images/{class_name}": self.frozen.images(samples)}
+        def inputs() -> dict[str, str]:
+            return {f"images/{class_name}": self.frozen.images(samples)}
+
         plan = self.making.plan("mask", class_name, config, None, inputs, weights)
         return self.making.finish(
             plan, len(samples), self.making.next_command("compress", class_name), force,
@@ -170,15 +174,19 @@ class Pipeline:
         config = replace(self.config(CompressConfig, class_name), **changes)
         weights = self.weights_of_compress(config)
         self._prepare_masks(class_name, samples)
-        masks_header = self.making.header("masks", class_name)
-        inputs = {
-            f"images/{class_name}": self.frozen.images(samples),
-            f"masks/{class_name}": self.making.content("masks", class_name),
-            "policy": plans.digest_of({"policy": masks_header.get("policy")}),
-        }
         drawing = self.config(ReplayConfig, class_name)
-        if config.keep == "auto":
-            inputs["drawing"] = plans.digest_of(asdict(drawing))
+
+        def inputs() -> dict[str, str]:
+            policy = self.making.header("masks", class_name).get("policy")
+            found = {
+                f"images/{class_name}": self.frozen.images(samples),
+                f"masks/{class_name}": self.making.content("masks", class_name),
+                "policy": plans.digest_of({"policy": policy}),
+            }
+            if config.keep == "auto":
+                found["drawing"] = plans.digest_of(asdict(drawing))
+            return found
+
         plan = self.making.plan("compress", name, config, seed, inputs, weights)
         masks = self.store.path("masks", class_name)
         return self.making.finish(
@@ -227,11 +235,10 @@ class Pipeline:
     def _replay(
         self, name: str, class_name: str, config: ReplayConfig, seed: int, force: bool
     ) -> Outcome:
-        inputs = self._replay_inputs(name)
         path, header = self.store.path("conditions", name), self.making.header("conditions", name)
         form = header.get("form") or self.config(CompressConfig, class_name).keep
         if form == "exemplars":
-            return self._drawn(name, path, config, seed, force, inputs, {})
+            return self._drawn(name, path, config, seed, force, {})
         # What was typed comes first: a folder is more than the name that a header keeps of it.
         backbone = config.backbone or self._typed("compress", "backbone")
         backbone = backbone or header.get("config", {}).get("backbone")
@@ -240,7 +247,7 @@ class Pipeline:
         weights = self.frozen.backbone(backbone, drawing=True)
         if f"conditions/{name}" not in self.making.changing:
             plans.check_same_backbone(path, header, weights, backbone)
-        return self._drawn(name, path, config, seed, force, inputs, weights)
+        return self._drawn(name, path, config, seed, force, weights)
 
     def _drawn(
         self,
@@ -249,9 +256,9 @@ class Pipeline:
         config: ReplayConfig,
         seed: int,
         force: bool,
-        inputs: Mapping[str, str],
         weights: Mapping[str, str],
     ) -> Outcome:
+        inputs = partial(self._replay_inputs, name)
         plan = self.making.plan("replay", name, config, seed, inputs, weights)
         return self.making.finish(
             plan, config.num_images, self.making.next_command("train", "NEW", past=name), force,
@@ -300,17 +307,23 @@ class Pipeline:
             raise ConfigError(f"detector '{name}' cannot go on from itself", "give another --name")
         samples = {one: train_samples(self.wishes.data, one) for one in class_names}
         weights = self.frozen.encoder(config.encoder)
-        inputs = {f"images/{one}": self.frozen.images(found) for one, found in samples.items()}
         for one in past:
             self._prepare_replays(one)
-            inputs[f"replays/{one}"] = self.making.content("replays", one)
         structure = asdict(preset_for(config.detector, config.preset))
-        inputs["preset"] = plans.digest_of({"preset": structure})
         before: list[str] = []
         if config.init:
-            inputs[f"detectors/{config.init}"] = self.making.content("detectors", config.init)
             before = self.making.header("detectors", config.init).get("class_order", [])
-        inputs["class order"] = " + ".join(",".join(part) for part in (before, past, class_names))
+
+        def inputs() -> dict[str, str]:
+            found = {f"images/{one}": self.frozen.images(real) for one, real in samples.items()}
+            found |= {f"replays/{one}": self.making.content("replays", one) for one in past}
+            found["preset"] = plans.digest_of({"preset": structure})
+            if config.init:
+                found[f"detectors/{config.init}"] = self.making.content("detectors", config.init)
+            order = (before, past, class_names)
+            found["class order"] = " + ".join(",".join(part) for part in order)
+            return found
+
         plan = self.making.plan("train", name, config, seed, inputs, weights)
         known = ",".join(dict.fromkeys((*before, *past, *class_names)))
         return self.making.finish(
@@ -322,7 +335,7 @@ class Pipeline:
     def evaluate(self, class_names: Sequence[str], name: str) -> Outcome:
         """Scores of a detector on the test images of some classes."""
         samples = {one: test_samples(self.wishes.data, one) for one in class_names}
-        content = self.making.content("detectors", name)
+        self.making.content("detectors", name)  # or say what makes it
         header, config = self.making.header("detectors", name), self.config(EvalConfig)
         encoder = config.encoder or self._typed("train", "encoder") or header.get("encoder")
         encoder = encoder or settle(self.config(TrainConfig)).encoder
@@ -331,14 +344,21 @@ class Pipeline:
         path = self.store.path("detectors", name)
         if f"detectors/{name}" not in self.making.changing:
             plans.check_same_encoder(path, header, weights, encoder)
-        inputs = {f"images/{one}": self.frozen.images(found) for one, found in samples.items()}
-        inputs |= {f"detectors/{name}": content, "class order": ",".join(class_names)}
+
+        def inputs() -> dict[str, str]:
+            found = {f"images/{one}": self.frozen.images(real) for one, real in samples.items()}
+            content = self.making.content("detectors", name)
+            return {**found, f"detectors/{name}": content, "class order": ",".join(class_names)}
+
         plan = self.making.plan("eval", name, config, None, inputs, weights)
-        return self.making.finish(
+        outcome = self.making.finish(
             plan, sum(map(len, samples.values())),
             shlex.join(["replaycad", "inspect", str(plan.path)]), self.wishes.force,
             lambda workshop: workshop.evaluate(plan, path, samples, config),
         )  # fmt: skip
+        if plan.state == "hit" and not self.wishes.dry_run:
+            mirror_in_json(plan.path)  # a run may have been killed between the two files
+        return outcome
 
     def _typed(self, stage: str, field: str) -> str:
         return self.wishes.overrides.get(stage, {}).get(field, "")

@@ -6,7 +6,7 @@ facts stand in the header too, so that a stale artifact can say which of them ch
 """
 
 import hashlib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -56,6 +56,8 @@ class Plan:
         key: digest of `facts`.
         state: `hit`, `stale` or `missing`.
         reason: what made it stale, or empty.
+        inputs_now: digests and content ids of the inputs as they are at the call; None if nobody
+            can change them.
     """
 
     stage: str
@@ -65,6 +67,7 @@ class Plan:
     key: str
     state: str
     reason: str
+    inputs_now: Callable[[], Mapping[str, str]] | None = None
 
     @property
     def kind(self) -> str:
@@ -75,6 +78,20 @@ class Plan:
     def label(self) -> str:
         """Kind and name, as inputs of later stages are called."""
         return f"{self.kind}/{self.name}"
+
+    def check_inputs(self) -> None:
+        """Look at the inputs once more, before what was made from them is written.
+
+        Raises:
+            ArtifactError: one of them is no longer what the facts say.
+        """
+        now = self.inputs_now() if self.inputs_now else self.facts["inputs"]
+        for name, digest in self.facts["inputs"].items():
+            if now.get(name) != digest:
+                raise ArtifactError(
+                    f"{name} changed while {self.label} was made from it; nothing was written",
+                    "run the same command again",
+                )
 
     def header(self, class_names: Sequence[str]) -> dict[str, Any]:
         """The common part of the artifact's header."""

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from replaycad.artifacts.format import canonical_json, read_header
+from replaycad.artifacts.scores import SCORES
 from replaycad.console import format_bytes, print_json, print_line, print_table
 from replaycad.forecast import Assumptions
 from replaycad.plans import Outcome
@@ -221,7 +222,7 @@ def _document(outcome: Outcome, dry_run: bool) -> dict[str, Any]:
 
 
 def _metrics(path: Path) -> dict[str, Any]:
-    return read_header(path)["metrics"]
+    return read_header(path, SCORES)["metrics"]
 
 
 def _print_metrics(metrics: Mapping[str, Any]) -> None:

@@ -10,10 +10,12 @@ from typing import Any
 from replaycad import sequence
 from replaycad.artifacts.atomic import write_text
 from replaycad.artifacts.detector import DetectorArtifact
+from replaycad.artifacts.digests import file_digest
 from replaycad.artifacts.format import read_header
+from replaycad.artifacts.scores import SCORES
 from replaycad.data.samples import test_samples, train_samples
 from replaycad.detectors.presets import preset_for, settle
-from replaycad.errors import BudgetError, ConfigError
+from replaycad.errors import ArtifactError, BudgetError, ConfigError
 from replaycad.pipeline import Pipeline
 from replaycad.plans import Outcome, digest_of
 from replaycad.recipes import CompressConfig, MaskConfig, TrainConfig
@@ -157,9 +159,9 @@ def _kept_results(
         "keys": [outcome.plan.key for outcome in by_step.values()],
         "cells": [asdict(cell) for cell in named], "left_out": left_out,
     })  # fmt: skip
-    document = _unchanged(pipeline, run_name, target, digest)
-    is_new = document is None or not table.exists()
-    if document is None or is_new:
+    document = _unchanged(pipeline, run_name, (target, table), digest)
+    is_new = document is None
+    if document is None:
         # Its scipy takes longer to import than an up-to-date run may last.
         from replaycad.results import results_csv, results_document  # noqa: PLC0415
 
@@ -176,7 +178,7 @@ def _kept_results(
         document |= {"left_out": left_out} if left_out else {}
         write_text(target, json.dumps(document, indent=2) + "\n")
         write_text(table, results_csv(document))
-        write_text(_digest_path(pipeline, run_name), digest)
+        write_text(_digest_path(pipeline, run_name), _digest_with(digest, (target, table)))
     return {"document": document, "files": [target, table], "is_new": is_new}
 
 
@@ -185,19 +187,24 @@ def _digest_path(pipeline: Pipeline, run_name: str) -> Path:
 
 
 def _unchanged(
-    pipeline: Pipeline, run_name: str, target: Path, digest: str
+    pipeline: Pipeline, run_name: str, files: Sequence[Path], digest: str
 ) -> dict[str, Any] | None:
     """The document of the run before, if it was written from these very artifacts."""
     try:
-        if _digest_path(pipeline, run_name).read_text() != digest:
+        if _digest_path(pipeline, run_name).read_text() != _digest_with(digest, files):
             return None
-        return json.loads(target.read_text())
-    except (OSError, ValueError):
+        return json.loads(files[0].read_text())
+    except (OSError, ValueError, ArtifactError):
         return None
 
 
+def _digest_with(digest: str, files: Sequence[Path]) -> str:
+    """One digest over what results come from and over what they are."""
+    return digest_of({"from": digest, **{path.suffix: file_digest(path) for path in files}})
+
+
 def _scores(outcome: Outcome) -> Mapping[str, Mapping[str, float | None]]:
-    return read_header(outcome.plan.path)["metrics"]["classes"]
+    return read_header(outcome.plan.path, SCORES)["metrics"]["classes"]
 
 
 def _remembered(by_step: Mapping[Step, Outcome], cell: Cell) -> int:

@@ -1,12 +1,13 @@
 """Keeps the state of a long computation, so that a killed run goes on where it was."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from numpy.typing import NDArray
 
 from replaycad.artifacts.atomic import cannot_write, remove_leftovers
-from replaycad.artifacts.format import Schema, TensorSpec, read, verify, write
+from replaycad.artifacts.format import Schema, TensorSpec, read, write
 from replaycad.artifacts.layout import NUMPY_NAMES
 from replaycad.errors import ArtifactError
 
@@ -27,17 +28,19 @@ class Checkpoint:
     Args:
         path: the file.
         key: of the output that is being made; a checkpoint of another key counts as none.
+        check: called before each save; raises if the state is not worth going on from.
     """
 
-    def __init__(self, path: str | Path, key: str = "") -> None:
+    def __init__(
+        self, path: str | Path, key: str = "", check: Callable[[], None] = lambda: None
+    ) -> None:
         self.path = Path(path)
         self.key = key
+        self._check = check
 
     def load(self) -> tuple[int, dict[str, NDArray[Any]]] | None:
         """Read the step and the arrays; None if there is no sound checkpoint."""
         try:
-            # The digest as well: going on from a flipped bit would spoil the result in silence.
-            verify(self.path, CHECKPOINT)
             tensors, header = read(self.path, CHECKPOINT)
         except ArtifactError:
             return None
@@ -51,8 +54,9 @@ class Checkpoint:
             tensors: arrays of any shape by name.
 
         Raises:
-            ArtifactError: it cannot be written; the one before is still there.
+            ArtifactError: it cannot be written, or `check` says so; the one before is still there.
         """
+        self._check()
         write(self.path, CHECKPOINT, tensors, {"step": step, "key": self.key})
 
     def clear(self) -> None:

@@ -42,7 +42,7 @@ class ImageFile(Protocol):
 
 
 class DigestCache:
-    """Digests by path, size, times of change and inode, kept in one JSON file.
+    """Digests by path, size, times of change and inode, kept in one file: checksum, then JSON.
 
     A file that cannot be read is an empty cache, one that cannot be written is no failure: only
     time is lost. Use it as a context manager, or call `save`.
@@ -76,7 +76,8 @@ class DigestCache:
             return
         entries = {**_load(self._path), **self._new}
         try:
-            write_text(self._path, canonical_json(entries))
+            text = canonical_json(entries)
+            write_text(self._path, f"{_checksum(text)}\n{text}\n")
         except ArtifactError:  # a store that may only be read
             return
         self._new = {}
@@ -139,14 +140,20 @@ def _stamp(stat: os.stat_result) -> Stamp:
 
 
 def _load(path: Path) -> dict[str, tuple[Stamp, str]]:
-    """Read the entries that are sound."""
+    """Read the entries that are sound; none if a bit of the file is not as it was written."""
     try:
-        found = json.loads(path.read_bytes())
+        checksum, _, text = path.read_text().partition("\n")
+        found = json.loads(text) if checksum == _checksum(text.rstrip("\n")) else {}
     except (OSError, ValueError, RecursionError):
         return {}
     if not isinstance(found, dict):
         return {}
     return {place: (entry[0], entry[1]) for place, entry in found.items() if _is_entry(entry)}
+
+
+def _checksum(text: str) -> str:
+    """A flipped bit in a digest would have artifacts made of images that nobody has."""
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _is_entry(entry: Any) -> bool:

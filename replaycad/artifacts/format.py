@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from replaycad.artifacts.atomic import replacing
-from replaycad.artifacts.layout import TensorPlace, canonical_json, encode, plain
+from replaycad.artifacts.layout import TensorPlace, canonical_json, encode, header_id, plain
 from replaycad.artifacts.reading import (
     METADATA_KEY,
     Layout,
@@ -111,7 +111,7 @@ def _full_header(
     full = {name: value for name, value in plain(header).items() if name not in OWN_FIELDS}
     full |= {"format": schema.format, "format_version": schema.version}
     full["content_id"] = content_id(tensors)
-    full["header_id"] = _header_id(full)
+    full["header_id"] = header_id(full)
     return full
 
 
@@ -126,13 +126,14 @@ def content_id(tensors: Mapping[str, Array] | Mapping[str, Streamed]) -> str:
 
 
 def read(path: str | Path, schema: Schema) -> tuple[dict[str, Array], dict[str, Any]]:
-    """Read a whole artifact and check it against its schema, NaN and infinity included.
+    """Read a whole artifact and check it against its schema and its digests.
 
     Returns:
         the arrays by name, and the header.
 
     Raises:
-        ArtifactError: as `read_header`, or a tensor holds a number that is not finite.
+        ArtifactError: as `read_header`, or a bit is not as it was written, or a tensor holds a
+            number that is not finite.
     """
     path = Path(path)
     with open_artifact(path, schema) as file:
@@ -141,6 +142,7 @@ def read(path: str | Path, schema: Schema) -> tuple[dict[str, Array], dict[str, 
         for name, place in found.tensors.items():
             tensors[name] = np.empty(place.shape, place.dtype)
             read_into(file, byte_view(tensors[name]), place.offset, path)
+    _check_content(path, schema, found.header, content_id(tensors))
     difference = _not_finite(schema, tensors)
     if difference:
         damaged(path, schema, difference)
@@ -165,10 +167,7 @@ def verify(path: str | Path, schema: Schema | None = None) -> str:
                 for name, place in found.tensors.items()
             }
         )
-    for name, actual in (("content_id", digest), ("header_id", _header_id(found.header))):
-        expected = found.header.get(name)
-        if expected != actual:
-            damaged(path, schema, f"expected {name} {expected!s:.16}..., found {actual:.16}...")
+    _check_content(path, schema, found.header, digest)
     return digest
 
 
@@ -202,10 +201,18 @@ def _content_id(tensors: Mapping[str, tuple[str, Shape, Iterable[memoryview]]]) 
     return digest.hexdigest()
 
 
-def _header_id(header: Mapping[str, Any]) -> str:
-    """sha256 over the header itself, which the content id leaves out."""
-    fields = {name: value for name, value in header.items() if name != "header_id"}
-    return hashlib.sha256(canonical_json(fields).encode()).hexdigest()
+def _check_content(
+    path: Path, schema: Schema | None, header: Mapping[str, Any], digest: str
+) -> None:
+    """Raise the error for tensors that are not what was written.
+
+    Such a file still says how it was made, and so no stage would make it again by itself.
+    """
+    expected = header["content_id"]
+    if expected != digest:
+        remedy = schema.remedy(path) if schema else "take the file from where it was made"
+        found = f"expected content_id {expected:.16}..., found {digest:.16}..."
+        raise ArtifactError(f"{path}: {found}", f"it was damaged: remove it and {remedy}")
 
 
 def _not_finite(schema: Schema, tensors: Mapping[str, Array] | Mapping[str, Streamed]) -> str:

@@ -5,6 +5,7 @@ are streamed in and read by row, so the header is handled here, in the same byte
 version of the library. The tests hold both against each other.
 """
 
+import hashlib
 import json
 import math
 from collections.abc import Mapping
@@ -69,6 +70,12 @@ def plain(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value
+
+
+def header_id(header: Mapping[str, Any]) -> str:
+    """sha256 over a header itself, which its content id leaves out."""
+    fields = {name: value for name, value in header.items() if name != "header_id"}
+    return hashlib.sha256(canonical_json(fields).encode()).hexdigest()
 
 
 def strict_json(text: str) -> Any:

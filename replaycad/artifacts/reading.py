@@ -115,6 +115,8 @@ def _check_header(header: Any, path: Path, schema: Schema | None) -> None:
     if type(version) is not int:
         damaged(path, schema, f"expected a whole number as format_version, found {version!r:.40}")
     if schema is None:
+        if "header_id" in header:  # a stranger's format may have none
+            _check_digest(header, path, schema)
         return
     if header["format"] != schema.format:
         damaged(path, schema, f"expected {_wanted(schema)}, found format `{header['format']}`")
@@ -126,9 +128,17 @@ def _check_header(header: Any, path: Path, schema: Schema | None) -> None:
         )
     if version < schema.version:
         damaged(path, schema, f"expected version {schema.version}, found version {version}")
+    _check_digest(header, path, schema)
     wrong = schema.wrong_field(header)
     if wrong:
         damaged(path, schema, wrong)
+
+
+def _check_digest(header: dict[str, Any], path: Path, schema: Schema | None) -> None:
+    """A flipped bit in a number of the header is found here, wherever the header is read."""
+    expected, actual = header.get("header_id"), layout.header_id(header)
+    if expected != actual:
+        damaged(path, schema, f"expected header_id {expected!s:.16}..., found {actual:.16}...")
 
 
 def _wanted(schema: Schema | None) -> str:

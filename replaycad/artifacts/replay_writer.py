@@ -17,6 +17,7 @@ from replaycad.artifacts.format import (
     canonical_json,
     read_header,
     read_layout,
+    verify,
     write,
 )
 from replaycad.artifacts.layout import plain
@@ -189,6 +190,7 @@ class ReplaysWriter:
             shard = self._shard_path(len(shards))
             expected = min(self._shard_rows, self._num_images - first)
             try:
+                verify(shard, SHARD)
                 found = read_layout(shard, SHARD)
             except ArtifactError:
                 break

@@ -1,5 +1,6 @@
 """What a detector says of every test image, with the metrics beside it as plain JSON."""
 
+import contextlib
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from replaycad.artifacts.atomic import write_text
-from replaycad.artifacts.format import Schema, TensorSpec, content_id, damaged, read, write
+from replaycad.artifacts.format import Schema, TensorSpec, damaged, read, read_header, write
 from replaycad.artifacts.layout import plain
 
 SCORES = Schema(
@@ -73,15 +74,9 @@ class ScoresArtifact:
             "image_ids": list(self.image_ids),
             "metrics": metrics,
         }
-        document = {
-            "classes": own["classes"],
-            "metrics": metrics,
-            "content_id": content_id(tensors),
-            "key": self.header.get("key", ""),
-        }
-        # First the JSON: whoever finds the artifact up to date finds its JSON up to date as well.
-        write_text(path.with_suffix(".json"), json.dumps(document, indent=1, sort_keys=True) + "\n")
-        return write(path, SCORES, tensors, {**self.header, **own})
+        written = write(path, SCORES, tensors, {**self.header, **own})
+        mirror_in_json(path)
+        return written
 
     @classmethod
     def load(cls, path: str | Path) -> "ScoresArtifact":
@@ -109,3 +104,23 @@ class ScoresArtifact:
             anomaly_maps=tensors.get("anomaly_maps"),
             header=header,
         )
+
+
+def mirror_in_json(path: str | Path) -> None:
+    """Write what scores came to as JSON beside them, unless that is there already.
+
+    Args:
+        path: of the scores.
+
+    Raises:
+        ArtifactError: they cannot be read, or the JSON cannot be written.
+    """
+    path = Path(path)
+    header = read_header(path, SCORES)
+    fields = ("classes", "metrics", "content_id")
+    document = {**{name: header[name] for name in fields}, "key": header.get("key", "")}
+    text, target = json.dumps(document, indent=1, sort_keys=True) + "\n", path.with_suffix(".json")
+    with contextlib.suppress(OSError, ValueError):
+        if target.read_text() == text:
+            return
+    write_text(target, text)

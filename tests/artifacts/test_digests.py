@@ -77,6 +77,11 @@ def test_a_young_file_is_not_remembered(tmp_path):
     assert not (tmp_path / FILE_NAME).exists()
 
 
+def remembered(folder):
+    """What the file behind its checksum holds."""
+    return json.loads((folder / FILE_NAME).read_text().partition("\n")[2])
+
+
 def test_what_two_runs_remember_is_kept(tmp_path):
     for name in ("a", "b"):
         (tmp_path / name).write_bytes(name.encode())
@@ -88,7 +93,7 @@ def test_what_two_runs_remember_is_kept(tmp_path):
     second.save()
     second.save()
 
-    assert len(json.loads((tmp_path / FILE_NAME).read_bytes())) == 2
+    assert len(remembered(tmp_path)) == 2
 
 
 @pytest.mark.parametrize(
@@ -99,12 +104,30 @@ def test_what_two_runs_remember_is_kept(tmp_path):
 def test_a_spoiled_cache_is_an_empty_one(tmp_path, content):
     path = tmp_path / "a"
     path.write_bytes(b"abc")
-    (tmp_path / FILE_NAME).write_bytes(content.replace(b"PATH", str(path).encode()))
+    content = content.replace(b"PATH", str(path).encode())
+    checksum = hashlib.sha256(content).hexdigest().encode()
+    (tmp_path / FILE_NAME).write_bytes(checksum + b"\n" + content + b"\n")
 
     with DigestCache(tmp_path, later) as cache:
         assert file_digest(path, cache) == hashlib.sha256(b"abc").hexdigest()
 
-    assert str(path) in json.loads((tmp_path / FILE_NAME).read_bytes())
+    assert str(path) in remembered(tmp_path)
+
+
+def test_a_flipped_bit_in_the_cache_is_found(tmp_path):
+    path = tmp_path / "a"
+    path.write_bytes(b"abc")
+    with DigestCache(tmp_path, later) as cache:
+        digest = file_digest(path, cache)
+    content = (tmp_path / FILE_NAME).read_bytes()
+
+    for place in range(len(content) - 1):
+        spoilt = bytearray(content)
+        spoilt[place] ^= 1
+        (tmp_path / FILE_NAME).write_bytes(spoilt)
+        assert DigestCache(tmp_path, later).get(path, path.stat()) is None
+
+    assert file_digest(path, DigestCache(tmp_path, later)) == digest
 
 
 def test_a_cache_that_cannot_be_written_is_no_failure(tmp_path):
