@@ -40,6 +40,7 @@ from replaycad.options import (
 from replaycad.sequence import STRATEGIES
 from replaycad.session import (
     Shared,
+    engine_named,
     perform,
     session,
     show_forecast,
@@ -249,6 +250,12 @@ def run(
     name: Annotated[
         str, typer.Option("--name", help="Of the result and of the detectors.")
     ] = "run",
+    engine: Annotated[
+        str, typer.Option("--engine", help="ray, or empty for this process alone.")
+    ] = "",
+    address: Annotated[
+        str, typer.Option("--address", help="Of the Ray cluster; empty for one on this machine.")
+    ] = "",
     assume: Annotated[
         list[str], typer.Option("--assume", help="With --dry-run: reckon a size, as classes=1000.")
     ] = [],  # noqa: B006
@@ -300,7 +307,8 @@ def run(
             pipeline.class_names(split_names(classes)), split_names(strategy), numbers,
             split_names(detector) or [""], sizes or [0], num_orders,
         )  # fmt: skip
-        result = walk.run_sequence(pipeline, cells, name, sheet)
+        engine_of = None if dry_run else engine_named(engine, address)
+        result = walk.run_sequence(pipeline, cells, name, sheet, engine_of)
         if not dry_run:
             write_page(pipeline, result, name)
         show_run(result, as_json, dry_run)

@@ -32,7 +32,7 @@ class Wishes:
 
     Args:
         data: folder of the images.
-        root: folder of the artifacts.
+        root: folder or URL of the artifacts.
         device: `auto`, `cpu`, `cuda` or `mps`.
         seed: of every random stream, unless a step names its own.
         recipe: key of `recipes.RECIPES`.
@@ -43,7 +43,7 @@ class Wishes:
     """
 
     data: Path
-    root: Path
+    root: str | Path
     overrides: Mapping[str, dict[str, str]]
     device: str = "auto"
     seed: int = 0
@@ -180,10 +180,11 @@ class Making:
             self._report.note(f"waiting: another command makes {plan.label}")
 
         shared = plan.stage == "train" and ranks().rank > 0  # beside rank 0, which holds it
-        alone = nullcontext(False) if shared else self._store.alone_with(
+        alone = nullcontext() if shared else self._store.alone_with(
             plan.kind, plan.name, wait)  # fmt: skip
-        with alone as waited:
-            if waited and not force and self.header(plan.kind, plan.name).get("key") == plan.key:
+        with alone:
+            # Another command may have made it since the plan.
+            if not force and self.header(plan.kind, plan.name).get("key") == plan.key:
                 return None
             self._workshop = self._workshop or Workshop(
                 self._store, self._wishes.device, self._report, self._wishes.save_every_seconds
@@ -192,6 +193,7 @@ class Making:
             work(self._workshop)
             if not shared:
                 self._ledger.note(plan, time.monotonic() - start)
+                self._store.publish(plan.kind, plan.name)
         self._finished.append(plan.path)
         self._current = None
         return peak_memory_bytes()

@@ -15,7 +15,8 @@ Data = Annotated[
     Path, typer.Option("--data", envvar=FOLDERS["--data"][0], help="Folder of the images.")
 ]
 StoreRoot = Annotated[
-    Path, typer.Option("--store", envvar=FOLDERS["--store"][0], help="Folder of the artifacts.")
+    str,
+    typer.Option("--store", envvar=FOLDERS["--store"][0], help="Folder or URL of the artifacts."),
 ]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or mps.")]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Of every random stream.")]
@@ -73,4 +74,4 @@ ReplayBudget = Annotated[
     int, typer.Option("--replay-budget", min=0, help="Replays of all past classes together.")
 ]
 
-DATA, STORE = (Path(folder) for _, folder in FOLDERS.values())
+DATA, STORE = Path(FOLDERS["--data"][1]), FOLDERS["--store"][1]

@@ -25,7 +25,7 @@ class Shared:
 
     classes: list[str]
     data: Path
-    store: Path
+    store: str
     recipe: str
     settings: list[str]
     device: str
@@ -183,6 +183,25 @@ def show_forecast(shared: Shared, assumptions: list[str], replay_budget: int) ->
         summary.show_forecast(given, plans, forecast.advice(given), shared.as_json)
 
 
+def engine_named(name: str, address: str) -> Callable[..., Any] | None:
+    """What does the steps of a sequence; None for this process.
+
+    Raises:
+        ConfigError: there is no such engine.
+    """
+    if not name:
+        return None
+    if name != "ray":
+        from replaycad.errors import ConfigError
+
+        raise ConfigError(f"unknown engine '{name}'", "choose ray, or leave --engine out")
+    from functools import partial
+
+    from replaycad.fleet import perform_on_ray
+
+    return partial(perform_on_ray, address=address)
+
+
 def report_writer() -> Callable[..., None]:
     """`report.build.write_report`, whose packages are an extra.
 
@@ -212,6 +231,7 @@ def write_page(pipeline: "Pipeline", result: dict[str, Any], name: str) -> None:
             encoder = pipeline.config(TrainConfig).encoder
             device = resolve_device(wishes.device)
             write(pipeline.store, wishes.data, name, encoder, device, target)
+            pipeline.store.publish("results", name)
         result["files"].append(target)
     except ReplayCadError as error:
         pipeline.report.note(f"no report page: {error}")

@@ -1,7 +1,7 @@
 """Walks a planned sequence step by step and keeps what it came to."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import cache
 from pathlib import Path
@@ -15,15 +15,23 @@ from replaycad.artifacts.format import read_header
 from replaycad.artifacts.scores import SCORES
 from replaycad.data.samples import test_samples, train_samples
 from replaycad.detectors.presets import preset_for, settle
-from replaycad.errors import ArtifactError, BudgetError, ConfigError
+from replaycad.errors import ArtifactError, BudgetError, ConfigError, ReplayCadError
 from replaycad.pipeline import Pipeline
 from replaycad.plans import Outcome, digest_of
+from replaycad.progress import Report
 from replaycad.recipes import CompressConfig, MaskConfig, TrainConfig
 from replaycad.sequence import Cell, Step
 
+Refused = dict[Cell, str]
+Performed = tuple[dict[tuple[str, str], Outcome], Refused]
+
 
 def run_sequence(
-    pipeline: Pipeline, cells: Sequence[Cell], run_name: str, sheet: Path | None = None
+    pipeline: Pipeline,
+    cells: Sequence[Cell],
+    run_name: str,
+    sheet: Path | None = None,
+    perform: Callable[[Pipeline, Sequence[Step]], Performed] | None = None,
 ) -> dict[str, Any]:
     """Do everything of a comparison that is not up to date.
 
@@ -32,6 +40,7 @@ def run_sequence(
         cells: as `sequence.comparison` gives them.
         run_name: of the results and of the detectors.
         sheet: where the contact sheet goes; None for beside the results.
+        perform: does the steps; None for `perform_here`.
 
     Returns:
         `outcomes`, and unless it is a dry run the results `document`, the written `files` and
@@ -49,7 +58,7 @@ def run_sequence(
     cells = _fitting(pipeline, cells)
     planned = sequence.steps(cells, run_name, pipeline.wishes.seed)
     _check_networks(pipeline, planned)
-    outcomes, refused = _perform(pipeline, planned)
+    outcomes, refused = (perform or perform_here)(pipeline, planned)
     if pipeline.wishes.dry_run:
         return {"outcomes": list(outcomes.values())}
     left = [cell for cell in cells if cell not in refused]
@@ -69,6 +78,7 @@ def run_sequence(
             for one in cells[0].classes
         }
         draw_sheet(pipeline.wishes.data, pipeline.store, stored, picture)
+        pipeline.store.publish("results", run_name)
     result["files"].append(picture)
     return {"outcomes": list(outcomes.values()), **result}
 
@@ -108,12 +118,14 @@ def _misfit(config: TrainConfig, strategy: str) -> ConfigError | None:
     return None
 
 
-def _perform(
-    pipeline: Pipeline, planned: Sequence[Step]
-) -> tuple[dict[tuple[str, str], Outcome], dict[Cell, str]]:
-    """Do the steps; a cell whose budget is too small is left out, and is told why."""
+def perform_here(pipeline: Pipeline, planned: Sequence[Step]) -> Performed:
+    """Do the steps one by one; a cell whose budget is too small is left out, and is told why.
+
+    Returns:
+        outcomes by stage and name, and the reasons of the cells that were left out.
+    """
     outcomes: dict[tuple[str, str], Outcome] = {}
-    refused: dict[Cell, str] = {}
+    refused: Refused = {}
     everyone = {cell for step in planned for cell in step.cells}
     for number, step in enumerate(planned):
         pipeline.report.step("sequence", number, len(planned))
@@ -122,12 +134,27 @@ def _perform(
         try:
             outcomes[step.stage, step.name] = pipeline.perform(step)
         except BudgetError as error:
-            refused |= dict.fromkeys(step.cells, error.message)
-            if not any(cell.budget for cell in everyone - set(refused)):
-                raise  # no other budget is left to be compared
-            pipeline.report.note(f"left out: {step.name}: {error.message}")
+            refuse(error, step, refused, everyone, pipeline.report)
     pipeline.report.step("sequence", len(planned), len(planned))
     return outcomes, refused
+
+
+def refuse(
+    error: ReplayCadError, step: Step, refused: Refused, everyone: set[Cell], report: Report
+) -> None:
+    """Leave out the cells of a step whose budget is too small.
+
+    Raises:
+        ReplayCadError: it is another error, or no other budget is left to be compared.
+    """
+    if not isinstance(error, BudgetError):
+        raise error
+    is_known = all(cell in refused for cell in step.cells)
+    refused |= dict.fromkeys(step.cells, error.message)
+    if not any(cell.budget for cell in everyone - set(refused)):
+        raise error
+    if not is_known:
+        report.note(f"left out: {step.name}: {error.message}")
 
 
 def _check_networks(pipeline: Pipeline, planned: Sequence[Step]) -> None:

@@ -26,7 +26,7 @@ LAYERS = [
     {"stages"},
     {"sequence", "results", "plans", "frozen", "ledger", "execution", "making", "pipeline",
      "walk", "contact_sheet", "exchange", "privacy", "overlay", "prediction",
-     "deployment", "forecast"},
+     "deployment", "forecast", "fleet"},
     {"console", "doctor", "summary", "guide"},
     {"report"},
     {"session", "options"},
@@ -54,7 +54,7 @@ OPTIONS = {
     "run": SHARED_OPTIONS
     | {"--strategy", "--seeds", "--name", "--sheet", "--backbone", "--segmenter"}
     | {"--detector", "--encoder", "--budget", "--orders", "--replay-budget"}
-    | {"--assume"},
+    | {"--assume", "--engine", "--address"},
     "predict": {"--name", "--class", "--out", "--watch", "--batch-size", "--encoder", "--store"}
     | {"--device", "--json", "--quiet"},
     "report": {"--name", "--out", "--data", "--store", "--encoder", "--device", "--json"},

@@ -15,8 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def test_two_commands_on_one_class_compute_it_once(chain, data, models, tmp_path):
     root = tmp_path / "store"
-    with Store(root).alone_with("masks", "disc", lambda: None) as waited:
-        assert not waited
+    with Store(root).alone_with("masks", "disc", lambda: pytest.fail("nobody has it")):
         process = subprocess.Popen(
             [sys.executable, "-m", "replaycad", "mask", "--class", "disc", "--store", root,
              "--data", data, "--device", "cpu", "--json", *models.settings("mask")],
