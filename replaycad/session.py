@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from replaycad.plans import Outcome
 
 
+MAX_SEEDS = 10_000
 SHARED_STAGES = ("mask", "compress", "replay", "train")  # by processes that torchrun starts
 
 
@@ -48,7 +49,7 @@ def split_seeds(text: str, first: int) -> list[int]:
         numbers = list(dict.fromkeys(int(part) for part in text.split(","))) if text else [1]
     except ValueError:
         numbers = []
-    if len(numbers) == 1 and "," not in text and numbers[0] > 0:
+    if len(numbers) == 1 and "," not in text and 0 < numbers[0] <= MAX_SEEDS:
         return list(range(first, first + numbers[0]))
     if not numbers or min(numbers) < 0 or "," not in text:
         raise typer.BadParameter(f"'{text}' is neither a number of seeds nor a list such as 0,1,2")

@@ -40,7 +40,7 @@ def decode(stored: bytes, size: int) -> ByteArray:
             if picture.size != (size, size):
                 raise ValueError(f"it has {picture.size[0]} x {picture.size[1]} px, not {size}")
             return np.asarray(picture.convert("RGB")).transpose(2, 0, 1)
-        except (OSError, Image.DecompressionBombError) as error:
+        except (OSError, RuntimeError, Image.DecompressionBombError) as error:
             raise ValueError(str(error)) from None
 
 

@@ -29,6 +29,7 @@ _DECODER_ERRORS = (
     AttributeError,
     ArithmeticError,
     MemoryError,
+    RuntimeError,
     struct.error,
     zlib.error,
 )
@@ -62,6 +63,16 @@ def read_picture(path: Path) -> Image.Image:
     """
     with _decoding(path), Image.open(path) as file:
         return _to_rgb(ImageOps.exif_transpose(file), path)
+
+
+def picture_size(path: Path) -> tuple[int, int]:
+    """Width and height in pixels as the file's first bytes say, before it is unpacked.
+
+    Raises:
+        DatasetError: as `load_image`.
+    """
+    with _decoding(path), Image.open(path) as file:
+        return file.size
 
 
 def square_pixels(picture: Image.Image, size: int) -> ByteArray:

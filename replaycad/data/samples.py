@@ -154,10 +154,19 @@ def _is_class_folder(folder: Path) -> bool:
 
 def _class_folder(data: Path, class_name: str) -> Path:
     root = _root(data)
-    is_one_name = class_name not in ("", ".", "..") and not set("/\\\0") & set(class_name)
-    if is_one_name and (root / class_name).is_dir():
+    if _is_one_name(class_name) and (root / class_name).is_dir():
         return root / class_name
     raise _unknown_class(data, class_name)
+
+
+def _is_one_name(class_name: str) -> bool:
+    return class_name not in ("", ".", "..") and not set("/\\\0") & set(class_name)
+
+
+def _stays(relative: str) -> bool:
+    """Whether a path stays below the folder that it is relative to."""
+    path = Path(relative)
+    return not path.is_absolute() and ".." not in path.parts and "\0" not in relative
 
 
 def _unknown_class(data: Path, class_name: str) -> DatasetError:
@@ -222,10 +231,16 @@ def _visa_rows(data: Path) -> list[dict[str, str]]:
                 f"{table} lacks the columns {', '.join(sorted(missing))}",
                 f"expected the columns {', '.join(VISA_COLUMNS)}",
             )
-        rows = [{name: (row[name] or "").strip() for name in VISA_COLUMNS} for row in reader]
+        try:
+            rows = [{name: (row[name] or "").strip() for name in VISA_COLUMNS} for row in reader]
+        except csv.Error as error:
+            raise DatasetError(f"{table} cannot be read as CSV: {error}", LAYOUTS_HINT) from None
     for row in rows:
         if row["label"] not in ("normal", "anomaly") or not row["object"] or not row["image"]:
             raise DatasetError(f"{table} has a row that is not understood: {row}", LAYOUTS_HINT)
+        if not _is_one_name(row["object"]) or not all(map(_stays, (row["image"], row["mask"]))):
+            # A table of a stranger must not have files read that lie elsewhere.
+            raise DatasetError(f"{table} has a row that leaves its folder: {row}", LAYOUTS_HINT)
     return rows
 
 

@@ -7,8 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, UnidentifiedImageError
-
+from replaycad.data.images import picture_size
 from replaycad.data.samples import VISA_TABLE, Sample, find_classes, test_samples, train_samples
 from replaycad.errors import DatasetError
 
@@ -127,10 +126,11 @@ def _sizes(samples: Sequence[Sample]) -> tuple[Counter[str], list[str]]:
     unreadable = []
     for sample in samples:
         try:
-            with Image.open(sample.path) as file:
-                sizes[f"{file.width}x{file.height}"] += 1
-        except (OSError, UnidentifiedImageError, ValueError, Image.DecompressionBombError):
+            width, height = picture_size(sample.path)
+        except DatasetError:
             unreadable.append(sample.image_id)
+        else:
+            sizes[f"{width}x{height}"] += 1
     if not unreadable:
         return sizes, []
     names = ", ".join(unreadable[:SHOWN])

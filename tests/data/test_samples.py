@@ -137,6 +137,32 @@ def test_visa_row_with_an_unknown_label_is_refused(tmp_path):
         test_samples(tmp_path, "candle")
 
 
+@pytest.mark.parametrize(
+    "row",
+    [
+        ("candle", "train", "normal", "/etc/passwd.png", ""),
+        ("candle", "train", "normal", "../other/a.png", ""),
+        ("candle", "test", "anomaly", "candle/a.png", "../../m.png"),
+        ("../candle", "train", "normal", "candle/a.png", ""),
+        ("candle", "train", "normal", "a\0.png", ""),
+    ],
+)
+def test_visa_row_that_leaves_the_folder_is_refused(tmp_path, row):
+    write_visa(tmp_path, [row])
+
+    with pytest.raises(DatasetError, match="leaves its folder"):
+        train_samples(tmp_path, "candle")
+
+
+def test_visa_table_that_is_no_csv_is_refused(tmp_path):
+    write_visa(tmp_path)
+    table = tmp_path / "split_csv" / "1cls.csv"
+    table.write_text(table.read_text() + "a," + "x" * 200_000 + ",normal,b,c\n")
+
+    with pytest.raises(DatasetError, match="cannot be read as CSV: field larger"):
+        find_classes(tmp_path)
+
+
 def test_visa_unknown_class_lists_the_known_ones(tmp_path):
     write_visa(tmp_path)
 

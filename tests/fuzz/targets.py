@@ -1,0 +1,235 @@
+"""What is fuzzed: each target feeds bytes to readers and lets foreseen failures pass.
+
+A target gets a folder of its own in memory, and the bytes; whatever it raises is a finding.
+"""
+
+import contextlib
+import copy
+import io
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from replaycad.artifacts import inspection
+from replaycad.artifacts.checkpoints import Checkpoint
+from replaycad.artifacts.digests import DigestCache
+from replaycad.artifacts.embedding import read_embedding
+from replaycad.artifacts.format import canonical_json, content_id
+from replaycad.artifacts.layout import NUMPY_NAMES, encode, header_id, plain
+from replaycad.artifacts.reading import byte_view
+from replaycad.artifacts.store import Store
+from replaycad.continual.exemplars import decode
+from replaycad.data.images import load_anomaly_mask, load_image
+from replaycad.data.samples import VISA_TABLE, find_classes, test_samples, train_samples
+from replaycad.data.survey import survey
+from replaycad.errors import ReplayCadError
+from replaycad.exchange import checked_token
+from replaycad.plans import recorded_values, split_settings
+from replaycad.prediction import find_images
+from replaycad.recipes import STAGES, stage_config
+from replaycad.session import split_names, split_seeds, split_sizes
+from tests.artifacts.artifact_examples import LOADERS, WRITERS, header_of
+
+Target = Callable[[Path, bytes], None]
+NUMBERS = (0, 1, -1, 2, 7, 255, 65536, 2**31, 2**53, -(2**63), 10**30)
+VALUES: tuple[Any, ...] = (
+    *NUMBERS, 0.5, True, None, "", "a", "../a", "\0", "\n<script>", [], {}, [1], ["a", "a"],
+    {"a": 1}, [[]], [{}], {"file": "../x", "num_images": 3}, 1e308,
+)  # fmt: skip
+
+
+class Choices:
+    """Decisions read from bytes, so that a fuzzer that changes bytes changes decisions."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+
+    def number(self, limit: int) -> int:
+        """A number below `limit`."""
+        taken, self._data = self._data[:2], self._data[2:]
+        return int.from_bytes(taken, "little") % limit if limit else 0
+
+    def one_of(self, choices: Any) -> Any:
+        """One entry of a sequence."""
+        return choices[self.number(len(choices))]
+
+    def octets(self, count: int) -> bytes:
+        """So many bytes."""
+        taken, self._data = self._data[:count], self._data[count:]
+        return taken.ljust(count, b"\0")
+
+
+def _read_all(path: Path) -> None:
+    """Every reader of artifacts on one file."""
+    for read in (*LOADERS.values(), inspection.describe, inspection.verify, read_embedding):
+        with contextlib.suppress(ReplayCadError):
+            found = read(path)
+            if hasattr(found, "close"):
+                found.images(range(len(found)))
+                found.object_masks(range(len(found)))
+                found.close()
+    Checkpoint(path, "key").load()
+
+
+def artifact(folder: Path, data: bytes) -> None:
+    """Raw bytes as an artifact."""
+    path = folder / "a.safetensors"
+    path.write_bytes(data)
+    _read_all(path)
+
+
+def sealed_artifact(folder: Path, data: bytes) -> None:
+    """A sound artifact with some facts changed and digests made to fit: a stranger's file."""
+    choices = Choices(data)
+    path = folder / "a.safetensors"
+    path.write_bytes(choices.one_of(SOUND))
+    header, tensors = header_of(path), _tensors(path)
+    for _ in range(1 + choices.number(3)):
+        if choices.number(2):
+            _change(header, choices)
+        elif tensors:
+            name = choices.one_of(sorted(tensors))
+            tensors[choices.one_of((name, name, "images", "x", ""))] = _array(choices)
+    header.pop("header_id", None)
+    with contextlib.suppress(KeyError, ValueError, TypeError):
+        header["content_id"] = content_id(tensors)
+        header["header_id"] = header_id(plain(header))
+    kinds = {name: (one.dtype.name, one.shape) for name, one in tensors.items()}
+    start, order = encode(kinds, {"replaycad": canonical_json(plain(header))})
+    path.write_bytes(start + b"".join(byte_view(tensors[name]) for name in order))
+    _read_all(path)
+
+
+def _tensors(path: Path) -> dict[str, Any]:
+    from safetensors.numpy import load
+
+    return load(path.read_bytes())
+
+
+def _change(header: dict[str, Any], choices: Choices) -> None:
+    name = choices.one_of(sorted(header))
+    if choices.number(4) == 0:
+        del header[name]
+    elif isinstance(header[name], list) and header[name] and choices.number(2):
+        header[name][choices.number(len(header[name]))] = copy.deepcopy(choices.one_of(VALUES))
+    else:
+        header[name] = copy.deepcopy(choices.one_of(VALUES))
+
+
+def _array(choices: Choices) -> Any:
+    shape = [choices.number(5) for _ in range(choices.number(4))]
+    kind = np.dtype(choices.one_of(sorted(set(NUMPY_NAMES.values()))))
+    size = int(np.prod(shape)) * kind.itemsize
+    return np.frombuffer(choices.octets(size), kind)[: int(np.prod(shape))].reshape(shape).copy()
+
+
+def picture(folder: Path, data: bytes) -> None:
+    """Bytes as an image, an anomaly mask, an exemplar; in a folder that is surveyed."""
+    path = folder / "class" / "train" / "good" / "a.png"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data)
+    with contextlib.suppress(ReplayCadError):
+        assert load_image(path, 16).shape == (16, 16, 3)
+    with contextlib.suppress(ReplayCadError):
+        assert load_anomaly_mask(path, 16).shape == (16, 16)
+    with contextlib.suppress(ValueError):
+        assert decode(data, 16).shape == (3, 16, 16)
+    with contextlib.suppress(ReplayCadError):
+        survey(folder)
+
+
+def table(folder: Path, data: bytes) -> None:
+    """Bytes as VisA's table of the images."""
+    path = folder / VISA_TABLE
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data)
+    with contextlib.suppress(ReplayCadError):
+        for name in find_classes(folder):
+            for samples in (train_samples, test_samples):
+                with contextlib.suppress(ReplayCadError):
+                    for sample in samples(folder, name):
+                        assert sample.path.is_relative_to(folder), sample.path
+                        json.dumps(sample.image_id).encode()
+
+
+def words(folder: Path, data: bytes) -> None:
+    """Text wherever a user or a file can say something: names, settings, lists, paths."""
+    text = data.decode("utf-8", "surrogateescape")
+    store = Store(folder)
+    with contextlib.suppress(ReplayCadError):
+        path = store.path("masks", text)
+        assert path.parent == folder / "masks"
+        assert path.resolve().parent == (folder / "masks").resolve()
+    for samples in (train_samples, test_samples):
+        with contextlib.suppress(ReplayCadError):
+            samples(folder, text)
+    with contextlib.suppress(ReplayCadError):
+        checked_token(text, "class")
+    _settings(text)
+    split_names([text])
+    import typer
+
+    for split in (lambda one: split_seeds(one, 0), split_sizes):
+        with contextlib.suppress(typer.BadParameter):
+            split(text)
+    for path in (folder / ".digests.json", folder / ".timings" / "masks" / "a.json"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+    DigestCache(folder)
+    sys.stdin = io.StringIO(text)
+    with contextlib.suppress(ReplayCadError):
+        for found in find_images(["-"]):
+            with contextlib.suppress(ReplayCadError):
+                load_image(found.path, 8)
+
+
+def _settings(text: str) -> None:
+    for stage in (None, *STAGES):
+        with contextlib.suppress(ReplayCadError):
+            wishes = split_settings([text], stage)
+            for one, values in wishes.items():
+                stage_config("mini", one, values, "")
+    recorded_values({"config": {text: text}})
+
+
+def _pictures() -> list[bytes]:
+    """One small picture of every kind that is read."""
+    found = []
+    noise = np.random.default_rng(0).integers(0, 256, (9, 7, 3), dtype=np.uint8)
+    for name in ("PNG", "JPEG", "BMP", "TIFF", "WEBP", "GIF", "PPM", "AVIF"):
+        for mode in ("RGB", "L", "P"):
+            with io.BytesIO() as file, contextlib.suppress(OSError, KeyError):
+                Image.fromarray(noise).convert(mode).save(file, name)
+                found.append(file.getvalue())
+    return found
+
+
+def _artifacts() -> list[bytes]:
+    import tempfile
+
+    found = []
+    with tempfile.TemporaryDirectory() as folder:
+        for name, write in WRITERS.items():
+            path = Path(folder) / f"{name}.safetensors"
+            write(path)
+            found.append(path.read_bytes())
+    return found
+
+
+SOUND = _artifacts()
+ROWS = (
+    b"object,split,label,image,mask\na,train,normal,a/x.png,\na,test,anomaly,a/y.png,m.png\n"
+)
+TARGETS: dict[str, tuple[Target, list[bytes]]] = {
+    "artifact": (artifact, SOUND),
+    "sealed_artifact": (sealed_artifact, [bytes(range(0, 256, 3))]),
+    "picture": (picture, _pictures()),
+    "table": (table, [ROWS]),
+    "words": (words, [b"bottle", b"train.num_steps=3", b"25kB,1MB", b"../a", b"0,1"]),
+}
+"""Name -> what to feed, and inputs to start from."""

@@ -1,0 +1,84 @@
+"""Names and files that mean harm: nothing leaves its folder, and nothing of them runs."""
+
+import json
+import os
+import shutil
+
+import pytest
+from PIL import Image
+
+from replaycad.data.samples import find_classes
+from replaycad.errors import DatasetError
+from tests.conftest import invoke
+
+MARKUP = "<img src=x onerror=alert(1)>"
+LINES = "two\nlines [red]"
+
+
+def test_names_of_several_lines_are_one_line_of_json(chain, models, data, tmp_path):
+    name = f"{LINES} {MARKUP}.png"
+    shutil.copyfile(data / "disc/test/good/000.png", tmp_path / name)
+
+    result = invoke(["predict", tmp_path / name, "--name", "plate", "--store", chain, "--device",
+                     "cpu", "--json", "--encoder", models.encoder])  # fmt: skip
+
+    lines = result.stdout.splitlines()
+    assert result.exit_code == 0
+    assert len(lines) == 1
+    assert name in json.loads(lines[0])["image"]
+
+
+def test_a_loop_of_links_is_no_loop_of_ours(data, models, tmp_path):
+    mine = tmp_path / "data"
+    shutil.copytree(data, mine)
+    (mine / "disc" / "train" / "good" / "again").symlink_to(mine)
+    (mine / "disc" / "train" / "good" / "self.png").symlink_to("self.png")
+    (mine / "loop").symlink_to("loop")
+
+    assert find_classes(mine) == ["disc", "plate"]
+    result = invoke(["mask", "--class", "disc", "--data", mine, "--store", tmp_path / "store",
+                     *models.settings("mask")])  # fmt: skip
+    assert result.exit_code == 0, result.output
+
+
+@pytest.mark.parametrize("name", ["../up", "/etc", "a/b", "..", "nul\0byte", "a\nb", ".hidden"])
+def test_no_class_name_leaves_the_store(name, data, tmp_path):
+    for command in (["mask", "--data", data], ["replay"], ["compress", "--data", data]):
+        result = invoke([*command, "--class", name, "--store", tmp_path / "store"])
+
+        assert result.exit_code == 1
+        assert "Traceback" not in result.output
+    assert not (tmp_path / "store").exists()
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 3000), (10_000, 10_000)])
+def test_pictures_of_any_size_are_read_or_refused(size, tmp_path):
+    from replaycad.data.images import load_image
+
+    path = tmp_path / "a.png"
+    Image.new("L", size).save(path)
+
+    assert load_image(path, 8).shape == (8, 8, 3)
+
+
+def test_of_an_animated_file_the_first_picture_counts(tmp_path):
+    from replaycad.data.images import load_image
+
+    path = tmp_path / "a.gif"
+    frames = [Image.new("RGB", (8, 8), (level, level, level)) for level in (250, 0, 0)]
+    frames[0].save(path, save_all=True, append_images=frames[1:])
+
+    assert load_image(path, 8).min() > 200
+
+
+def test_what_is_no_exif_is_no_failure(tmp_path):
+    from replaycad.data.images import load_image
+
+    path = tmp_path / "a.jpg"
+    for spoilt in (b"Exif\0\0", b"Exif\0\0II*\0\xff\xff\xff\xff", b"Exif\0\0MM\0*" + b"\x7f" * 40):
+        Image.new("RGB", (8, 8)).save(path, exif=spoilt)
+        try:
+            assert load_image(path, 8).shape == (8, 8, 3)
+        except DatasetError as error:
+            assert str(path) in error.message
