@@ -1,14 +1,12 @@
 """Names and files that mean harm: nothing leaves its folder, and nothing of them runs."""
 
 import json
-import os
 import shutil
 
 import pytest
 from PIL import Image
 
 from replaycad.data.samples import find_classes
-from replaycad.errors import DatasetError
 from tests.conftest import invoke
 
 MARKUP = "<img src=x onerror=alert(1)>"
@@ -49,7 +47,7 @@ def test_no_class_name_leaves_the_store(name, data, tmp_path):
         assert result.exit_code == 1
         assert "Traceback" not in result.output
     assert not (tmp_path / "store").exists()
-    assert os.listdir(tmp_path) == []
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 3000), (10_000, 10_000)])
@@ -78,7 +76,4 @@ def test_what_is_no_exif_is_no_failure(tmp_path):
     path = tmp_path / "a.jpg"
     for spoilt in (b"Exif\0\0", b"Exif\0\0II*\0\xff\xff\xff\xff", b"Exif\0\0MM\0*" + b"\x7f" * 40):
         Image.new("RGB", (8, 8)).save(path, exif=spoilt)
-        try:
-            assert load_image(path, 8).shape == (8, 8, 3)
-        except DatasetError as error:
-            assert str(path) in error.message
+        assert load_image(path, 8).shape == (8, 8, 3)
