@@ -28,7 +28,7 @@ export REPLAYCAD_STORE := $(STORE)
 .DEFAULT_GOAL := help
 .SECONDEXPANSION:
 .DELETE_ON_ERROR:
-.PHONY: help install demo test test-full lint fmt bench docs clean mask compress replay train eval continual mvtec visa
+.PHONY: help install demo test test-full lint fmt bench torture fuzz docs clean mask compress replay train eval continual mvtec visa
 
 help: ## show this
 	@grep -hE '^[a-z%$$()/.A-Z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 44
@@ -62,6 +62,13 @@ fmt: $(INSTALLED) ## let ruff repair what it can
 
 bench: $(INSTALLED) ## measure memory and speed (build/bench.json); BACKBONES="sd15 ldm256" with random weights
 	$(BIN)/python -m tests.bench $(BACKBONES)
+
+torture: $(INSTALLED) ## kill, starve and spoil runs 200 times; each must end as if nothing had been (15 minutes)
+	$(BIN)/python -m tests.torture --faults 200
+
+fuzz: $(INSTALLED) ## a million hostile inputs to every reader (10 minutes)
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[fuzz]'
+	$(BIN)/python -m tests.fuzz --inputs 1000000
 
 docs: $(INSTALLED) ## write the generated parts of the README anew
 	$(BIN)/python -m cogapp -r README.md

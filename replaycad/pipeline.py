@@ -235,6 +235,7 @@ class Pipeline:
     def _replay(
         self, name: str, class_name: str, config: ReplayConfig, seed: int, force: bool
     ) -> Outcome:
+        self._replay_inputs(name)  # or say what makes them
         path, header = self.store.path("conditions", name), self.making.header("conditions", name)
         form = header.get("form") or self.config(CompressConfig, class_name).keep
         if form == "exemplars":

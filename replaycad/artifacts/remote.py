@@ -137,16 +137,16 @@ class Remote:
             told = True
             time.sleep(SETTLE_SECONDS)
         over = threading.Event()
-        renewing = threading.Thread(target=self._renew, args=(place, own, over), daemon=True)
+        renewing = threading.Thread(target=self._renew, args=(relative, own, over), daemon=True)
         renewing.start()
         try:
             yield
         finally:
             over.set()
             renewing.join()
-            with contextlib.suppress(Exception):  # it ends by itself
+            with contextlib.suppress(ArtifactError), self._talking("give back", relative):
                 if self._holder(place)[0] == own:
-                    self._files.rm_file(place)
+                    self._files.rm_file(place)  # or it ends by itself
 
     def _take(self, relative: str, place: str, own: str) -> bool:
         with self._talking("write", relative):
@@ -162,9 +162,11 @@ class Remote:
                 time.sleep(SETTLE_SECONDS if holder else 0)
             return self._holder(place)[0] == own
 
-    def _renew(self, place: str, own: str, over: threading.Event) -> None:
+    def _renew(self, relative: str, own: str, over: threading.Event) -> None:
+        place = self._place(relative)
         while not over.wait(LEASE_SECONDS / 4):
-            with contextlib.suppress(Exception):  # the next one may succeed
+            # Where this fails, the next one may succeed.
+            with contextlib.suppress(ArtifactError), self._talking("renew", relative):
                 if self._holder(place)[0] == own:
                     self._files.pipe_file(place, _lease(own))
 
