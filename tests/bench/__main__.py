@@ -54,6 +54,7 @@ def main() -> None:
         console.print(one)
     target = Path("build/bench.json")
     target.parent.mkdir(exist_ok=True)
+    growth.draw(grown, target.with_name("growth.png"))
     target.write_text(json.dumps({"rows": rows + speeds + grown}, indent=1) + "\n")
 
 

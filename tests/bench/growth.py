@@ -1,4 +1,4 @@
-"""Time and memory of training and scoring against the number of classes and of images."""
+"""Time and memory of every stage against the number of classes and of images, and their plot."""
 
 import json
 import subprocess
@@ -10,12 +10,16 @@ from pathlib import Path
 import numpy as np
 
 from replaycad.metrics import pixel_metrics
+from replaycad.mini.demo import CLASSES as DRAWN
+from replaycad.mini.world import write_dataset
 from tests.bench.memory import IMAGE_SIZE, write_replays
 
 CLASSES, PER_CLASS = (2, 4, 8, 16), 100
 IMAGES = (100, 1_000, 10_000)
+THROUGH_STAGES = (100, 1_000)  # images of a class that walk through all five, as commands
 NUM_STEPS = 60
 SCORED = (100, 1_000)
+CLASS = {"pill": DRAWN["pill"]}
 
 _CHILD = """
 import sys, time
@@ -65,6 +69,8 @@ def measure() -> list[dict]:
             write_replays(path, count)
             rows.append(_row(f"train, {NUM_STEPS} steps, 1 class of {count} images",
                              *_train([path])))  # fmt: skip
+    for count in THROUGH_STAGES:
+        rows += _stages(count)
     rng = np.random.default_rng(0)
     for count in SCORED:
         maps = rng.random((count, IMAGE_SIZE, IMAGE_SIZE), np.float32)
@@ -75,6 +81,50 @@ def measure() -> list[dict]:
         rows.append(_row(f"eval, metrics of {count} maps", time.perf_counter() - start,
                          (maps.nbytes + masks.nbytes) / 2**20))  # fmt: skip
     return rows
+
+
+def _stages(count: int) -> list[dict]:
+    """Each stage as a command of its own on a class of so many images."""
+    with tempfile.TemporaryDirectory() as folder:
+        data = Path(folder) / "data"
+        (name,) = CLASS
+        write_dataset(data, CLASS, count, count - 10, 10, seed=0, size=IMAGE_SIZE)
+        rows = []
+        for stage, more in (
+            ("mask", []), ("compress", []), ("replay", ["--num", str(count)]),
+            ("train", ["--detector", "patchcore"]), ("eval", []),
+        ):  # fmt: skip
+            typed = [stage, "--class", name, "--store", f"{folder}/store", "--json", "--quiet"]
+            typed += [] if stage == "replay" else ["--data", str(data)]
+            done = subprocess.run(
+                [sys.executable, "-m", "replaycad", *typed, *more],
+                check=True, capture_output=True, text=True,
+            )  # fmt: skip
+            (made,) = json.loads(done.stdout)["outcomes"]
+            peak = made["peak_memory_bytes"] / 2**20
+            rows.append(_row(f"{stage}, 1 class of {count} images", made["seconds"], peak))
+    return rows
+
+
+def draw(rows: list[dict], path: Path) -> None:
+    """Seconds and memory of each row against its number, both axes by powers of ten."""
+    from matplotlib.figure import Figure
+
+    lines: dict[str, list[tuple[int, float, float]]] = {}
+    for row in rows:
+        words = row["row"].replace(",", "").split()
+        of_classes = "classes" in words
+        place = words.index("classes" if of_classes else "images" if "images" in words else "maps")
+        axis = "classes" if of_classes else "images"
+        name = f"{words[0]}, {'60 steps, ' if 'steps' in words else ''}{axis}"
+        lines.setdefault(name, []).append((int(words[place - 1]), row["ours_s"], row["ours_mb"]))
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    for plot, column, label in zip(figure.subplots(1, 2), (1, 2), ("seconds", "MB"), strict=True):
+        for name, points in lines.items():
+            plot.plot([p[0] for p in points], [p[column] for p in points], marker="o", label=name)
+        plot.set(xscale="log", yscale="log", xlabel="number of images or classes", ylabel=label)
+    figure.axes[0].legend(fontsize="small")
+    figure.savefig(path, dpi=120)
 
 
 def _row(row: str, seconds: float, megabytes: float) -> dict:
