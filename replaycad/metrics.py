@@ -5,8 +5,11 @@ from where the positives fall among the negatives (detectors.md 4). Higher score
 anomalous. All figures are fractions in 0..1, and NaN where a class does not define them.
 """
 
+import os
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,6 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import ndimage
 
 PRO_LIMIT = 0.3
+PART = 2**21  # negatives that one thread sorts at once
 METRICS = ("image_auroc", "pixel_ap", "pixel_auroc", "aupro30", "f1_max")
 
 _EIGHT_NEIGHBOURS = np.ones((3, 3), dtype=bool)  # scipy's own default is 4-connected
@@ -46,6 +50,9 @@ class Ranks:
 def rank(scores: NDArray[Any], is_positive: NDArray[Any]) -> Ranks:
     """Sort positives and negatives apart and place the former among the latter.
 
+    Places among parts of the negatives add up to places among all, so the parts are sorted side by
+    side and never merged; a negative below all positives need not be sorted at all.
+
     Args:
         scores: float, any shape, higher is more anomalous.
         is_positive: same shape, true where the answer is "anomalous".
@@ -61,14 +68,31 @@ def rank(scores: NDArray[Any], is_positive: NDArray[Any]) -> Ranks:
     positives, negatives = scores[is_positive], scores[~is_positive]
     order = np.argsort(positives)
     positives = positives[order]
-    negatives.sort()
+    below, not_above = np.zeros((2, len(positives)), np.int64)
+    parts = [negatives[start : start + PART] for start in range(0, len(negatives), PART)]
+    with ThreadPoolExecutor(os.cpu_count()) as threads:
+        for lower, upper in threads.map(partial(_place, positives), parts):
+            below += lower
+            not_above += upper
     return Ranks(
-        below=np.searchsorted(negatives, positives, side="left"),
-        not_above=np.searchsorted(negatives, positives, side="right"),
+        below=below,
+        not_above=not_above,
         true_positives=len(positives) - np.searchsorted(positives, positives, side="left"),
         order=order,
         num_negatives=len(negatives),
     )
+
+
+def _place(
+    positives: NDArray[Any], negatives: NDArray[Any]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """How many of some negatives are below each sorted positive, and how many are not above it."""
+    if not len(positives):
+        return (np.zeros(0, np.int64),) * 2
+    near = np.sort(negatives[negatives >= positives[0]])
+    far = len(negatives) - len(near)
+    lower, upper = (np.searchsorted(near, positives, side=side) for side in ("left", "right"))
+    return far + lower, far + upper
 
 
 def auroc(ranks: Ranks) -> float:

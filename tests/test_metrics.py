@@ -92,6 +92,16 @@ def test_all_pixel_figures_come_from_the_same_two_sorts(monkeypatch):
     assert len(calls) == 1
 
 
+@pytest.mark.parametrize("part", [1, 7, 100])
+def test_parts_sorted_side_by_side_give_the_figures_of_one_sort(part, monkeypatch):
+    for levels in (3, 100_000):
+        maps, masks = tied_scores(7, levels=levels)
+        whole = metrics.pixel_metrics(maps, masks)
+        with monkeypatch.context() as patch:
+            patch.setattr(metrics, "PART", part)
+            assert metrics.pixel_metrics(maps, masks) == whole
+
+
 def test_half_precision_maps_give_the_figures_of_their_values():
     maps, masks = tied_scores(5)
     half = maps.astype(np.float16)
