@@ -234,6 +234,18 @@ def meet(trial: Trial) -> None:
     trial.settle()
 
 
+def rival(trial: Trial) -> None:
+    """Another run at the same store wants the same names with another seed."""
+    first = trial.start()
+    time.sleep(trial.stream.uniform(0, RUN_SECONDS / 2))
+    log = trial.folder / "log-rival"
+    other = commands.start([*trial.ground.command(trial.folder), "--seed", "1"], log)
+    trial.num_faults += 1
+    trial.end(first)
+    trial.end(other)
+    trial.settle()
+
+
 FAULTS: dict[str, Callable[[Trial], None]] = {
     "kill": kill,
     "disk": fill_disk,
@@ -241,4 +253,5 @@ FAULTS: dict[str, Callable[[Trial], None]] = {
     "data": change_data,
     "deny": deny,
     "meet": meet,
+    "rival": rival,
 }
