@@ -74,6 +74,7 @@ class Making:
         self._workshop: Workshop | None = None
         self._finished: list[Path] = []
         self._current: Plan | None = None
+        self._keys: dict[str, str] = {}
 
     def kept(self) -> list[str]:
         """What an interruption leaves behind, in words."""
@@ -108,10 +109,22 @@ class Making:
             return {}
 
     def content(self, kind: str, name: str) -> str:
-        """Content id of an input; empty where a dry run would make it first."""
-        if f"{kind}/{name}" in self.changing:
+        """Content id of an input; empty where a dry run would make it first.
+
+        Raises:
+            ArtifactError: there is none that can be read, or it is not the one that this command
+                found up to date or made: another command wants another of that name.
+        """
+        label = f"{kind}/{name}"
+        if label in self.changing:
             return ""
-        return str(plans.input_header(self._store.path(kind, name), kind)["content_id"])
+        header = plans.input_header(self._store.path(kind, name), kind)
+        if header.get("key") != self._keys.get(label, header.get("key")):
+            raise ArtifactError(
+                f"{label} was replaced by another command, with other settings",
+                "run them one after the other, or give each a --store of its own",
+            )
+        return str(header["content_id"])
 
     def plan(
         self,
@@ -162,6 +175,8 @@ class Making:
         elif due:
             peak = self._make(plan, work, force)
             due = peak is not None
+        if not self._wishes.dry_run:
+            self._keys.setdefault(plan.label, plan.key)
         return Outcome(
             plan=plan, was_made=due and not self._wishes.dry_run,
             num_bytes=plans.num_bytes(plan.path), num_images=num_images,

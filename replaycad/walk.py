@@ -231,7 +231,13 @@ def _digest_with(digest: str, files: Sequence[Path]) -> str:
 
 
 def _scores(outcome: Outcome) -> Mapping[str, Mapping[str, float | None]]:
-    return read_header(outcome.plan.path, SCORES)["metrics"]["classes"]
+    header = read_header(outcome.plan.path, SCORES)
+    if header.get("key") != outcome.plan.key:
+        raise ArtifactError(
+            f"{outcome.plan.label} was replaced by another command, with other settings",
+            "run them one after the other, or give each a --name of its own",
+        )
+    return header["metrics"]["classes"]
 
 
 def _remembered(by_step: Mapping[Step, Outcome], cell: Cell) -> int:

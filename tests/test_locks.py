@@ -46,3 +46,31 @@ def test_a_killed_owner_gives_its_lock_back(tmp_path):
 
     with Store(tmp_path).alone_with("masks", "a", lambda: pytest.fail("it is still held")):
         pass
+
+
+def test_what_another_command_replaced_with_other_settings_is_not_taken(
+    data, models, tmp_path, monkeypatch
+):
+    from replaycad.pipeline import Pipeline
+    from tests.conftest import invoke
+
+    typed = ["run", "--class", "disc,plate", "--strategy", "replay", "--data", data, "--store",
+             tmp_path, "--device", "cpu", *models.settings("run")]  # fmt: skip
+    original, met = Pipeline.replay, []
+
+    def rival_first(pipeline, name, *more):
+        if not met:
+            met.append(name)
+            rival = ["compress", "--class", name, "--seed", "1", "--data", data, "--store",
+                     tmp_path, "--device", "cpu", *models.settings("compress")]  # fmt: skip
+            assert invoke(rival).exit_code == 0
+        return original(pipeline, name, *more)
+
+    monkeypatch.setattr(Pipeline, "replay", rival_first)
+
+    result = invoke(typed)
+
+    assert met
+    assert result.exit_code == 1
+    assert "conditions/disc was replaced by another command" in result.stderr
+    assert invoke(typed).exit_code == 0

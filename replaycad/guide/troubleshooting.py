@@ -56,6 +56,16 @@ Two commands at once on one store
     They may. On the same class the second waits and takes what the first has made; files are
     written whole or not at all.
 
+`... was replaced by another command, with other settings`
+    Two commands wanted two things of one name, such as a class with two seeds. Give each its own
+    `--store`, or have one `run` do both (`--seeds 0,1` gives each seed names of its own).
+
+`... changed while ... was made from it; nothing was written`
+    An image was replaced while it was read. Type the command again.
+
+`expected content_id ..., found ...`
+    A file was damaged after it was written. Remove it, as the line says, and type the command again.
+
 It is slow
     `OMP_NUM_THREADS` above the number of real cores, or two commands on all cores, cost a factor of
     five: give each its own cores. `--device cuda` where there is one. `help choosing` has times.
