@@ -1,10 +1,12 @@
 """The machine under the program: device, random streams, memory."""
 
+import contextlib
 import hashlib
 import resource
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 
@@ -61,7 +63,14 @@ def global_stream(device: torch.device, seed: int, *names: str | int) -> Iterato
 
 
 def peak_memory_bytes() -> int:
-    """Largest resident size of this process so far, in bytes."""
+    """Largest resident size of this process so far, in bytes.
+
+    Linux hands the peak of whoever started a process on to it in `getrusage`, not in `/proc`.
+    """
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024  # Linux counts in KiB
 

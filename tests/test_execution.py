@@ -1,5 +1,8 @@
 """What the workshop decides before a stage runs."""
 
+import subprocess
+import sys
+
 import pytest
 
 from replaycad.errors import ConfigError
@@ -17,3 +20,16 @@ def test_a_budget_of_replays_is_shared_alike():
 def test_a_later_form_has_to_be_better_by_a_margin():
     assert chosen_form({"conditions": 0.615, "exemplars": 0.6}) == "exemplars"
     assert chosen_form({"conditions": 0.63, "exemplars": 0.6}) == "conditions"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a child starts from nothing")
+def test_the_peak_memory_of_a_process_is_not_that_of_its_parent():
+    program = (
+        "import subprocess, sys; held = b'x' * 2**30; child = 'from replaycad.runtime import "
+        "peak_memory_bytes; print(peak_memory_bytes())'; subprocess.run([sys.executable, '-c', "
+        "child], check=True)"
+    )
+
+    told = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True)
+
+    assert 2**26 < int(told.stdout) < 2**30
