@@ -83,6 +83,13 @@ def one_line_errors() -> Iterator[None]:
 
         console.print_error(error)
         raise typer.Exit(1) from None
+    except PermissionError as error:
+        # Whether a file is there cannot be asked in a folder that nobody may enter.
+        from replaycad import console
+
+        hint = "check the permissions of its folder"
+        console.print_error(ReplayCadError(f"{error.filename} is not permitted to you", hint))
+        raise typer.Exit(1) from None
 
 
 @contextmanager

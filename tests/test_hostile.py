@@ -77,3 +77,17 @@ def test_what_is_no_exif_is_no_failure(tmp_path):
     for spoilt in (b"Exif\0\0", b"Exif\0\0II*\0\xff\xff\xff\xff", b"Exif\0\0MM\0*" + b"\x7f" * 40):
         Image.new("RGB", (8, 8)).save(path, exif=spoilt)
         assert load_image(path, 8).shape == (8, 8, 3)
+
+
+def test_a_folder_that_nobody_may_enter_is_one_line(data, tmp_path, monkeypatch):
+    from replaycad.pipeline import Pipeline
+
+    def refuse(*_):
+        raise PermissionError(13, "Permission denied", "/store/masks/disc.safetensors")
+
+    monkeypatch.setattr(Pipeline, "mask", refuse)
+
+    result = invoke(["mask", "--class", "disc", "--data", data, "--store", tmp_path])
+
+    assert result.exit_code == 1
+    assert result.stderr.startswith("error: /store/masks/disc.safetensors is not permitted to you")
