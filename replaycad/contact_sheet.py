@@ -62,8 +62,13 @@ def pictures_of(
     masks_path, replays_path = store.path("masks", class_name), store.path("replays", drawn)
     found["mask"] = []
     if masks_path.exists():
-        masks = MasksArtifact.load(masks_path).object_masks
-        found["mask"] = [np.repeat(masks[r][..., None], 3, -1).astype(np.uint8) * 255 for r in rows]
+        masks = MasksArtifact.load(masks_path)
+        # By name: images may have come or gone since the masks were made.
+        place = {name: number for number, name in enumerate(masks.image_ids)}
+        ids = [samples[row].image_id for row in rows]
+        shown = [masks.object_masks[place[one]] if one in place else np.zeros((1, 1), bool)
+                 for one in ids]  # fmt: skip
+        found["mask"] = [np.repeat(one[..., None], 3, -1).astype(np.uint8) * 255 for one in shown]
     found["replay"] = []
     if replays_path.exists():
         replays = ReplaysReader(replays_path)

@@ -138,3 +138,18 @@ def test_the_json_beside_up_to_date_scores_is_mended(copies, models):
 
         assert json.loads(result.stdout)["outcomes"][0]["was_made"] is False
         assert path.read_text() == sound
+
+
+def test_an_image_that_came_after_the_masks_does_not_stop_the_contact_sheet(copies):
+    from replaycad.artifacts.store import Store
+    from replaycad.contact_sheet import pictures_of
+
+    good = copies / "data" / "disc" / "train" / "good"
+    before = pictures_of(copies / "data", Store(copies / "store"), "disc", "disc")
+    shutil.copyfile(good / "005.png", good / "999.png")
+
+    after = pictures_of(copies / "data", Store(copies / "store"), "disc", "disc")
+
+    assert len(after["mask"]) == len(after["real"]) == len(before["mask"])
+    assert not after["mask"][-1].any()
+    assert after["mask"][0].any()
