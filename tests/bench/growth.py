@@ -61,14 +61,13 @@ def measure() -> list[dict]:
         for path in paths:
             write_replays(path, PER_CLASS)
         for count in CLASSES:
-            row = f"train, {NUM_STEPS} steps, {count} classes of {PER_CLASS} images"
-            rows.append(_row(row, *_train(paths[:count])))
+            line = f"train, {NUM_STEPS} steps, classes of {PER_CLASS} images"
+            rows.append(_row(line, count, *_train(paths[:count])))
     for count in IMAGES:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "one.safetensors"
             write_replays(path, count)
-            rows.append(_row(f"train, {NUM_STEPS} steps, 1 class of {count} images",
-                             *_train([path])))  # fmt: skip
+            rows.append(_row(f"train, {NUM_STEPS} steps, images", count, *_train([path])))
     for count in THROUGH_STAGES:
         rows += _stages(count)
     rng = np.random.default_rng(0)
@@ -78,7 +77,7 @@ def measure() -> list[dict]:
         masks[: count // 2, 20:40, 30:60] = True
         start = time.perf_counter()
         pixel_metrics(maps, masks)
-        rows.append(_row(f"eval, metrics of {count} maps", time.perf_counter() - start,
+        rows.append(_row("metrics, maps", count, time.perf_counter() - start,
                          (maps.nbytes + masks.nbytes) / 2**20))  # fmt: skip
     return rows
 
@@ -102,7 +101,7 @@ def _stages(count: int) -> list[dict]:
             )  # fmt: skip
             (made,) = json.loads(done.stdout)["outcomes"]
             peak = made["peak_memory_bytes"] / 2**20
-            rows.append(_row(f"{stage}, 1 class of {count} images", made["seconds"], peak))
+            rows.append(_row(f"{stage}, images", count, made["seconds"], peak))
     return rows
 
 
@@ -112,12 +111,8 @@ def draw(rows: list[dict], path: Path) -> None:
 
     lines: dict[str, list[tuple[int, float, float]]] = {}
     for row in rows:
-        words = row["row"].replace(",", "").split()
-        of_classes = "classes" in words
-        place = words.index("classes" if of_classes else "images" if "images" in words else "maps")
-        axis = "classes" if of_classes else "images"
-        name = f"{words[0]}, {'60 steps, ' if 'steps' in words else ''}{axis}"
-        lines.setdefault(name, []).append((int(words[place - 1]), row["ours_s"], row["ours_mb"]))
+        name, _, number = row["row"].partition(": ")
+        lines.setdefault(name, []).append((int(number), row["ours_s"], row["ours_mb"]))
     figure = Figure(figsize=(10, 4), layout="constrained")
     for plot, column, label in zip(figure.subplots(1, 2), (1, 2), ("seconds", "MB"), strict=True):
         for name, points in lines.items():
@@ -127,9 +122,12 @@ def draw(rows: list[dict], path: Path) -> None:
     figure.savefig(path, dpi=120)
 
 
-def _row(row: str, seconds: float, megabytes: float) -> dict:
-    return {"row": row, "ours_s": round(seconds, 2), "ours_mb": round(megabytes, 1)}
+def _row(line: str, number: int, seconds: float, megabytes: float) -> dict:
+    """A point of a line: what is counted stands before the colon, how many behind it."""
+    return {"row": f"{line}: {number}", "ours_s": round(seconds, 2), "ours_mb": round(megabytes, 1)}
 
 
 if __name__ == "__main__":
-    sys.stdout.write(json.dumps(measure(), indent=1) + "\n")
+    measured = measure()
+    draw(measured, Path("build/growth.png"))
+    sys.stdout.write(json.dumps(measured, indent=1) + "\n")
