@@ -7,8 +7,10 @@ says it.
 """
 
 import argparse
+import atexit
 import os
 import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -71,6 +73,8 @@ def _fuzz(name: str, count: int, seed: int, found: Path) -> None:
             (corpus / str(number)).write_bytes(content)
         options = [f"-atheris_runs={count}", f"-seed={seed}", *LIMITS, "-print_final_stats=1",
                    f"-artifact_prefix={found}/{name}-"]  # fmt: skip
+        # Its clock may strike when all is done and nobody listens any more.
+        atexit.register(signal.signal, signal.SIGALRM, signal.SIG_IGN)
         atheris.Setup([sys.argv[0], str(corpus), *options], lambda data: target(place, data))
         atheris.Fuzz()
 
