@@ -113,12 +113,13 @@ def draw(rows: list[dict], path: Path) -> None:
     for row in rows:
         name, _, number = row["row"].partition(": ")
         lines.setdefault(name, []).append((int(number), row["ours_s"], row["ours_mb"]))
-    figure = Figure(figsize=(10, 4), layout="constrained")
+    figure = Figure(figsize=(10, 4.5), layout="constrained")
     for plot, column, label in zip(figure.subplots(1, 2), (1, 2), ("seconds", "MB"), strict=True):
         for name, points in lines.items():
             plot.plot([p[0] for p in points], [p[column] for p in points], marker="o", label=name)
         plot.set(xscale="log", yscale="log", xlabel="number of images or classes", ylabel=label)
-    figure.axes[0].legend(fontsize="small")
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize="small")
     figure.savefig(path, dpi=120)
 
 
