@@ -63,10 +63,10 @@ fmt: $(INSTALLED) ## let ruff repair what it can
 bench: $(INSTALLED) ## measure memory and speed (build/bench.json); BACKBONES="sd15 ldm256" with random weights
 	$(BIN)/python -m tests.bench $(BACKBONES)
 
-torture: $(INSTALLED) ## kill, starve and spoil runs 200 times; each must end as if nothing had been (15 minutes)
+torture: $(INSTALLED) ## kill, starve and spoil runs 200 times; each must end as if nothing had been (5 minutes)
 	$(BIN)/python -m tests.torture --faults 200
 
-fuzz: $(INSTALLED) ## a million hostile inputs to every reader (10 minutes)
+fuzz: $(INSTALLED) ## a million hostile inputs to every reader (8 minutes)
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[fuzz]'
 	$(BIN)/python -m tests.fuzz --inputs 1000000
 

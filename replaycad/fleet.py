@@ -18,19 +18,15 @@ from replaycad.progress import silent
 from replaycad.sequence import Step
 from replaycad.walk import Performed, Refused, refuse
 
+READS = {"compress": "masks", "replay": "conditions", "train": "replays", "eval": "detectors"}
+"""Stage -> folder of the store that its sources lie in."""
 NUM_RETRIES = 8  # of one step, each after its node was lost
 _OPEN: dict[str, Pipeline] = {}
 
 
 def read_by(step: Step) -> list[str]:
     """Labels of the artifacts that a step reads."""
-    if step.stage == "compress":
-        return [f"masks/{step.class_names[0]}"]
-    if step.stage == "replay":
-        return [f"conditions/{step.name}"]
-    if step.stage == "eval":
-        return [f"detectors/{name}" for name in step.sources]
-    found = [f"replays/{name}" for name in step.sources] if step.stage == "train" else []
+    found = [f"{READS[step.stage]}/{name}" for name in step.sources]
     return found + ([f"detectors/{step.init}"] if step.init else [])
 
 

@@ -120,10 +120,7 @@ class Making:
             return ""
         header = plans.input_header(self._store.path(kind, name), kind)
         if header.get("key") != self._keys.get(label, header.get("key")):
-            raise ArtifactError(
-                f"{label} was replaced by another command, with other settings",
-                "run them one after the other, or give each a --store of its own",
-            )
+            raise plans.replaced(label)
         return str(header["content_id"])
 
     def plan(

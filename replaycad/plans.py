@@ -174,6 +174,14 @@ def portable(config: StageConfig) -> dict[str, Any]:
     return values
 
 
+def replaced(label: str) -> ArtifactError:
+    """The error for an artifact that is no longer the one that this command found or made."""
+    return ArtifactError(
+        f"{label} was replaced by another command, with other settings",
+        "run them one after the other, or give each a --store of its own",
+    )
+
+
 def digest_of(values: Mapping[str, Any]) -> str:
     """One sha256 over named JSON values, such as other digests."""
     return hashlib.sha256(canonical_json(dict(values)).encode()).hexdigest()

@@ -17,7 +17,7 @@ from replaycad.data.samples import test_samples, train_samples
 from replaycad.detectors.presets import preset_for, settle
 from replaycad.errors import ArtifactError, BudgetError, ConfigError, ReplayCadError
 from replaycad.pipeline import Pipeline
-from replaycad.plans import Outcome, digest_of
+from replaycad.plans import Outcome, digest_of, replaced
 from replaycad.progress import Report
 from replaycad.recipes import CompressConfig, MaskConfig, TrainConfig
 from replaycad.sequence import Cell, Step
@@ -233,10 +233,7 @@ def _digest_with(digest: str, files: Sequence[Path]) -> str:
 def _scores(outcome: Outcome) -> Mapping[str, Mapping[str, float | None]]:
     header = read_header(outcome.plan.path, SCORES)
     if header.get("key") != outcome.plan.key:
-        raise ArtifactError(
-            f"{outcome.plan.label} was replaced by another command, with other settings",
-            "run them one after the other, or give each a --name of its own",
-        )
+        raise replaced(outcome.plan.label)
     return header["metrics"]["classes"]
 
 

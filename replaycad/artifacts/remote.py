@@ -158,8 +158,8 @@ class Remote:
                 self._files.pipe_file(place, _lease(own), mode="overwrite" if holder else "create")
             except FileExistsError:
                 return False
-            if holder or not self._is_atomic:  # an overwriter may have been overwritten
-                time.sleep(SETTLE_SECONDS if holder else 0)
+            if holder:  # who overwrites may be overwritten
+                time.sleep(SETTLE_SECONDS)
             return self._holder(place)[0] == own
 
     def _renew(self, relative: str, own: str, over: threading.Event) -> None:
