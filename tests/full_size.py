@@ -18,13 +18,16 @@ SCHEDULE = {
 }
 
 
-def random_diffusion(name: str, device: torch.device, folder: Path) -> Diffusion:
+def random_diffusion(
+    name: str, device: torch.device, folder: Path, dtype: torch.dtype | None = None
+) -> Diffusion:
     """`sd15` or `ldm256` as `load_backbone` would give it.
 
     Args:
         name: of the backbone.
         device: where the networks are made and stay.
         folder: for the tokenizer's files.
+        dtype: of unet and text encoder; as on this device by default.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -34,7 +37,7 @@ def random_diffusion(name: str, device: torch.device, folder: Path) -> Diffusion
     tokenizer.model_max_length = 77
     dtypes = {"vae": torch.float32}
     frozen = {
-        part: nn.Module.to(net, device, dtypes.get(part, default_dtype(device)))
+        part: nn.Module.to(net, device, dtypes.get(part, dtype or default_dtype(device)))
         .eval()
         .requires_grad_(False)
         for part, net in built.items()

@@ -15,8 +15,11 @@ Generators (`--backbone`)
 | name | size | licence of the weights | compress | comes with |
 | --- | --- | --- | --- | --- |
 | mini | 128 px | Apache-2.0, drawn here | 12 s a class, two cores | the package |
-| ldm256 | 256 px | Apache-2.0 | the paper's for MVTec AD; needs a GPU | `replaycad doctor` says how |
-| sd15 | 512 px | CreativeML OpenRAIL-M | the paper's for VisA; needs a GPU | `replaycad doctor` says how |
+| ldm256 | 256 px | Apache-2.0 | 27 min, `fast` 4; an H200 | `replaycad doctor` says how |
+| sd15 | 512 px | CreativeML OpenRAIL-M | 43 min; an H200 | `replaycad doctor` says how |
+
+ldm256 is the paper's for MVTec AD, sd15 for VisA; 800 replays of a class by the paper's sampler take 2.5 and 5
+minutes on that GPU. Measured with random weights, which take as long (`python -m tests.bench.gpu`).
 
 Detectors (`--detector`), `mini` preset, four real classes at 128 px learned jointly, image AUROC / pixel
 AP; bundled encoder, then a ResNet-18 with ImageNet weights; two cores

@@ -133,14 +133,15 @@ def published_images(
     if conditions.spatial_encoder is not None:
         mean, std = diffusion.encode_masks(list(object_masks))
         mask_latents = mean + std * torch.randn_like(mean)
-    placed = None if coefficients is None else torch.from_numpy(coefficients)
+    device = diffusion.device
+    placed = None if coefficients is None else torch.from_numpy(coefficients).to(device)
     states = conditions(prompts, torch.arange(count), mask_latents, placed)
     empty = unconditional(
         encode_texts(diffusion.tokenizer, diffusion.text_encoder, [""]), states.shape[1]
     ).expand_as(states)
     scheduler = make_scheduler("ddim", diffusion.scheduler_config)
     scheduler.set_timesteps(num_steps)
-    latents = torch.randn(count, *diffusion.latent_shape)
+    latents = torch.randn(count, *diffusion.latent_shape, device=device)
     for timestep in scheduler.timesteps:
         found = _predicted(diffusion, latents, timestep, states)
         if scale != 1:
