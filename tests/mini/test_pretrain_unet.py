@@ -3,21 +3,28 @@
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional as F
 
 from replaycad.diffusion.set_encoder import LEAST_SPREAD, SetEncoder, cell_statistics
-from replaycad.mini.pretrain.pool import open_pool
+from replaycad.mini.pretrain.pool import lying_still, open_pool
 from replaycad.mini.pretrain.text import TEXT_LENGTH, build_tokenizer
 from replaycad.mini.pretrain.unet import (
+    NUM_REFERENCES,
     NUM_TOKENS,
     ROW,
     ROW_TOKENS,
+    SEEN,
+    TARGETS,
     WIDTH,
     Generator,
-    _turn,
+    Shown,
+    Variations,
     draw_classes,
+    tell,
+    turn_each,
 )
 from replaycad.mini.pretrain.vae import fit_codec, psnr, to_pixel_values
-from replaycad.mini.world import VOCABULARY
+from replaycad.mini.world import VOCABULARY, draw_class
 from replaycad.runtime import generator
 
 CPU = torch.device("cpu")
@@ -61,7 +68,7 @@ def test_dropped_conditions_are_zero_tokens(tmp_path):
 
     with torch.no_grad():
         tokens = model.condition(
-            model.templates[:2], model.set_encoder(torch.randn(1, 2, 24, 16, 16)),
+            model.templates[:2], model.set_encoder(torch.randn(2, 2, 24, 16, 16)),
             torch.randn(2, 24, 16, 16), keep,
             1 - keep,
         )  # fmt: skip
@@ -104,17 +111,71 @@ def test_untrained_the_guess_is_the_mean_picture_of_the_references(tmp_path):
 
 def test_a_class_is_turned_and_coloured_as_a_whole(tmp_path):
     pool = open_pool(tmp_path, 16, num_pictures=8, num_defective=1, size=32, workers=1)
-    draw = [draw_classes(pool, generator(0, "test"), CPU) for _ in range(2)]
+    shown = Shown.of(pool, CPU)
+    draw = [draw_classes(shown, generator(0, "test"), CPU) for _ in range(2)]
 
     classes, images, masks = draw[0]
 
-    assert images.shape == (len(classes), 6, 3, 32, 32)
-    assert masks.shape == (len(classes), 6, 32, 32)
+    assert images.shape == (len(classes), 8, 3, 32, 32)
+    assert masks.shape == (len(classes), 8, 32, 32)
     assert -1 <= images.min() < images.max() <= 1
     assert torch.equal(images, draw[1][1])
-    assert torch.equal(_turn(_turn(masks, 5), 5), masks)  # mirrored and turned twice
-    plain = draw_classes(pool, generator(0, "test"), CPU, is_changed=False)[1]
+    plain = draw_classes(shown, generator(0, "test"), CPU, is_changed=False)[1]
     assert not torch.equal(images, plain)
+
+
+def test_each_class_is_turned_in_one_of_eight_ways():
+    pictures = torch.arange(8 * 2 * 9).view(8, 2, 3, 3)
+    turns = torch.tensor([[i & 1, i >> 1 & 1, i >> 2] for i in range(8)]).T.bool()
+
+    turned = turn_each(pictures, turns)
+
+    ways = {tuple((turned[i, 0] - pictures[i, 0, 0, 0]).flatten().tolist()) for i in range(8)}
+    assert len(ways) == 8
+    assert torch.equal(turned[3], pictures[3].rot90(2, (-2, -1)))
+    assert torch.equal(turned[4], pictures[4].mT)
+
+
+def test_classes_lie_still_for_the_unet_as_compress_moves_them():
+    spec = next(one for one in map(draw_class, range(40)) if one.scene.pose_word == "anywhere")
+    stilled = [lying_still(draw_class(seed)).scene for seed in range(200)]
+
+    shares = [scene.angle_jitter <= 0.02 for scene in stilled]
+    assert 0.75 <= np.mean(shares) < 1
+    assert lying_still(spec).scene.places == spec.scene.places
+
+
+def test_variations_tell_where_a_picture_lies_along_what_its_class_does():
+    along = torch.randn(1, 2, 24, 16, 16, generator=torch.Generator().manual_seed(0))
+    steps = torch.tensor([[-2.0, 1], [1, 2], [2, -1], [-1, -2], [0, 0]])
+    latents = torch.tensordot(steps, along[0], 1)[None] + 5
+
+    vary = Variations.of(latents, torch.tensor([6]))
+
+    assert (vary.directions.flatten(2).square().sum(2) > 1e-3).sum() == 2
+    torch.testing.assert_close(vary.taken_out(latents), torch.full_like(latents, 5.0))
+    coefficients = vary.coefficients(latents)
+    torch.testing.assert_close(
+        coefficients.square().mean(1)[0, :2], torch.ones(2), atol=1e-3, rtol=0
+    )
+    one = Variations.of(latents, torch.tensor([1]))
+    assert (one.directions.flatten(2).square().sum(2) > 1e-3).sum() == 1
+
+
+def test_targets_are_told_where_they_lie_along_the_variations(tmp_path):
+    encoder = Generator(build_tokenizer(tmp_path), ["one red metal ring"], CPU).set_encoder
+    count = TARGETS + NUM_REFERENCES + SEEN
+    along = torch.randn(24, 16, 16, generator=torch.Generator().manual_seed(0))
+    latents = torch.linspace(-1, 1, count)[None, :, None, None, None] * along
+
+    with torch.no_grad():
+        still, moved = (tell(encoder, latents, 4, torch.tensor([n])) for n in (0, 1))
+
+    assert still.shape == (TARGETS, NUM_TOKENS, WIDTH)
+    assert torch.equal(still[0], still[1])
+    pictures = moved @ encoder.statistics.weight[:, :96]  # untrained, tokens are mean pictures
+    expected = F.unfold(latents[0, :TARGETS], 2, stride=2).mT
+    torch.testing.assert_close(pictures, expected, atol=1e-3, rtol=1e-3)
 
 
 def test_the_codec_of_pictures_with_few_directions_loses_nothing():

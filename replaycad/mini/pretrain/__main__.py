@@ -28,7 +28,7 @@ def main(
     from replaycad.mini.pretrain.loop import LoopConfig
     from replaycad.mini.pretrain.pool import open_pool
     from replaycad.mini.pretrain.sam import train_sam
-    from replaycad.mini.pretrain.unet import train_unet
+    from replaycad.mini.pretrain.unet import open_unet_pool, train_unet
     from replaycad.mini.pretrain.vae import train_vae
     from replaycad.runtime import resolve_device
 
@@ -38,9 +38,9 @@ def main(
         "sam": train_sam,
         "encoder": train_encoder,
     }
-    pool = open_pool(work, classes)
     chosen = PARTS if part == "all" else (part,)
     for name in chosen:
+        pool = open_unet_pool(work, classes) if name == "unet" else open_pool(work, classes)
         folder = weights / "diffusion" if name in ("vae", "unet") else weights
         trainings[name](pool, work, folder, LoopConfig(minutes=minutes), resolve_device(device))
 

@@ -100,9 +100,7 @@ def train_loop(
         torch._foreach_lerp_(list(ema.values()), [p.detach() for p in weights.values()], 1 - decay)
         if step % config.log_every == 0:
             if not torch.isfinite(loss):
-                raise TrainingError(
-                    f"{name}: the loss is not finite at step {step}", f"{path} is good"
-                )
+                raise _not_finite(name, step, path)
             row = {
                 "step": step,
                 "seconds": round(elapsed, 1),
@@ -124,6 +122,13 @@ def train_loop(
     if sample_sheet:
         sample_sheet(step)
     return modules
+
+
+def _not_finite(name: str, step: int, path: Path) -> TrainingError:
+    kept = f"{path} is good" if path.exists() else "no checkpoint was written yet"
+    return TrainingError(
+        f"{name}: the loss is not finite at step {step}", f"use a lower learning_rate; {kept}"
+    )
 
 
 def _save(path, modules, weights, ema, optimizer, step, spent) -> None:

@@ -1,16 +1,20 @@
 """A pool of procedural pictures, drawn once and read many times by every pre-training."""
 
 import json
+import os
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from replaycad.mini.world import draw, draw_class
+from replaycad.mini.world import ClassSpec, draw, draw_class
 
 CHUNK = 16  # classes drawn by one task, and the unit that an interrupted drawing loses
+STILL_SHARE, FIXED_SHARE = 0.75, 0.5  # of classes that lie still; of surfaces among them
+STILL_STREAM = 99
+STILL_TURN, STILL_SHIFT = 0.02, 0.01  # radians, picture units: what moving images together leaves
 
 
 @dataclass(frozen=True)
@@ -34,7 +38,26 @@ class Pool:
     families: list[str]
 
 
-def _draw_chunk(first_class: int, num_pictures: int, num_defective: int, size: int) -> tuple:
+def lying_still(spec: ClassSpec) -> ClassSpec:
+    """Most classes as `compress` sees them, whose images it has moved onto each other."""
+    rng = np.random.default_rng([spec.class_seed, STILL_STREAM])
+    is_still, is_fixed = rng.random(2) < (STILL_SHARE, FIXED_SHARE)
+    if not is_still:
+        return spec
+    scene = spec.scene
+    # A pattern can be moved onto itself, the grain of a surface cannot.
+    moves = spec.is_surface and not is_fixed
+    scene = scene._replace(
+        angle_jitter=min(scene.angle_jitter, STILL_TURN),
+        shift=scene.shift if moves else min(scene.shift, STILL_SHIFT),
+        scale_jitter=min(scene.scale_jitter, STILL_SHIFT),
+    )
+    return replace(spec, scene=scene)
+
+
+def _draw_chunk(
+    first_class: int, num_pictures: int, num_defective: int, size: int, is_still: bool
+) -> tuple:
     images = np.empty((CHUNK, num_pictures, size, size, 3), np.uint8)
     object_masks = np.empty((CHUNK, num_pictures, size, size), np.uint8)
     defective = np.empty((CHUNK, num_defective, size, size, 3), np.uint8)
@@ -42,6 +65,8 @@ def _draw_chunk(first_class: int, num_pictures: int, num_defective: int, size: i
     captions, families = [], []
     for row in range(CHUNK):
         spec = draw_class(first_class + row)
+        if is_still:
+            spec = lying_still(spec)
         captions.append(spec.caption)
         families.append(spec.family)
         for seed in range(num_pictures):
@@ -60,18 +85,22 @@ def open_pool(
     num_defective: int = 4,
     size: int = 128,
     first_class: int = 0,
-    workers: int = 2,
+    is_still: bool = False,
+    workers: int | None = None,
 ) -> Pool:
     """Draw the pool into `folder`, or go on with one that was interrupted, and open it.
 
     Args:
         num_classes: classes with seeds `first_class ...`, rounded up to a whole chunk.
+        is_still: of most classes, pictures that do not turn or shift.
+        workers: processes that draw; all the machine's cores if not said.
 
     Returns:
         Memory maps: opening a finished pool costs nothing.
     """
     num_classes = -(-num_classes // CHUNK) * CHUNK
-    folder = folder / f"pool-{first_class}-{num_classes}x{num_pictures}+{num_defective}-{size}"
+    kind = "still" if is_still else "pool"
+    folder = folder / f"{kind}-{first_class}-{num_classes}x{num_pictures}+{num_defective}-{size}"
     folder.mkdir(parents=True, exist_ok=True)
     shapes = {
         "images": (num_classes, num_pictures, size, size, 3),
@@ -97,9 +126,12 @@ def open_pool(
         else:
             missing.append(start)
     # One thread a worker: small matrix products on more threads than cores take five times as long.
+    workers = workers or os.cpu_count()
     with ProcessPoolExecutor(workers, initializer=threadpool_limits, initargs=(1,)) as executor:
         tasks = [
-            executor.submit(_draw_chunk, first_class + start, num_pictures, num_defective, size)
+            executor.submit(
+                _draw_chunk, first_class + start, num_pictures, num_defective, size, is_still
+            )
             for start in missing
         ]
         for start, task in zip(missing, tasks, strict=True):

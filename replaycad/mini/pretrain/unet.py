@@ -7,7 +7,9 @@ learn to carry the class, and the mask the place, as in the paper's compression 
 """
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -26,16 +28,17 @@ from replaycad.mini.pretrain.pool import Pool, open_pool
 from replaycad.mini.pretrain.text import TEXT_LENGTH, build_text_encoder, build_tokenizer
 from replaycad.mini.pretrain.vae import LATENT_CHANNELS
 from replaycad.mini.world import HELD_OUT_SEED
-from replaycad.runtime import generator
+from replaycad.runtime import generator, stream_seed
 
 LATENT_SIZE = 16
 WIDTH = 192  # D, of every token that the U-Net reads
 NUM_TOKENS = (LATENT_SIZE // 2) ** 2  # K
 ROW = LATENT_SIZE * LATENT_SIZE  # I: one whole latent channel, so that a token knows its place
 ROW_TOKENS = WIDTH // 2  # O: one spatial token for two latent channels
-NUM_REFERENCES = 4
 SET_SHARE = 0.8  # of the pictures are told by the set's tokens; 0: by captions alone
-NUM_CLASSES, TARGETS = 8, 2  # classes in a batch, pictures of each to denoise
+TARGETS, NUM_REFERENCES, SEEN = 2, 6, 8  # pictures of a class: to denoise, to tell it by, to vary
+MAX_VARIATIONS = 6  # directions in which a class may be told to vary; 0: none
+NUM_CLASSES = {"cpu": 8, "cuda": 128}  # in a batch
 GUESS_WEIGHT = 0.2  # of what the tokens must say by themselves: mean picture, spread, mask
 SCHEDULE = {
     "num_train_timesteps": 1000,
@@ -51,10 +54,35 @@ SCHEDULE = {
 }
 
 
+def open_unet_pool(work: Path, num_classes: int, first_class: int = 0) -> Pool:
+    """The pictures that the U-Net learns from: most classes lie still, for compress moves them."""
+    count = TARGETS + NUM_REFERENCES + SEEN
+    return open_pool(work, num_classes, count, 1, first_class=first_class, is_still=True)
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A pool's pictures as tensors, on the device where one holds them all.
+
+    Attributes:
+        images: uint8 `[C, P, S, S, 3]`.
+        object_masks: uint8 `[C, P, S, S]`.
+    """
+
+    images: torch.Tensor
+    object_masks: torch.Tensor
+
+    @classmethod
+    def of(cls, pool: Pool, device: torch.device) -> "Shown":
+        """Memory maps stay such on a CPU."""
+        where = device if device.type == "cuda" else torch.device("cpu")
+        return cls(*(torch.from_numpy(part).to(where) for part in (pool.images, pool.object_masks)))
+
+
 def draw_classes(
-    pool: Pool, rng: torch.Generator, device: torch.device, is_changed: bool = True
-) -> tuple[np.ndarray, torch.Tensor, torch.Tensor]:
-    """Draw some classes and pictures of each: `NUM_REFERENCES` to look at, `TARGETS` to denoise.
+    shown: Shown, rng: torch.Generator, device: torch.device, is_changed: bool = True
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Draw some classes, and pictures of each: `TARGETS`, `NUM_REFERENCES` and `SEEN`, in order.
 
     Args:
         is_changed: turn and mirror each class as a whole, and give half of them other colours, so
@@ -63,25 +91,95 @@ def draw_classes(
     Returns:
         Class numbers `[N]`, pictures `[N, P, 3, S, S]` float in -1..1, masks `[N, P, S, S]` 0/1.
     """
-    count = NUM_REFERENCES + TARGETS
-    classes = torch.randperm(len(pool.images), generator=rng)[:NUM_CLASSES].numpy()
-    numbers = torch.rand(NUM_CLASSES, pool.images.shape[1], generator=rng).argsort(1)[:, :count]
-    rows = (classes[:, None], numbers.numpy())
-    images = torch.from_numpy(pool.images[rows]).to(device).movedim(-1, 2).float() / 255
-    masks = torch.from_numpy(pool.object_masks[rows]).to(device)
+    num_classes, count = NUM_CLASSES[device.type], TARGETS + NUM_REFERENCES + SEEN
+    classes = torch.randperm(len(shown.images), generator=rng)[:num_classes]
+    numbers = torch.rand(len(classes), shown.images.shape[1], generator=rng).argsort(1)[:, :count]
+    rows = tuple(index.to(shown.images.device) for index in (classes[:, None], numbers))
+    images = shown.images[rows].to(device).movedim(-1, 2).float() / 255
+    masks = shown.object_masks[rows].to(device)
     if is_changed:
         recoloured = change_colours(images.flatten(0, 1), rng, count).view_as(images)
-        is_recoloured = torch.rand(NUM_CLASSES, generator=rng) < 0.5
+        is_recoloured = torch.rand(len(classes), generator=rng) < 0.5
         images = torch.where(is_recoloured.view(-1, 1, 1, 1, 1).to(device), recoloured, images)
-        turns = torch.randint(8, (NUM_CLASSES,), generator=rng).tolist()
-        images = torch.stack([_turn(part, turn) for part, turn in zip(images, turns, strict=True)])
-        masks = torch.stack([_turn(part, turn) for part, turn in zip(masks, turns, strict=True)])
+        turns = torch.rand(3, len(classes), generator=rng).to(device) < 0.5
+        images, masks = turn_each(images, turns), turn_each(masks, turns)
     return classes, images * 2 - 1, masks
 
 
-def _turn(pictures: torch.Tensor, turn: int) -> torch.Tensor:
-    """Turn by `turn % 4` quarters and mirror if `turn` is at least 4; the last two axes."""
-    return torch.rot90(pictures.flip(-1) if turn >= 4 else pictures, turn % 4, (-2, -1))
+def turn_each(pictures: torch.Tensor, turns: torch.Tensor) -> torch.Tensor:
+    """Turn and mirror each row of `[N, ..., S, S]` as `[3, N]` bool say: across, down, diagonal."""
+    across, down, diagonal = turns.view(3, -1, *[1] * (pictures.ndim - 1))
+    pictures = torch.where(across, pictures.flip(-1), pictures)
+    pictures = torch.where(down, pictures.flip(-2), pictures)
+    return torch.where(diagonal, pictures.transpose(-2, -1), pictures)
+
+
+class Variations(NamedTuple):
+    """How some classes vary, each in its own number of directions; absent ones are zero.
+
+    Attributes:
+        mean: `[N, C, h, w]`, of the latents that the directions were found in.
+        directions: `[N, R, C, h, w]`, one standard deviation long.
+    """
+
+    mean: torch.Tensor
+    directions: torch.Tensor
+
+    @classmethod
+    def of(cls, latents: torch.Tensor, counts: torch.Tensor) -> "Variations":
+        """Principal components of latents `[N, P, C, h, w]`, the first `counts` `[N]` of each."""
+        mean = latents.mean(1)
+        rows = (latents - mean[:, None]).flatten(2)
+        values, vectors = torch.linalg.eigh(rows @ rows.mT / rows.shape[1])
+        most = min(MAX_VARIATIONS, rows.shape[1] - 1)
+        values, vectors = values[:, -most:].flip(1), vectors[:, :, -most:].flip(2)
+        is_kept = torch.arange(most, device=counts.device) < counts[:, None]
+        is_kept &= values > 1e-4 * values[:, :1]
+        directions = vectors.mT @ rows / rows.shape[1] ** 0.5 * is_kept[:, :, None]
+        return cls(mean, directions.view(len(latents), most, *latents.shape[2:]))
+
+    def coefficients(self, latents: torch.Tensor) -> torch.Tensor:
+        """Where latents `[N, P, C, h, w]` lie along the directions: `[N, P, R]`, 0 if absent."""
+        flat = self.directions.flatten(2)
+        along = (latents - self.mean[:, None]).flatten(2) @ flat.mT
+        return along / flat.square().sum(2).clamp_min(1e-6)[:, None]
+
+    def taken_out(self, latents: torch.Tensor) -> torch.Tensor:
+        """What is left of latents `[N, P, C, h, w]` at coefficients of 0."""
+        told = self.coefficients(latents) @ self.directions.flatten(2)
+        return latents - told.view_as(latents)
+
+
+def tell(
+    set_encoder: SetEncoder, latents: torch.Tensor, num_seen: int, counts: torch.Tensor
+) -> torch.Tensor:
+    """Semantic tokens of each target, as `compress` starts them: the class, and where each lies.
+
+    The directions are found in other pictures than those that tell the class and those to denoise,
+    so that what they leave of all of these is alike, as among the many images of a real class.
+
+    Args:
+        set_encoder: is trained.
+        latents: `[N, P, C, h, w]`, of pictures as `draw_classes` orders them.
+        num_seen: references that tell the class.
+        counts: `[N]` int64, directions in which each class may vary.
+
+    Returns:
+        `[N * TARGETS, K, D]`.
+    """
+    targets, references, others = latents.split([TARGETS, NUM_REFERENCES, SEEN], 1)
+    references = references[:, :num_seen]
+    if not MAX_VARIATIONS:
+        return set_encoder(references).repeat_interleave(TARGETS, 0)
+    with torch.no_grad(), torch.autocast(latents.device.type, enabled=False):
+        vary = Variations.of(others, counts)
+        references, coefficients = vary.taken_out(references), vary.coefficients(targets)
+        mean = references.mean(1, keepdim=True)
+        stepped = torch.cat([mean, mean + vary.directions], 1)  # sets of one, of R + 1 pictures
+    answers = set_encoder(stepped.flatten(0, 1)[:, None]).unflatten(0, stepped.shape[:2])
+    steps = answers[:, 1:] - answers[:, :1]
+    shifts = torch.einsum("ntr,nrkd->ntkd", coefficients.to(steps.dtype), steps)
+    return (set_encoder(references)[:, None] + shifts).flatten(0, 1)
 
 
 @torch.no_grad()
@@ -126,11 +224,10 @@ class Generator(nn.Module):
 
         Args:
             input_ids: `[B, T]` int64.
-            semantic: `[N, K, D]` of the set encoder, B a multiple of N: each serves B / N targets.
+            semantic: `[B, K, D]`.
             mask_latents: `[B, C, h, w]`.
             keep_semantic, keep_spatial: `[B]` float, 0 or 1.
         """
-        semantic = semantic.repeat_interleave(len(input_ids) // len(semantic), 0)
         spatial = self.spatial_encoder(mask_latents)
         return torch.cat(
             [
@@ -149,16 +246,17 @@ def train_unet(
     codec = PatchCodec.from_pretrained(weights / "vae").to(device)
     tokenizer = build_tokenizer(weights / "tokenizer")
     model = Generator(tokenizer, pool.captions, device)
-    alphas = DDIMScheduler(**SCHEDULE).alphas_cumprod.to(device)
+    alphas, shown = DDIMScheduler(**SCHEDULE).alphas_cumprod.to(device), Shown.of(pool, device)
 
     def loss_function(step: int) -> tuple[torch.Tensor, dict[str, float]]:
         rng = generator(0, "unet", step)
-        classes, pictures, masks = draw_classes(pool, rng, device)
+        classes, pictures, masks = draw_classes(shown, rng, device)
         latents = encode(codec, pictures)
-        # Two to four references, so that the tokens of a small class are as good a start.
-        seen = latents[:, : 2 + step % (NUM_REFERENCES - 1)]
-        target = latents[:, NUM_REFERENCES:].flatten(0, 1)
-        mask_latents = encode(codec, masks[:, NUM_REFERENCES:]).flatten(0, 1)
+        # Two references or more, so that the tokens of a small class are as good a start.
+        num_seen = 2 + step % (NUM_REFERENCES - 1)
+        counts = torch.randint(MAX_VARIATIONS + 1, (len(classes),), generator=rng).to(device)
+        target = latents[:, :TARGETS].flatten(0, 1)
+        mask_latents = encode(codec, masks[:, :TARGETS]).flatten(0, 1)
         batch = len(target)
         mode = torch.rand(batch, generator=rng)
         # Else the caption alone, or nothing at all; few are told by both.
@@ -168,15 +266,16 @@ def train_unet(
         keep_spatial = keep_spatial * ~unconditional
         which = torch.randint(len(model.templates), (batch,), generator=rng).to(device)
         with_caption = ((mode > SET_SHARE - 0.05) & (mode <= 0.9)).to(device)
-        captions = model.captions[torch.from_numpy(np.repeat(classes, TARGETS)).to(device)]
+        captions = model.captions[classes.repeat_interleave(TARGETS).to(device)]
         input_ids = torch.where(with_caption[:, None], captions, model.templates[which])
         input_ids = torch.where(unconditional[:, None], model.empty, input_ids)
-        noise = torch.randn(target.shape, generator=rng).to(device)
+        grain = torch.Generator(device).manual_seed(stream_seed(0, "unet-noise", step))
+        noise = torch.randn(target.shape, generator=grain, device=device)
         timesteps = torch.randint(1000, (batch,), generator=rng).to(device)
         alpha = alphas[timesteps][:, None, None, None]
         noisy_latents = alpha.sqrt() * target + (1 - alpha).sqrt() * noise
         with mixed_precision(device):
-            semantic = model.set_encoder(seen)
+            semantic = tell(model.set_encoder, latents, num_seen, counts)
             tokens = model.condition(input_ids, semantic, mask_latents, keep_semantic, keep_spatial)
             guess = model.unet.read(tokens)
             prediction = model.unet(noisy_latents, timesteps, tokens, guess).sample.float()
@@ -192,7 +291,7 @@ def train_unet(
         return total, {"set": told, "guess": guess_loss.item()}
 
     def sample_sheet(step: int) -> None:
-        held_out = open_pool(work, 16, first_class=HELD_OUT_SEED)
+        held_out = open_unet_pool(work, 16, HELD_OUT_SEED)
         sheet = draw_sheet(model, held_out, codec, device)
         Image.fromarray(sheet).save(work / f"unet-{step:06d}.png")
 
@@ -215,7 +314,8 @@ def draw_sheet(model: Generator, pool: Pool, codec: PatchCodec, device: torch.de
     batch = len(mask_latents)
     input_ids = model.templates[:1].expand(batch, -1)
     ones = torch.ones(batch, device=device)
-    tokens = model.condition(input_ids, model.set_encoder(references), mask_latents, ones, ones)
+    semantic = model.set_encoder(references).repeat_interleave(batch // len(references), 0)
+    tokens = model.condition(input_ids, semantic, mask_latents, ones, ones)
     sample = torch.randn(mask_latents.shape, generator=generator(0, "sheet")).to(device)
     for timestep in scheduler.timesteps:
         prediction = model.unet(sample, timestep, tokens).sample
