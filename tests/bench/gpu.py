@@ -13,27 +13,25 @@ from replaycad.diffusion.posterior import Posterior
 from replaycad.diffusion.sampling import sample
 from replaycad.diffusion.start import start_conditions
 from replaycad.mini import demo
-from replaycad.recipes import CompressConfig, ReplayConfig, stage_config
+from replaycad.recipes import ReplayConfig, stage_config
 from replaycad.runtime import resolve_device
 from tests.bench import backbone
+from tests.bench.backbone import CLASSES
 from tests.bench.pairs import paired
 from tests.bench.published import published_images
-from tests.bench.stages import CLASSES, REPLAY_BAR, compress_step, full_size, train_step
+from tests.bench.stages import REPLAY_BAR, compress_step, full_size, train_step
 
-BATCHES = {"sd15": 4, "ldm256": 32}  # of compress
 TARGET = Path("build/gpu.json")
 
 
 def replay(name: str, device: torch.device, num_images: int = 4) -> dict:
     """Images by the published sampler, and by the recipe `fast`; guidance in both."""
     exact, diffusion = full_size(name, device)
-    found = stage_config("paper", "compress", {}, CLASSES[name])
     drawing = stage_config("fast", "replay", {}, CLASSES[name])
-    assert isinstance(found, CompressConfig)
     assert isinstance(drawing, ReplayConfig)
     shape = (1, 4, *diffusion.latent_shape)
     seen = Posterior(torch.zeros(shape), torch.ones(shape))
-    config = replace(found, init_word="screw")
+    config = replace(backbone.configs(name)[0], init_word="screw")
     plain, conditions = (start_conditions(one, seen, config, 0) for one in (exact, diffusion))
     masks = [np.ones((64, 64), np.bool_)] * num_images
     scale = drawing.guidance_scale
@@ -59,7 +57,7 @@ def main(device_name: str = "cuda") -> None:
         sys.stdout.flush()
 
     for name in CLASSES:
-        keep(compress_step(name, BATCHES[name], device=device))
+        keep(compress_step(name, backbone.configs(name)[0].batch_size, device=device))
         keep(replay(name, device))
         if device.type == "cuda":
             torch.cuda.empty_cache()

@@ -37,20 +37,18 @@ from replaycad.recipes import CompressConfig, ReplayConfig, TrainConfig, stage_c
 from replaycad.sequence import comparison
 from replaycad.stages.replay import rebuild_conditions
 from replaycad.walk import run_sequence
+from tests.bench.backbone import CLASSES, configs
 from tests.bench.pairs import paired, taken, told
 from tests.bench.published import PublishedSearch, noise_loss, published_images
 from tests.detectors.grouped import per_sample
 from tests.full_size import random_diffusion
 
 STEP_BAR, LOSS_BAR, REPLAY_BAR, TRAIN_BAR, RUN_BAR, METRICS_BAR = 2.2, 8, 2.2, 1.6, 4, 20
-CLASSES = {"sd15": "pcb1", "ldm256": "bottle"}  # whose setting of the paper is timed
+CPU = torch.device("cpu")
 FIXED_DRAWS = 128  # (latent, noise, timestep) that the loss is measured on
 LOOK_EVERY = 25  # steps of the published search between two looks at that loss
 MOST_STEPS = 3000  # of it, after which it counts as slower than that; likewise after
 MOST_TIMES = 45  # times the seconds of ours
-
-
-CPU = torch.device("cpu")
 
 
 def full_size(name: str, device: torch.device) -> tuple[Diffusion, Diffusion]:
@@ -66,9 +64,7 @@ def compress_step(
 ) -> dict:
     """A step through a full-size backbone of random weights: cached and uncached."""
     exact, diffusion = full_size(name, device)
-    config = stage_config("paper", "compress", {}, CLASSES[name])
-    assert isinstance(config, CompressConfig)
-    config = replace(config, batch_size=images_at_once, num_steps=1, init_word="screw")
+    config = replace(configs(name)[0], batch_size=images_at_once, num_steps=1, init_word="screw")
     size = diffusion.image_size
     images = np.random.default_rng(0).integers(0, 256, (4, 3, size, size), np.uint8)
     masks = np.ones((4, size, size), np.bool_)

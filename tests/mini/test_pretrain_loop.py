@@ -64,3 +64,16 @@ def test_a_loss_that_is_not_finite_stops_and_leaves_the_checkpoint(tmp_path):
         )  # fmt: skip
 
     assert (tmp_path / "toy.safetensors").read_bytes() == before
+
+
+def test_a_loss_that_is_never_finite_says_that_nothing_was_kept(tmp_path):
+    layer, _ = _problem()
+
+    with pytest.raises(TrainingError) as raised:
+        train_loop(
+            "toy", {"layer": layer}, lambda _: (layer.weight.sum() * float("nan"), {}), tmp_path,
+            _config(num_steps=9),
+        )  # fmt: skip
+
+    assert "lower learning_rate" in raised.value.hint
+    assert "no checkpoint" in raised.value.hint

@@ -1,7 +1,8 @@
 """Pre-training of the bundled U-Net for replay: a class as tokens, a place as a mask.
 
 Each batch holds some classes. Their K semantic tokens come from the set encoder, which sees other
-images of the class and never the target (or, in part of the batch, from a caption); the spatial
+images of the class and never the target, and from how far the target lies along the directions in
+which still others vary (or, in part of the batch, from a caption); the spatial
 tokens come from the target's own object mask through the shared spatial encoder. So the tokens
 learn to carry the class, and the mask the place, as in the paper's compression of a new class.
 """
@@ -37,8 +38,8 @@ ROW = LATENT_SIZE * LATENT_SIZE  # I: one whole latent channel, so that a token 
 ROW_TOKENS = WIDTH // 2  # O: one spatial token for two latent channels
 SET_SHARE = 0.8  # of the pictures are told by the set's tokens; 0: by captions alone
 TARGETS, NUM_REFERENCES, SEEN = 2, 6, 8  # pictures of a class: to denoise, to tell it by, to vary
-MAX_VARIATIONS = 6  # directions in which a class may be told to vary; 0: none
-NUM_CLASSES = {"cpu": 8, "cuda": 128}  # in a batch
+MAX_VARIATIONS = 6  # directions in which a class may be told to vary
+NUM_CLASSES, NUM_CLASSES_ON_GPU = 8, 128  # in a batch
 GUESS_WEIGHT = 0.2  # of what the tokens must say by themselves: mean picture, spread, mask
 SCHEDULE = {
     "num_train_timesteps": 1000,
@@ -91,7 +92,8 @@ def draw_classes(
     Returns:
         Class numbers `[N]`, pictures `[N, P, 3, S, S]` float in -1..1, masks `[N, P, S, S]` 0/1.
     """
-    num_classes, count = NUM_CLASSES[device.type], TARGETS + NUM_REFERENCES + SEEN
+    num_classes = NUM_CLASSES_ON_GPU if device.type == "cuda" else NUM_CLASSES
+    count = TARGETS + NUM_REFERENCES + SEEN
     classes = torch.randperm(len(shown.images), generator=rng)[:num_classes]
     numbers = torch.rand(len(classes), shown.images.shape[1], generator=rng).argsort(1)[:, :count]
     rows = tuple(index.to(shown.images.device) for index in (classes[:, None], numbers))
@@ -116,6 +118,8 @@ def turn_each(pictures: torch.Tensor, turns: torch.Tensor) -> torch.Tensor:
 
 class Variations(NamedTuple):
     """How some classes vary, each in its own number of directions; absent ones are zero.
+
+    What `diffusion.variation` finds for one class at a time, for a whole batch of them.
 
     Attributes:
         mean: `[N, C, h, w]`, of the latents that the directions were found in.
@@ -169,8 +173,6 @@ def tell(
     """
     targets, references, others = latents.split([TARGETS, NUM_REFERENCES, SEEN], 1)
     references = references[:, :num_seen]
-    if not MAX_VARIATIONS:
-        return set_encoder(references).repeat_interleave(TARGETS, 0)
     with torch.no_grad(), torch.autocast(latents.device.type, enabled=False):
         vary = Variations.of(others, counts)
         references, coefficients = vary.taken_out(references), vary.coefficients(targets)
