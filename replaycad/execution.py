@@ -23,7 +23,14 @@ from replaycad.artifacts.replay_writer import ReplaysWriter
 from replaycad.artifacts.replays import ReplaysReader
 from replaycad.artifacts.store import Store
 from replaycad.continual.budget import IMAGE_BUDGET
-from replaycad.data.images import load_images
+from replaycad.continual.choice import (
+    FORMS,
+    TRIED_LEAST,
+    TRIED_ON,
+    TRIED_REPLAYS,
+    chosen_form,
+)
+from replaycad.data.images import evenly, load_images
 from replaycad.data.mixture import Mixture, Source
 from replaycad.data.samples import Sample
 from replaycad.diffusion.presets import backbone_sizes
@@ -43,22 +50,7 @@ from replaycad.recipes import (
 )
 from replaycad.runtime import generator, resolve_device
 
-FORMS: tuple[Form, ...] = ("exemplars", "hybrid", "conditions")
-"""What `auto` chooses among, what needs the least first."""
-MARGIN = 0.02  # of separation, by which a later form must be better
-TRIED_ON = 5  # every fifth image is held out while forms are tried
-TRIED_REPLAYS = 64
 REMEMBERED = 32  # conditions of this process, some hundred kB each
-
-
-def chosen_form(separations: Mapping[Form, float]) -> Form:
-    """The form that `auto` keeps a class in, from what `coverage.separation` says of each."""
-    chosen: Form | None = None
-    for form in (form for form in FORMS if form in separations):
-        if chosen is None or separations[form] > separations[chosen] + MARGIN:
-            chosen = form
-    assert chosen is not None
-    return chosen
 
 
 def shared_out(budget: int, num_classes: int) -> int:
@@ -140,13 +132,9 @@ class Workshop:
             )
         checkpoint, header = self._checkpoint(plan), plan.header((class_name,))
         if config.keep == "auto":
-            separations = self._try_forms(samples, masks, config, drawing, header, seed)
-            best = chosen_form(separations)
-            config, header = replace(config, keep=best), {**header, "separations": separations}
-            told = ", ".join(f"{form} {value:.3f}" for form, value in separations.items())
-            self._report.note(f"{class_name}: kept as {best}; tells other images apart: {told}")
-        header = {**header, "form": config.keep}
-        kept = self._keep(samples, masks, config, header, seed, checkpoint)
+            kept = self._choose(samples, masks, config, drawing, header, seed, checkpoint)
+        else:
+            kept, _ = self._keep(samples, masks, config, header, seed, checkpoint)
         plan.check_inputs()
         kept.save(plan.path)
         checkpoint.clear()
@@ -158,21 +146,22 @@ class Workshop:
         config: CompressConfig,
         header: dict[str, Any],
         seed: int,
-        checkpoint: Checkpoint | None = None,
-    ) -> ConditionsArtifact:
-        """Conditions, real images, or both."""
+        checkpoint: Checkpoint,
+    ) -> tuple[ConditionsArtifact, list[int]]:
+        """Conditions, real images, or both, and which of the samples are the images."""
         from replaycad.stages.compress import keep_exemplars, within_budget
 
-        kept = None
+        header = {**header, "form": config.keep}
+        kept, rows = None, list[int]()
         if config.keep != "exemplars":
             found = self._searched(samples, masks, config, header, seed, checkpoint)
             kept = within_budget(found, config, masks)
         if kept is None or config.keep == "hybrid":
             size = backbone_sizes(config.backbone)[1]
-            kept = keep_exemplars(
+            kept, rows = keep_exemplars(
                 samples, masks, self._judge(), size, config, seed, header, self._report, kept
             )
-        return kept
+        return kept, rows
 
     def _searched(
         self,
@@ -181,7 +170,7 @@ class Workshop:
         config: CompressConfig,
         header: dict[str, Any],
         seed: int,
-        checkpoint: Checkpoint | None,
+        checkpoint: Checkpoint,
     ) -> ConditionsArtifact:
         """Conditions as searched, before they are fitted into a budget: the same for many of them.
 
@@ -193,7 +182,7 @@ class Workshop:
         config = searchable(config, diffusion, masks)
         bare = replace(config, keep="conditions", budget=0)
         inputs = {**header["inputs"], "drawing": ""}  # how it is drawn does not matter here
-        key = (canonical_json(inputs), *masks.image_ids, bare, seed, diffusion.device)
+        key = (canonical_json(inputs), bare, seed, diffusion.device)
         if key not in self._known:
             while len(self._known) >= REMEMBERED:
                 self._known.pop(next(iter(self._known)))
@@ -210,7 +199,7 @@ class Workshop:
 
         return self._load("encoder of exemplars", EXEMPLAR_ENCODER, load_encoder)
 
-    def _try_forms(
+    def _choose(
         self,
         samples: Sequence[Sample],
         masks: MasksArtifact,
@@ -218,45 +207,67 @@ class Workshop:
         drawing: ReplayConfig,
         header: dict[str, Any],
         seed: int,
-    ) -> dict[Form, float]:
-        """How well each form tells every fifth image from a spoilt one, drawn from the others.
+        checkpoint: Checkpoint,
+    ) -> ConditionsArtifact:
+        """The class in each form, and of these the one whose replays tell images apart best.
+
+        It is the very file that this form would be without a choice, but for what its header says
+        of the choice. Where all images fit in but a few, these are kept and nothing is tried.
 
         Raises:
-            ConfigError: if there are too few images, or no form fits into the budget.
+            BudgetError: if no form fits into the budget.
         """
-        from replaycad.continual.coverage import separation
-
-        held_out = np.arange(len(samples)) % TRIED_ON == TRIED_ON - 1
-        if not held_out.any():
-            message = f"compress: {len(samples)} images of {masks.class_name} are too few to choose"
-            raise ConfigError(message, f"give {TRIED_ON} or more, or another keep than auto")
-        rest = [sample for sample, out in zip(samples, held_out, strict=True) if not out]
-        others = replace(
-            masks, image_ids=[sample.image_id for sample in rest],
-            object_masks=masks.object_masks[~held_out],
-            area_fraction=masks.area_fraction[~held_out],
-        )  # fmt: skip
-        tested = [sample for sample, out in zip(samples, held_out, strict=True) if out]
-        drawing = replace(drawing, num_images=TRIED_REPLAYS, backbone=config.backbone)
-        found: dict[Form, float] = {}
+        header = {**header, "separations": dict.fromkeys(FORMS, 0.1234)}  # room for the true ones
+        tried: dict[Form, ConditionsArtifact] = {}
+        unseen = np.ones(len(samples), np.bool_)  # images that no form has in it
         for form in FORMS:
             trial = replace(config, keep=form, budget=config.budget or IMAGE_BUDGET)
+            own = Checkpoint(checkpoint.path, f"{checkpoint.key} {form}", checkpoint.check)
             try:
-                kept = self._keep(rest, others, trial, {**header, "form": form}, seed)
+                tried[form], rows = self._keep(samples, masks, trial, header, seed, own)
             except BudgetError as error:
                 self._report.note(f"{masks.class_name}: not as {form}: {error.message}")
                 continue
+            unseen[rows] = False
+            if unseen.sum() < TRIED_LEAST:
+                break
+        if not tried:
+            message = f"compress: a budget of {config.budget} bytes is too small for any form"
+            raise BudgetError(message, "give more")
+        separations: dict[Form, float] = {}
+        if len(tried) > 1:
+            rest = np.flatnonzero(unseen)
+            images = [samples[row] for row in rest[evenly(len(rest), TRIED_ON)]]
+            drawing = replace(drawing, num_images=TRIED_REPLAYS, backbone=config.backbone)
+            separations = self._separations(tried, images, drawing, header, seed)
+        best = chosen_form(separations) if separations else next(iter(tried))
+        told = ", ".join(f"{form} {value:.3f}" for form, value in separations.items())
+        self._report.note(f"{masks.class_name}: kept as {best}; tells images apart: {told or '-'}")
+        kept = tried[best]
+        return replace(kept, header={**kept.header, "separations": separations})
+
+    def _separations(
+        self,
+        tried: Mapping[Form, ConditionsArtifact],
+        samples: Sequence[Sample],
+        drawing: ReplayConfig,
+        header: dict[str, Any],
+        seed: int,
+    ) -> dict[Form, float]:
+        """How well replays of each form tell these images from the same with a piece pasted."""
+        from replaycad.continual.coverage import separations
+
+        drawn = {}
+        for form, kept in tried.items():
             with tempfile.TemporaryDirectory() as folder:
                 path = Path(folder) / "replays.safetensors"
                 self._draw(kept, path, {**header, "key": form}, drawing, seed)
                 with ReplaysReader(path) as replays:
-                    drawn = replays.images(range(len(replays)))
-            real = load_images(tested, drawn.shape[-1])
-            found[form] = separation(drawn, real, self._judge(), generator(seed, "auto"))
-        if not found:
-            message = f"compress: a budget of {config.budget} bytes is too small for any form"
-            raise BudgetError(message, "give more")
-        return found
+                    drawn[form] = replays.images(range(len(replays)))
+        size = next(iter(drawn.values())).shape[-1]
+        real = load_images(samples, size)
+        found = separations(drawn, real, self._judge(), generator(seed, "auto"))
+        return {form: round(value, 4) for form, value in found.items()}
 
     def replay(
         self, plan: Plan, conditions_path: Path, config: ReplayConfig, seed: int

@@ -5,8 +5,9 @@ import sys
 
 import pytest
 
+from replaycad.continual.choice import chosen_form
 from replaycad.errors import ConfigError
-from replaycad.execution import chosen_form, shared_out
+from replaycad.execution import shared_out
 
 
 def test_a_budget_of_replays_is_shared_alike():

@@ -36,7 +36,7 @@ class Checkpoint:
     ) -> None:
         self.path = Path(path)
         self.key = key
-        self._check = check
+        self.check = check
 
     def load(self) -> tuple[int, dict[str, NDArray[Any]]] | None:
         """Read the step and the arrays; None if there is no sound checkpoint."""
@@ -56,7 +56,7 @@ class Checkpoint:
         Raises:
             ArtifactError: it cannot be written, or `check` says so; the one before is still there.
         """
-        self._check()
+        self.check()
         write(self.path, CHECKPOINT, tensors, {"step": step, "key": self.key})
 
     def clear(self) -> None:

@@ -1,6 +1,6 @@
 """How well images of a class stand for others of it, in features: judged without any label."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -12,9 +12,11 @@ from replaycad.detectors.patchcore import PatchCore
 from replaycad.detectors.structures import PatchCorePreset
 from replaycad.mask_ops import Operation, apply_to_images, augmentations
 from replaycad.metrics import image_auroc, pixel_ap
+from replaycad.recipes import Form
 
 BANK_LIMIT = 16_384  # patches of the drawn images: all of 64 bundled ones; a coreset takes longer
 PASTED_AREA = (0.01, 0.05)  # of an image
+PASTINGS = 4  # of each image
 SYMMETRY_IMAGES = 24  # of either half of a class
 SYMMETRY_SLACK = 1.15
 """Turned images may lie so much farther than images as they are. Measured on ten classes, twice:
@@ -45,34 +47,45 @@ def distance(
     return float(detector.image_scores(_maps(detector, real, encoder)).mean())
 
 
-def separation(
-    drawn: NDArray[np.uint8],
+def separations(
+    drawn: Mapping[Form, NDArray[np.uint8]],
     real: NDArray[np.uint8],
     encoder: Encoder,
     generator: torch.Generator,
-) -> float:
-    """How well a memory bank of the drawn images tells real normal ones from spoilt ones.
+) -> dict[Form, float]:
+    """How well memory banks of drawn images tell real normal ones from spoilt ones.
 
     To lie near is not enough, for a blur lies near to everything, defects too (measured on a grid:
     blurred replays at 0.80 of `distance` and 4.1 pixel AP, real images at 0.83 and 7.9). So each
     real image is held against itself with a piece of it pasted elsewhere, as CutPaste does (Li et
-    al. 2021).
+    al. 2021), several times over, for one place decides little; all banks see the same.
 
     Args:
-        drawn: `[N, 3, S, S]` uint8.
+        drawn: by form, `[N, 3, S, S]` uint8.
         real: `[M, 3, S, S]` uint8, normal, of which the drawn ones know nothing.
         encoder: frozen.
-        generator: CPU random stream of the bank and of what is pasted.
+        generator: CPU random stream of the banks and of what is pasted.
 
     Returns:
-        Mean of image AUROC and pixel AP, 0..1, higher is better.
+        by form, mean of image AUROC and pixel AP, 0..1, higher is better.
     """
-    spoilt, masks = cut_and_paste(real, generator)
-    detector = _memory(drawn, real.shape[-1], encoder, generator)
-    maps = torch.cat([_maps(detector, images, encoder) for images in (real, spoilt)])
-    labels = np.repeat([0, 1], len(real))
-    found = image_auroc(detector.image_scores(maps).numpy(), labels)
-    return (found + pixel_ap(maps.numpy(), np.concatenate([np.zeros_like(masks), masks]))) / 2
+    spoilt, masks = cut_and_paste(np.concatenate([real] * PASTINGS), generator)
+    masks = np.concatenate([np.zeros((len(real), *masks.shape[1:]), np.bool_), masks])
+    labels = np.arange(len(masks)) >= len(real)
+    memories = {
+        form: _memory(images, real.shape[-1], encoder, generator) for form, images in drawn.items()
+    }
+    parts: dict[Form, list[torch.Tensor]] = {form: [] for form in drawn}
+    for images in (real, spoilt):
+        for pyramid in pyramids(images, encoder):
+            for form, detector in memories.items():
+                parts[form].append(detector.anomaly_maps(pyramid).cpu())
+    found = {}
+    for form, detector in memories.items():
+        maps = torch.cat(parts[form])
+        of_images = image_auroc(detector.image_scores(maps).numpy(), labels)
+        found[form] = (of_images + pixel_ap(maps.numpy(), masks)) / 2
+    return found
 
 
 def cut_and_paste(

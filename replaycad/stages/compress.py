@@ -146,7 +146,7 @@ def keep_exemplars(
     header: dict[str, Any],
     report: Report = silent,
     conditions: ConditionsArtifact | None = None,
-) -> ConditionsArtifact:
+) -> tuple[ConditionsArtifact, list[int]]:
     """Keep real images of one class in place of conditions, or beside them, at equal bytes.
 
     Args:
@@ -162,7 +162,7 @@ def keep_exemplars(
 
     Returns:
         the conditions, or such without tokens and masks, with as many images as the budget holds:
-        the file has at most `config.budget` bytes.
+        the file has at most `config.budget` bytes; and the places of these images in `samples`.
 
     Raises:
         BudgetError: if not a single image fits.
@@ -203,7 +203,7 @@ def keep_exemplars(
                 f"{masks.class_name}: {len(stored)} of {len(samples)} images kept, with "
                 f"{len(operations) - 1} turns and flips"
             )
-            return kept
+            return kept, order[: len(stored)]
         stored.pop()
     raise BudgetError(
         f"compress: a budget of {budget} bytes holds no image of {masks.class_name}",

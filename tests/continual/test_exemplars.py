@@ -10,13 +10,13 @@ from replaycad.artifacts.conditions import CONDITIONS, ConditionsArtifact
 from replaycad.artifacts.detector import DetectorArtifact
 from replaycad.artifacts.format import write
 from replaycad.artifacts.replays import ReplaysReader
-from replaycad.continual.coverage import cut_and_paste, distance, separation, symmetries
+from replaycad.continual.choice import chosen_form
+from replaycad.continual.coverage import cut_and_paste, distance, separations, symmetries
 from replaycad.continual.exemplars import coverage_order, decode, encode, fill, vary
 from replaycad.data.images import load_images
 from replaycad.data.samples import train_samples
 from replaycad.detectors.encoders import load_encoder
 from replaycad.errors import ArtifactError
-from replaycad.execution import chosen_form
 from replaycad.mask_ops import Operation, apply_to_images, augmentations
 from replaycad.runtime import generator
 from replaycad.stages.replay import Kept
@@ -223,18 +223,42 @@ def test_every_second_replay_of_a_hybrid_is_real_and_the_others_start_from_real_
     assert not np.array_equal(again[::2], images[::2])
 
 
-def test_auto_takes_the_form_that_tells_images_it_has_not_seen_from_spoilt_ones(run, tmp_path):
+def test_auto_keeps_the_very_images_of_the_form_that_tells_images_it_lacks_apart(
+    run, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("replaycad.execution.TRIED_LEAST", 2)  # of six images
+    path = tmp_path / "store" / "conditions" / "disc.safetensors"
+    assert run("compress", "--class", "disc", *EXEMPLARS).exit_code == 0
+    one = len(ConditionsArtifact.load(path).exemplars[0])
+    budget = str(path.stat().st_size - 3 * one + 250)
+
+    result = run("compress", "--class", "disc", "--keep", "auto", "--budget", budget)
+
+    assert result.exit_code == 0, result.output
+    kept = ConditionsArtifact.load(path)
+    separations = kept.header["separations"]
+    assert len(separations) >= 2
+    assert all(0 <= value <= 1 for value in separations.values())
+    assert kept.header["form"] == chosen_form(separations)
+    assert path.stat().st_size <= int(budget)
+    assert run("replay", "--class", "disc").exit_code == 0
+    again = ("compress", "--class", "disc", "--keep", "auto", "--budget", budget)
+    assert "hit" in run(*again, "--dry-run").stdout
+    form = ("--keep", kept.header["form"])
+    assert run("compress", "--class", "disc", *form, "--budget", budget).exit_code == 0
+    alone = ConditionsArtifact.load(path)
+    assert kept.exemplars == alone.exemplars[: len(kept.exemplars)]
+    assert np.array_equal(kept.semantic_embedding, alone.semantic_embedding)
+
+
+def test_auto_keeps_all_images_where_they_fit_and_searches_nothing(run, tmp_path):
     result = run("compress", "--class", "disc", "--keep", "auto")
 
     assert result.exit_code == 0, result.output
     kept = ConditionsArtifact.load(tmp_path / "store" / "conditions" / "disc.safetensors")
-    separations = kept.header["separations"]
-    assert set(separations) == {"exemplars", "hybrid", "conditions"}
-    assert all(0 <= value <= 1 for value in separations.values())
-    assert kept.header["form"] == chosen_form(separations) == "exemplars"
-    assert len(kept.exemplars) == 6, "of all images, once the form is found"
-    assert run("replay", "--class", "disc").exit_code == 0
-    assert "hit" in run("compress", "--class", "disc", "--keep", "auto", "--dry-run").stdout
+    assert (kept.header["form"], kept.header["separations"]) == ("exemplars", {})
+    assert len(kept.exemplars) == 6
+    assert not len(kept.semantic_embedding)
 
 
 @pytest.mark.parametrize(
@@ -271,22 +295,22 @@ def test_sharp_images_of_a_class_separate_better_than_its_blur(bundled_encoder):
     sharp = (part + rng.normal(0, 6, (24, 3, 64, 64))).clip(0, 255).astype(np.uint8)
     blur = np.full_like(sharp, 120) + (sharp // 16)
 
-    of_sharp, of_blur = (
-        separation(drawn, sharp[12:], bundled_encoder, generator(0, "bank"))
-        for drawn in (sharp[:12], blur[:12])
-    )
+    found = separations(
+        {"exemplars": sharp[:12], "conditions": blur[:12]}, sharp[12:], bundled_encoder,
+        generator(0, "bank"),
+    )  # fmt: skip
 
-    assert of_sharp > of_blur
+    assert found["exemplars"] > found["conditions"]
 
 
 def test_auto_leaves_out_what_the_budget_does_not_hold(run, tmp_path):
-    result = run("compress", "--class", "disc", "--keep", "auto", "--budget", "3000")
+    result = run("compress", "--class", "disc", "--keep", "auto", "--budget", "3100")
 
     assert result.exit_code == 0, result.output
     path = tmp_path / "store" / "conditions" / "disc.safetensors"
     kept = ConditionsArtifact.load(path)
-    assert set(kept.header["separations"]) == {"conditions"}
-    assert path.stat().st_size <= 3000
+    assert (kept.header["form"], kept.header["separations"]) == ("conditions", {})
+    assert path.stat().st_size <= 3100
 
     assert run("compress", "--class", "disc", "--keep", "auto", "--budget", "900").exit_code == 1
 
