@@ -48,7 +48,7 @@ from replaycad.recipes import (
     ReplayConfig,
     TrainConfig,
 )
-from replaycad.runtime import generator, resolve_device
+from replaycad.runtime import check_compiler, generator, resolve_device
 
 REMEMBERED = 32  # conditions of this process, some hundred kB each
 
@@ -311,6 +311,8 @@ class Workshop:
         """Train a detector."""
         from replaycad.stages.train import train_detector
 
+        if config.compile:
+            check_compiler(self._device)
         init = None
         if config.init:
             init = DetectorArtifact.load(self._store.path("detectors", config.init))
@@ -383,10 +385,10 @@ class Workshop:
     def _load_backbone(self, config: CompressConfig | ReplayConfig) -> Any:
         from replaycad.diffusion.backbones import DTYPES, load_backbone
 
-        dtype = DTYPES.get(config.precision)
+        dtype, is_compiled = DTYPES.get(config.precision), getattr(config, "compile", False)
         return self._load(
-            f"backbone in {config.precision}", config.backbone,
-            lambda name, device: load_backbone(name, device, dtype),
+            f"backbone in {config.precision}{', compiled' * is_compiled}", config.backbone,
+            lambda name, device: load_backbone(name, device, dtype, is_compiled),
         )  # fmt: skip
 
     def _load(self, kind: str, name: str, load: Callable[..., Any]) -> Any:

@@ -120,6 +120,7 @@ class ReplayConfig:
     batch_size: int = _at_least(1, 16)
     backbone: str = ""  # empty: the one that the conditions were made with
     precision: Precision = "auto"
+    compile: bool = False  # the unet, on a GPU: pays from about a thousand full-size images on
     jpeg_quality: int = _at_least(0, 0)  # images pass through a JPEG of this quality; 0: lossless
     stage = "replay"
 
@@ -147,6 +148,7 @@ class TrainConfig:
     batch_size: int = _at_least(0, 0)
     learning_rate: float = _at_least(0.0, 0.0)  # of the first optimiser; others keep their ratio
     replay_budget: int = _at_least(0, 0)  # replays of all past classes together; 0: all there are
+    compile: bool = False  # the detector, on a GPU: pays from some thousand full-size steps on
     balance: bool = True  # show each class equally often, however many images there are of it
     init: str = ""  # name of the detector to go on from; empty: from scratch
     banks: Literal["replace", "extend"] = "replace"  # of patchcore: what becomes of those of `init`

@@ -2,7 +2,10 @@
 
 import contextlib
 import hashlib
+import logging
+import os
 import resource
+import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -34,6 +37,21 @@ def resolve_device(name: str) -> torch.device:
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise ConfigError(f"device '{name}' is not present here", "use --device auto or cpu")
     return device
+
+
+def check_compiler(device: torch.device) -> None:
+    """Make sure that `torch.compile` will work, which says so only later, and have it be quiet.
+
+    Raises:
+        ConfigError: not a GPU of NVIDIA's or AMD's, where alone it was found to pay; no compiler.
+    """
+    if device.type != "cuda":
+        message = f"compile=true is for a GPU, and this runs on {device.type}"
+        raise ConfigError(message, "leave it out, or use --device cuda")
+    if not any(map(shutil.which, (os.environ.get("CC", "cc"), "gcc", "clang"))):
+        raise ConfigError("compile=true needs a C compiler", "install gcc, or leave it out")
+    # What it cannot see through it leaves as it is, and need not tell users of.
+    logging.getLogger("torch._dynamo").setLevel(logging.ERROR)
 
 
 def stream_seed(seed: int, *names: str | int) -> int:

@@ -1,11 +1,14 @@
-"""The full-size backbones with random weights and a toy tokenizer: right in size alone."""
+"""The full-size networks with random weights and a toy tokenizer: right in size alone."""
 
 from pathlib import Path
 
+import timm
 import torch
+from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import nn
 from transformers import AutoTokenizer
 
+from replaycad.detectors.encoders import Encoder
 from replaycad.diffusion.backbones import Diffusion, default_dtype
 from tests.diffusion.published import networks
 from tests.tiny import write_tokenizer
@@ -43,3 +46,11 @@ def random_diffusion(
         for part, net in built.items()
     }
     return Diffusion(**frozen, tokenizer=tokenizer, scheduler_config=SCHEDULE)
+
+
+def random_encoder(timm_name: str, levels: tuple[int, ...], device: torch.device) -> Encoder:
+    """An encoder as `load_encoder` would give it."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = timm.create_model(timm_name, features_only=True, out_indices=levels)
+    return Encoder(model, IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD).to(device)

@@ -16,7 +16,7 @@ from replaycad.recipes import Form
 
 BANK_LIMIT = 16_384  # patches of the drawn images: all of 64 bundled ones; a coreset takes longer
 PASTED_AREA = (0.01, 0.05)  # of an image
-PASTINGS = 4  # of each image
+PASTINGS = 2  # of each image
 SYMMETRY_IMAGES = 24  # of either half of a class
 SYMMETRY_SLACK = 1.15
 """Turned images may lie so much farther than images as they are. Measured on ten classes, twice:
@@ -62,7 +62,8 @@ def separations(
 
     Args:
         drawn: by form, `[N, 3, S, S]` uint8.
-        real: `[M, 3, S, S]` uint8, normal, of which the drawn ones know nothing.
+        real: `[M, 3, S, S]` uint8, normal, none of them among the drawn ones. Conditions may have
+            been searched with them: over six held-out classes that made a difference of -0.004.
         encoder: frozen.
         generator: CPU random stream of the banks and of what is pasted.
 

@@ -31,6 +31,7 @@ from replaycad.diffusion.presets import (
 )
 from replaycad.diffusion.set_encoder import SetEncoder
 from replaycad.errors import WeightsError
+from replaycad.runtime import check_compiler
 
 _TEXT_MODELS = {"clip_text_model": CLIPTextModel, "ldmbert": LDMBertModel}
 _OWN_CLASSES: dict[str, type[nn.Module]] = {"PatchCodec": PatchCodec, "CellUNet": CellUNet}
@@ -211,7 +212,10 @@ def default_dtype(device: torch.device) -> torch.dtype:
 
 
 def load_backbone(
-    name: str | Path, device: torch.device, dtype: torch.dtype | None = None
+    name: str | Path,
+    device: torch.device,
+    dtype: torch.dtype | None = None,
+    is_compiled: bool = False,
 ) -> Diffusion:
     """Load a frozen diffusion model.
 
@@ -220,10 +224,15 @@ def load_backbone(
         device: where to.
         dtype: of unet and text encoder, by default `default_dtype(device)`. The VAE stays in
             float32, for half precision would show in 8-bit grey levels.
+        is_compiled: whether the unet is compiled when it is first used. With SD 1.5 on an H200
+            that took 77 s and made replays 1.34 times as fast, and a step of a search no faster.
 
     Raises:
+        ConfigError: if it is to be compiled and cannot be.
         WeightsError: files missing, damaged, incomplete, or of a model that replaycad cannot use.
     """
+    if is_compiled:
+        check_compiler(device)
     folder = locate_backbone(name)
     files = backbone_files(folder, split_name(name)[1])
     dtype = dtype or default_dtype(device)
@@ -240,6 +249,8 @@ def load_backbone(
         text_encoder = _load_network(_text_model(files["text_encoder"][0]), files["text_encoder"])
         tokenizer = _load_tokenizer(files["tokenizer"])
     _check_family(unet, vae, name)
+    if is_compiled:
+        unet.compile()
     width = unet.config.cross_attention_dim
     if text_encoder.config.hidden_size != width:
         raise WeightsError(

@@ -228,6 +228,8 @@ class _Loop:
     def run(self, checkpoint: TrainCheckpoint | None, save_every_seconds: float) -> None:
         """Take all steps that are not done yet."""
         done = self._restore(checkpoint)
+        if self._config.compile:  # for steps alone: other batch sizes would compile anew
+            self._detector.forward = torch.compile(self._detector.forward)  # type: ignore[method-assign]
         wait()  # no rank may save before all have read
         last_save, whole = time.monotonic(), True
         self._detector.train()
@@ -243,6 +245,8 @@ class _Loop:
             if checkpoint is not None and whole and done:
                 checkpoint.save(done, self._state())
             raise
+        finally:
+            self._detector.__dict__.pop("forward", None)
 
     def _batches(self, done: int) -> Iterator[np.ndarray]:
         """Rows of every batch from step `done` on; whole batches only, as batch norm likes them."""

@@ -1,8 +1,9 @@
-"""`python -m tests.bench.gpu`: full-size backbones of random weights on a GPU; build/gpu.json."""
+"""`python -m tests.bench.gpu`: full-size networks of random weights on a GPU; build/gpu.json."""
 
 import json
 import sys
 import tempfile
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from tests.bench.published import published_images
 from tests.bench.stages import REPLAY_BAR, compress_step, full_size, train_step
 
 TARGET = Path("build/gpu.json")
+STEPS = 40  # of InvAD
 
 
 def replay(name: str, device: torch.device, num_images: int = 4) -> dict:
@@ -44,28 +46,38 @@ def replay(name: str, device: torch.device, num_images: int = 4) -> dict:
     )  # fmt: skip
 
 
-def main(device_name: str = "cuda") -> None:
-    """Measure, and write each row when it is known."""
-    device = resolve_device(device_name)
-    rows: list[dict] = []
-
-    def keep(row: dict) -> None:
-        rows.append(row)
-        TARGET.parent.mkdir(exist_ok=True)
-        TARGET.write_text(json.dumps({"device": _named(device), "rows": rows}, indent=1) + "\n")
-        sys.stdout.write(json.dumps(row) + "\n")
-        sys.stdout.flush()
-
+def backbones(device: torch.device) -> Iterator[dict]:
+    """A step of compress, a replay and the speed of each full-size backbone."""
     for name in CLASSES:
-        keep(compress_step(name, backbone.configs(name)[0].batch_size, device=device))
-        keep(replay(name, device))
+        yield compress_step(name, backbone.configs(name)[0].batch_size, device=device)
+        yield replay(name, device)
         if device.type == "cuda":
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
-        keep(backbone.run(name, device_name))
+        yield backbone.run(name, device.type)
+
+
+def detectors(device: torch.device) -> Iterator[dict]:
+    """Steps of InvAD: small, as published, and that compiled, where it can be."""
     with tempfile.TemporaryDirectory() as folder:
         demo.main(Path(folder))
-        keep(train_step(Path(folder), "screw", device=device))
+        for preset, is_compiled in (("mini", False), ("full", False), ("full", True)):
+            if device.type == "cuda" or not is_compiled:
+                yield train_step(
+                    Path(folder), "screw", STEPS, device, preset, is_compiled=is_compiled
+                )
+
+
+def main(device_name: str = "cuda", *parts: str) -> None:
+    """Measure `backbones`, `detectors` or both, and write each row when it is known."""
+    device, rows = resolve_device(device_name), []
+    for part in parts or ("backbones", "detectors"):
+        for row in {"backbones": backbones, "detectors": detectors}[part](device):
+            rows.append(row)
+            TARGET.parent.mkdir(exist_ok=True)
+            TARGET.write_text(json.dumps({"device": _named(device), "rows": rows}, indent=1) + "\n")
+            sys.stdout.write(json.dumps(row) + "\n")
+            sys.stdout.flush()
 
 
 def _named(device: torch.device) -> str:
@@ -73,4 +85,4 @@ def _named(device: torch.device) -> str:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:2])
+    main(*sys.argv[1:])

@@ -41,7 +41,7 @@ from tests.bench.backbone import CLASSES, configs
 from tests.bench.pairs import paired, taken, told
 from tests.bench.published import PublishedSearch, noise_loss, published_images
 from tests.detectors.grouped import per_sample
-from tests.full_size import random_diffusion
+from tests.full_size import random_diffusion, random_encoder
 
 STEP_BAR, LOSS_BAR, REPLAY_BAR, TRAIN_BAR, RUN_BAR, METRICS_BAR = 2.2, 8, 2.2, 1.6, 4, 20
 CPU = torch.device("cpu")
@@ -193,12 +193,22 @@ def replay(kept: ConditionsArtifact, num_images: int = 8) -> dict:
 
 
 def train_step(
-    data: Path, class_name: str, steps: int = 40, device: torch.device = CPU
+    data: Path,
+    class_name: str,
+    steps: int = 40,
+    device: torch.device = CPU,
+    preset: str = "mini",
+    *,
+    is_compiled: bool = False,
 ) -> dict:
     """Steps of InvAD's training, images and features included: encoded anew, and kept."""
-    config = settle(TrainConfig(detector="invad", preset="mini"))
-    training = preset_for("invad", "mini").training
-    encoder = load_encoder("mini", device)
+    config = settle(TrainConfig(detector="invad", preset=preset))
+    chosen = preset_for("invad", preset)
+    training = chosen.training
+    if preset == "mini":
+        encoder = load_encoder("mini", device)
+    else:
+        encoder = random_encoder(chosen.encoder, chosen.levels, device)
     samples = train_samples(data, class_name)
     mixture = Mixture([Source(class_index=0, samples=samples)], config.image_size)
     features = FeatureCache(encoder, mixture.images, len(mixture), config.batch_size, uses=100)
@@ -216,15 +226,21 @@ def train_step(
         return steps_
 
     ours, plain = (
-        build_detector("invad", "mini", encoder.channels, encoder.strides, config.image_size, 0)
+        build_detector("invad", preset, encoder.channels, encoder.strides, config.image_size, 0)
         .to(device)
         for _ in range(2)
     )
-    return paired(
-        f"train, {steps} steps of InvAD with their images (mini)",
+    if is_compiled:
+        ours.forward = torch.compile(ours.forward)
+    works = (
         walk(per_sample(plain), _decoded_anew(samples, config.image_size, encoder)),
-        walk(ours, features), TRAIN_BAR,
-    )  # fmt: skip
+        walk(ours, features),
+    )
+    if device.type != "cpu":
+        for work in works:  # what a first step does once, such as compiling, is no part of it
+            work()
+    name = f"{preset}, compiled" if is_compiled else preset
+    return paired(f"train, {steps} steps of InvAD with their images ({name})", *works, TRAIN_BAR)
 
 
 def _decoded_anew(samples: list[Sample], size: int, encoder: torch.nn.Module) -> Callable:

@@ -264,9 +264,9 @@ def test_auto_keeps_all_images_where_they_fit_and_searches_nothing(run, tmp_path
 @pytest.mark.parametrize(
     ("separations", "form"),
     [
-        ({"exemplars": 0.6, "hybrid": 0.61, "conditions": 0.615}, "exemplars"),
-        ({"exemplars": 0.6, "hybrid": 0.65, "conditions": 0.66}, "hybrid"),
-        ({"exemplars": 0.6, "hybrid": 0.65, "conditions": 0.7}, "conditions"),
+        ({"exemplars": 0.6, "hybrid": 0.63, "conditions": 0.64}, "exemplars"),
+        ({"exemplars": 0.6, "hybrid": 0.66, "conditions": 0.7}, "hybrid"),
+        ({"exemplars": 0.6, "hybrid": 0.66, "conditions": 0.72}, "conditions"),
         ({"hybrid": 0.5, "conditions": 0.51}, "hybrid"),
         ({"conditions": 0.1}, "conditions"),
     ],
