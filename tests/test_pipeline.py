@@ -435,6 +435,17 @@ def test_stored_masks_are_spread_over_the_images_and_counted(chain):
     assert conditions.num_bytes == conditions.num_bytes_without_masks + 4 * 32 * 4
 
 
+def test_of_very_many_images_a_search_reads_as_many_as_its_steps_see(run, monkeypatch, tmp_path):
+    monkeypatch.setattr("replaycad.stages.compress.LEAST_IMAGES", 2)
+    typed = ("compress", "--class", "disc", "--set", "num_steps=2", "--set", "batch_size=2")
+    path = tmp_path / "store" / "conditions" / "disc.safetensors"
+
+    assert run(*typed).exit_code == 0
+    assert len(ConditionsArtifact.load(path).poses) == 4
+    assert run(*typed[:-2], "--set", "batch_size=8").exit_code == 0
+    assert len(ConditionsArtifact.load(path).poses) == 6, "all there are"
+
+
 def test_tokens_inside_the_prompt_are_the_same_for_every_image(run, tmp_path):
     typed = ("--class", "disc", "--set", "semantic_placement=prompt", "--set", "init=word",
              "--set", "init_word=screw", "--set", "num_tokens=3")  # fmt: skip

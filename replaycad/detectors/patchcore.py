@@ -15,6 +15,7 @@ from replaycad.errors import ConfigError
 PUBLISHED_WIDTH = 1024  # of the embedding of one place
 NUM_START_POINTS = 10
 NUM_CANDIDATES = 4096  # of one round of greedy picks: 2 MB, which a processor keeps at hand
+POOL_BYTES = 2**30  # of patches that a bank is picked from at once
 QUERY_CHUNK = 4096  # patches compared with a bank at once
 
 
@@ -205,7 +206,9 @@ class PatchCore(Detector):
     ) -> None:
         """Fill the bank of one class, replacing an earlier bank of that class.
 
-        Holds the embedded patches of this class at once, those of no other.
+        Deviation: where the patches of a class take more than `POOL_BYTES`, those at hand are
+        reduced to `bank_limit` before more come (a coreset of coresets); the published program
+        holds all of them.
 
         Args:
             features: pyramids of the class's normal images, batch by batch, levels `[B, C, H, W]`.
@@ -215,26 +218,42 @@ class PatchCore(Detector):
         Raises:
             ValueError: if there is not a single batch.
         """
-        batches, patches_per_image = [], 1
+        batches: list[torch.Tensor] = []
+        images: list[torch.Tensor] = []  # of each patch
+        num_images = num_patches = 0
         for pyramid in features:
-            batches.append(self._patches(pyramid))
-            patches_per_image = pyramid[-2].shape[-2:].numel()
+            found = self._patches(pyramid)
+            batch = torch.arange(num_images, num_images + len(pyramid[-2]), device=found.device)
+            num_images, num_patches = num_images + len(batch), num_patches + len(found)
+            batches.append(found)
+            images.append(batch.repeat_interleave(len(found) // len(batch)))
+            if sum(one.nbytes for one in batches) > POOL_BYTES:
+                self._reduce(batches, images, self.preset.bank_limit, generator)
         if not batches:
             raise ValueError("cannot fill a memory bank from no images")
-        patches = torch.cat(batches)
-        num_picks = max(1, round(self.preset.bank_fraction * len(patches)))
-        picks = greedy_coreset(
-            patches,
-            min(num_picks, self.preset.bank_limit),
-            generator,
-            self.preset.projection_width,
-        )
+        num_picks = max(1, round(self.preset.bank_fraction * num_patches))
+        self._reduce(batches, images, min(num_picks, self.preset.bank_limit), generator)
         others = self.bank_class_index != class_index
-        index = torch.full_like(picks, class_index)
-        self.bank = torch.cat([self.bank[others], patches[picks]])
+        index = torch.full_like(images[0], class_index)
+        self.bank = torch.cat([self.bank[others], *batches])
         self.bank_class_index = torch.cat([self.bank_class_index[others], index])
-        places = picks // patches_per_image
-        self._bank_place = torch.cat([self._bank_place[others], places])
+        self._bank_place = torch.cat([self._bank_place[others], *images])
+
+    def _reduce(
+        self,
+        batches: list[torch.Tensor],
+        images: list[torch.Tensor],
+        num_picks: int,
+        generator: torch.Generator,
+    ) -> None:
+        """Leave of all patches those of the coreset, as one batch, in place."""
+        patches = torch.cat(batches)
+        batches.clear()  # gives the memory back before the coreset takes its own
+        picks = greedy_coreset(
+            patches, min(num_picks, len(patches)), generator, self.preset.projection_width
+        )
+        batches.append(patches[picks])
+        images[:] = [torch.cat(images)[picks]]
 
     def shrink(self) -> None:
         """Keep the first picks of each class, as many in all as one bank may have.

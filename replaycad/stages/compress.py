@@ -46,6 +46,9 @@ MAX_MASK_SIZE = 256
 """Side in pixels above which stored masks are halved: ten of 512 px would weigh more than all that
 the search learns, and the VAE sees an eighth of the side anyway."""
 
+LEAST_IMAGES = 1000
+"""Images that a search reads, if there are so many: poses and variations are estimated from them. A
+short search sees fewer, and 10,000 took eleven times as long and four times the memory."""
 MAX_EXEMPLAR_POSES = 64  # fewer where bytes are counted
 MAX_LATENT_BYTES = 2 * 10**9  # above this many the latents of all augmentations are kept in 16 bits
 
@@ -64,7 +67,8 @@ def compress_class(
     """Search the conditions of one class.
 
     Args:
-        samples: training images, in the order of the masks.
+        samples: training images, in the order of the masks; of very many, as many evenly spaced
+            ones as the steps can see, but no fewer than `LEAST_IMAGES`.
         masks: of these images, with the class's policy in the header.
         diffusion: frozen.
         config: of the stage; what it says of a budget is left to `searchable` and `within_budget`.
@@ -83,9 +87,12 @@ def compress_class(
     """
     policy = masks.header["policy"]
     augmentation = policy["train_augmentation"]
+    read = evenly(len(samples), max(config.num_steps * config.batch_size, LEAST_IMAGES))
+    samples = [samples[row] for row in read]
     images = load_images(samples, diffusion.image_size)
     spatial = config.conditioning != "semantic"
-    resized = _spoilt(resize_masks(masks.object_masks, diffusion.image_size), config, seed)
+    resized = resize_masks(masks.object_masks[read], diffusion.image_size)
+    resized = _spoilt(resized, config, seed)
     poses = None
     if config.alignment == "auto":
         # The poses say how the class moves, better than the policy's guess.

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,8 @@ from tests.bench.memory import IMAGE_SIZE, write_replays
 
 CLASSES, PER_CLASS = (2, 4, 8, 16), 100
 IMAGES = (100, 1_000, 10_000)
-THROUGH_STAGES = (100, 1_000)  # images of a class that walk through all five, as commands
+THROUGH_STAGES = (100, 1_000)  # images of a class that walk through all five, as commands;
+# `python -m tests.bench.growth 100 1000 10000` takes most of an hour
 NUM_STEPS = 60
 SCORED = (100, 1_000)
 CLASS = {"pill": DRAWN["pill"]}
@@ -53,7 +55,7 @@ def _train(paths: list[Path]) -> tuple[float, float]:
     return float(seconds), int(peak) / 2**20
 
 
-def measure() -> list[dict]:
+def measure(through: Sequence[int] = THROUGH_STAGES) -> list[dict]:
     """One row per size: `ours_s` and `ours_mb`, where there is nothing to compare with."""
     rows = []
     with tempfile.TemporaryDirectory() as folder:
@@ -68,7 +70,7 @@ def measure() -> list[dict]:
             path = Path(folder) / "one.safetensors"
             write_replays(path, count)
             rows.append(_row(f"train, {NUM_STEPS} steps, images", count, *_train([path])))
-    for count in THROUGH_STAGES:
+    for count in through:
         rows += _stages(count)
     rng = np.random.default_rng(0)
     for count in SCORED:
@@ -129,6 +131,6 @@ def _row(line: str, number: int, seconds: float, megabytes: float) -> dict:
 
 
 if __name__ == "__main__":
-    measured = measure()
+    measured = measure(list(map(int, sys.argv[1:])) or THROUGH_STAGES)
     draw(measured, Path("build/growth.png"))
     sys.stdout.write(json.dumps(measured, indent=1) + "\n")

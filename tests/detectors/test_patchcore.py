@@ -154,6 +154,32 @@ def test_bank_limit_holds():
     assert len(detector.bank) == 5
 
 
+def test_of_many_patches_few_are_held_at_once_and_the_rare_ones_stay(monkeypatch):
+    preset = PatchCorePreset(image_size=32, bank_fraction=1.0, bank_limit=6)
+    detector = PatchCore((4, 6, 8), (4, 8, 16), 32, preset)
+    offsets = (0.0, 500.0, 0.0, 0.0, -500.0, 0.0, 0.0, 0.0)  # the rare ones come early and late
+    at_once = []
+    whole = patchcore.greedy_coreset
+    monkeypatch.setattr(
+        patchcore, "greedy_coreset", lambda vectors, *more: (
+            at_once.append(len(vectors)) or whole(vectors, *more)
+        )
+    )  # fmt: skip
+    batch = 2 * 16  # patches
+    monkeypatch.setattr(patchcore, "POOL_BYTES", 2 * batch * 14 * 4)
+
+    detector.fit((random_pyramid(i, offset) for i, offset in enumerate(offsets)), 0, stream())
+
+    assert len(at_once) > 2
+    assert max(at_once) <= 3 * batch
+    assert len(detector.bank) == 6
+    middles = detector.bank.mean(1)
+    assert middles.max() > 300
+    assert middles.min() < -300
+    assert set(detector._bank_place[middles > 300].tolist()) <= {2, 3}
+    assert set(detector._bank_place[middles < -300].tolist()) <= {8, 9}
+
+
 @pytest.mark.parametrize("preset", ["mini", "ucad"])
 def test_a_fitted_image_is_held_against_all_others_but_itself(preset):
     images = [torch.rand(6, width, side, side) for width, side in ((8, 8), (16, 4))]
