@@ -4,6 +4,7 @@ import logging
 import os
 import threading
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -53,7 +54,7 @@ def test_without_ray_the_command_says_how_to_get_it(data, models, tmp_path, monk
     assert "pip install replaycad[ray]" in result.stderr
 
 
-def test_a_lost_node_changes_nothing(data, models, tmp_path, monkeypatch):
+def test_a_lost_node_changes_nothing(data, models, tmp_path, monkeypatch, request):
     ray = pytest.importorskip("ray")
     from ray.cluster_utils import Cluster
 
@@ -62,6 +63,7 @@ def test_a_lost_node_changes_nothing(data, models, tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
     import torch
 
+    request.addfinalizer(partial(torch.set_num_threads, torch.get_num_threads()))
     torch.set_num_threads(1)
     assert invoke(typed(data, models, tmp_path / "alone")).exit_code == 0
     alone = artifacts(tmp_path / "alone")
