@@ -218,42 +218,40 @@ class PatchCore(Detector):
         Raises:
             ValueError: if there is not a single batch.
         """
-        batches: list[torch.Tensor] = []
-        images: list[torch.Tensor] = []  # of each patch
+        pool: torch.Tensor | None = None  # patches so far, in its first rows
+        images = torch.empty(0, dtype=torch.int64)  # which image each of them is from
         num_images = num_patches = 0
         for pyramid in features:
             found = self._patches(pyramid)
             batch = torch.arange(num_images, num_images + len(pyramid[-2]), device=found.device)
-            num_images, num_patches = num_images + len(batch), num_patches + len(found)
-            batches.append(found)
-            images.append(batch.repeat_interleave(len(found) // len(batch)))
-            if sum(one.nbytes for one in batches) > POOL_BYTES:
-                self._reduce(batches, images, self.preset.bank_limit, generator)
-        if not batches:
+            batch = batch.repeat_interleave(len(found) // len(batch))
+            num_images, num_patches = num_images + len(pyramid[-2]), num_patches + len(found)
+            if pool is None:  # room that is not written to takes no memory on a CPU
+                rows = max(POOL_BYTES // found[0].nbytes, 2 * self.preset.bank_limit) + len(found)
+                pool, images = found.new_empty(rows, found.shape[1]), images.to(found.device)
+            if len(images) + len(found) > len(pool):
+                picks = self._picks(pool[: len(images)], self.preset.bank_limit, generator)
+                pool[: len(picks)], images = pool[picks], images[picks]
+            pool[len(images) : len(images) + len(found)] = found
+            images = torch.cat([images, batch])
+        if pool is None:
             raise ValueError("cannot fill a memory bank from no images")
         num_picks = max(1, round(self.preset.bank_fraction * num_patches))
-        self._reduce(batches, images, min(num_picks, self.preset.bank_limit), generator)
+        num_picks = min(num_picks, self.preset.bank_limit)
+        picks = self._picks(pool[: len(images)], num_picks, generator)
         others = self.bank_class_index != class_index
-        index = torch.full_like(images[0], class_index)
-        self.bank = torch.cat([self.bank[others], *batches])
+        index = torch.full_like(picks, class_index)
+        self.bank = torch.cat([self.bank[others], pool[picks]])
         self.bank_class_index = torch.cat([self.bank_class_index[others], index])
-        self._bank_place = torch.cat([self._bank_place[others], *images])
+        self._bank_place = torch.cat([self._bank_place[others], images[picks]])
 
-    def _reduce(
-        self,
-        batches: list[torch.Tensor],
-        images: list[torch.Tensor],
-        num_picks: int,
-        generator: torch.Generator,
-    ) -> None:
-        """Leave of all patches those of the coreset, as one batch, in place."""
-        patches = torch.cat(batches)
-        batches.clear()  # gives the memory back before the coreset takes its own
-        picks = greedy_coreset(
+    def _picks(
+        self, patches: torch.Tensor, num_picks: int, generator: torch.Generator
+    ) -> torch.Tensor:
+        """Rows of the coreset, all of them if there are no more."""
+        return greedy_coreset(
             patches, min(num_picks, len(patches)), generator, self.preset.projection_width
         )
-        batches.append(patches[picks])
-        images[:] = [torch.cat(images)[picks]]
 
     def shrink(self) -> None:
         """Keep the first picks of each class, as many in all as one bank may have.
