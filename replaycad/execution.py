@@ -23,13 +23,7 @@ from replaycad.artifacts.replay_writer import ReplaysWriter
 from replaycad.artifacts.replays import ReplaysReader
 from replaycad.artifacts.store import Store
 from replaycad.continual.budget import IMAGE_BUDGET
-from replaycad.continual.choice import (
-    FORMS,
-    TRIED_LEAST,
-    TRIED_ON,
-    TRIED_REPLAYS,
-    chosen_form,
-)
+from replaycad.continual.choice import FORMS, TRIED_LEAST, TRIED_ON, TRIED_REPLAYS, chosen_form
 from replaycad.data.images import evenly, load_images
 from replaycad.data.mixture import Mixture, Source
 from replaycad.data.samples import Sample
@@ -238,11 +232,13 @@ class Workshop:
         if len(tried) > 1:
             rest = np.flatnonzero(unseen)
             images = [samples[row] for row in rest[evenly(len(rest), TRIED_ON)]]
-            drawing = replace(drawing, num_images=TRIED_REPLAYS, backbone=config.backbone)
+            drawing = replace(
+                drawing, num_images=TRIED_REPLAYS, backbone=config.backbone, compile=False
+            )
             separations = self._separations(tried, images, drawing, header, seed)
         best = chosen_form(separations) if separations else next(iter(tried))
-        told = ", ".join(f"{form} {value:.3f}" for form, value in separations.items())
-        self._report.note(f"{masks.class_name}: kept as {best}; tells images apart: {told or '-'}")
+        told = "".join(f"; {form} tells {value:.3f} apart" for form, value in separations.items())
+        self._report.note(f"{masks.class_name}: kept as {best}{told}")
         kept = tried[best]
         return replace(kept, header={**kept.header, "separations": separations})
 

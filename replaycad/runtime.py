@@ -43,7 +43,7 @@ def check_compiler(device: torch.device) -> None:
     """Make sure that `torch.compile` will work, which says so only later, and have it be quiet.
 
     Raises:
-        ConfigError: not a GPU of NVIDIA's or AMD's, where alone it was found to pay; no compiler.
+        ConfigError: not a CUDA device, where alone it was measured; no compiler.
     """
     if device.type != "cuda":
         message = f"compile=true is for a GPU, and this runs on {device.type}"
