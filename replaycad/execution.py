@@ -22,8 +22,8 @@ from replaycad.artifacts.masks import MasksArtifact
 from replaycad.artifacts.replay_writer import ReplaysWriter
 from replaycad.artifacts.replays import ReplaysReader
 from replaycad.artifacts.store import Store
+from replaycad.continual import choice
 from replaycad.continual.budget import IMAGE_BUDGET
-from replaycad.continual.choice import FORMS, TRIED_LEAST, TRIED_ON, TRIED_REPLAYS, chosen_form
 from replaycad.data.images import evenly, load_images
 from replaycad.data.mixture import Mixture, Source
 from replaycad.data.samples import Sample
@@ -175,8 +175,7 @@ class Workshop:
         diffusion = self._load_backbone(config)
         config = searchable(config, diffusion, masks)
         bare = replace(config, keep="conditions", budget=0)
-        inputs = {**header["inputs"], "drawing": ""}  # how it is drawn does not matter here
-        key = (canonical_json(inputs), bare, seed, diffusion.device)
+        key = (canonical_json(header["inputs"]), bare, seed, diffusion.device)
         if key not in self._known:
             while len(self._known) >= REMEMBERED:
                 self._known.pop(next(iter(self._known)))
@@ -206,24 +205,26 @@ class Workshop:
         """The class in each form, and of these the one whose replays tell images apart best.
 
         It is the very file that this form would be without a choice, but for what its header says
-        of the choice. Where all images fit in but a few, these are kept and nothing is tried.
+        of the choice, where there is room for it. Where all images fit in but a few, these are kept
+        and nothing is tried.
 
         Raises:
             BudgetError: if no form fits into the budget.
         """
-        header = {**header, "separations": dict.fromkeys(FORMS, 0.1234)}  # room for the true ones
+        budget = config.budget or IMAGE_BUDGET
         tried: dict[Form, ConditionsArtifact] = {}
         unseen = np.ones(len(samples), np.bool_)  # images that no form has in it
-        for form in FORMS:
-            trial = replace(config, keep=form, budget=config.budget or IMAGE_BUDGET)
+        for form in choice.FORMS:
+            alone = choice.header_alone(header, form)
+            trial = replace(config, keep=form, budget=budget)
             own = Checkpoint(checkpoint.path, f"{checkpoint.key} {form}", checkpoint.check)
             try:
-                tried[form], rows = self._keep(samples, masks, trial, header, seed, own)
+                tried[form], rows = self._keep(samples, masks, trial, alone, seed, own)
             except BudgetError as error:
                 self._report.note(f"{masks.class_name}: not as {form}: {error.message}")
                 continue
             unseen[rows] = False
-            if unseen.sum() < TRIED_LEAST:
+            if unseen.sum() < choice.TRIED_LEAST:
                 break
         if not tried:
             message = f"compress: a budget of {config.budget} bytes is too small for any form"
@@ -231,16 +232,14 @@ class Workshop:
         separations: dict[Form, float] = {}
         if len(tried) > 1:
             rest = np.flatnonzero(unseen)
-            images = [samples[row] for row in rest[evenly(len(rest), TRIED_ON)]]
-            drawing = replace(
-                drawing, num_images=TRIED_REPLAYS, backbone=config.backbone, compile=False
-            )
+            images = [samples[row] for row in rest[evenly(len(rest), choice.TRIED_ON)]]
             separations = self._separations(tried, images, drawing, header, seed)
-        best = chosen_form(separations) if separations else next(iter(tried))
+        best = choice.chosen_form(separations) if separations else next(iter(tried))
         told = "".join(f"; {form} tells {value:.3f} apart" for form, value in separations.items())
         self._report.note(f"{masks.class_name}: kept as {best}{told}")
-        kept = tried[best]
-        return replace(kept, header={**kept.header, "separations": separations})
+        kept = replace(tried[best], header={**tried[best].header, "config": header["config"]})
+        explained = replace(kept, header={**kept.header, "separations": separations})
+        return explained if explained.file_bytes() <= budget else kept
 
     def _separations(
         self,

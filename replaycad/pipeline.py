@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 from replaycad import plans
 from replaycad.artifacts.scores import mirror_in_json
 from replaycad.artifacts.store import Store
+from replaycad.continual.choice import DRAWING, tried_drawing
 from replaycad.data.samples import Sample, find_classes, test_samples, train_samples
 from replaycad.detectors.presets import preset_for, settle
 from replaycad.errors import ConfigError
@@ -174,7 +175,7 @@ class Pipeline:
         config = replace(self.config(CompressConfig, class_name), **changes)
         weights = self.weights_of_compress(config)
         self._prepare_masks(class_name, samples)
-        drawing = self.config(ReplayConfig, class_name)
+        drawing = tried_drawing(self.config(ReplayConfig, class_name), config.backbone)
 
         def inputs() -> dict[str, str]:
             policy = self.making.header("masks", class_name).get("policy")
@@ -184,7 +185,7 @@ class Pipeline:
                 "policy": plans.digest_of({"policy": policy}),
             }
             if config.keep == "auto":
-                found["drawing"] = plans.digest_of(asdict(drawing))
+                found[DRAWING] = plans.digest_of(plans.portable(drawing))
             return found
 
         plan = self.making.plan("compress", name, config, seed, inputs, weights)

@@ -41,6 +41,7 @@ SCHEMAS = {
 }
 """Folder of the store -> what the files in it must look like."""
 
+_LEFT_OUT = ("inputs", "weights")  # facts that a header of `continual.choice` may lack
 _PLACES = ("backbone", "segmenter", "encoder")  # fields that may name a place of this machine
 
 
@@ -228,8 +229,20 @@ def _state(
         return "stale", error.message
     if header.get("key") == key and not changing:
         return "hit", ""
+    otherwise = "it does not say how it was made"
+    if header.get("form") and facts["config"].get("keep") == "auto":
+        # What is not in it is either new or was left out, as only forms not chosen need it.
+        facts = {**facts, **{group: _recorded(header, facts, group) for group in _LEFT_OUT}}
+        otherwise = "what other forms were tried with changed"
     changes = [f"{name} will be made anew" for name in sorted(changing)] + why_stale(header, facts)
-    return "stale", "; ".join(changes) or "it does not say how it was made"
+    return "stale", "; ".join(changes) or otherwise
+
+
+def _recorded(header: Mapping[str, Any], facts: Mapping[str, Any], group: str) -> dict[str, Any]:
+    """The facts of one group without those that the header does not name."""
+    found = header.get(group)
+    names = found if isinstance(found, dict) else {}
+    return {name: value for name, value in facts[group].items() if name in names}
 
 
 def check_same_backbone(

@@ -1,5 +1,6 @@
 """Fixtures: a toy data set, tiny frozen models, and the command line on both."""
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,6 +83,13 @@ def invoke(arguments: Sequence[str | Path], stdin: str | None = None) -> Result:
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         raise result.exception
     return result
+
+
+def states(run: Run, stage: str, *arguments: str | Path, **others: Path) -> list[tuple[str, str]]:
+    """State and reason of each artifact that a dry run looks at."""
+    result = run(stage, *arguments, "--dry-run", "--json", **others)
+    assert result.exit_code == 0, result.output
+    return [(one["state"], one["reason"]) for one in json.loads(result.stdout)["outcomes"]]
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ from replaycad.making import Wishes
 from replaycad.pipeline import Pipeline
 from replaycad.plans import split_settings
 from replaycad.progress import SilentReport
-from tests.conftest import ARTIFACTS, Models, Run, invoke, run_chain
+from tests.conftest import ARTIFACTS, Models, invoke, run_chain, states
 from tests.tiny import make_tiny_backbone
 from tests.toy import draw_object
 
@@ -42,13 +42,6 @@ def wishes(models: Models, stage: str, data: Path, root: Path, **others: object)
     settings += [f"{names[w]}={typed[i + 1]}" for i, w in enumerate(typed) if w in names]
     overrides = split_settings(settings, stage)
     return Wishes(data=data, root=root, overrides=overrides, device="cpu", **others)
-
-
-def states(run: Run, stage: str, *arguments: str | Path, **others: Path) -> list[tuple[str, str]]:
-    """State and reason of each artifact that a dry run looks at."""
-    result = run(stage, *arguments, "--dry-run", "--json", **others)
-    assert result.exit_code == 0, result.output
-    return [(one["state"], one["reason"]) for one in json.loads(result.stdout)["outcomes"]]
 
 
 def test_same_seed_gives_the_same_bytes_for_all_five_artifacts(chain, data, models, tmp_path):
