@@ -14,7 +14,7 @@ from replaycad.mask_ops import Operation, apply_to_images, augmentations
 from replaycad.metrics import image_auroc, pixel_ap
 from replaycad.recipes import Form
 
-BANK_LIMIT = 16_384  # patches of the drawn images: all of 64 bundled ones; a coreset takes longer
+BANK_LIMIT = 32_768  # patches of the drawn images: all of 128 bundled ones; a coreset takes longer
 PASTED_AREA = (0.01, 0.05)  # of an image
 PASTINGS = 2  # of each image
 SYMMETRY_IMAGES = 24  # of either half of a class
