@@ -126,11 +126,20 @@ def draw(rows: list[dict], path: Path) -> None:
 
 
 def _row(line: str, number: int, seconds: float, megabytes: float) -> dict:
-    """A point of a line: what is counted stands before the colon, how many behind it."""
-    return {"row": f"{line}: {number}", "ours_s": round(seconds, 2), "ours_mb": round(megabytes, 1)}
+    """A point of a line: what is counted stands before the colon, how many behind it.
+
+    It is told at once, for nobody should wait an hour to lose what was measured.
+    """
+    row = {
+        "row": f"{line}: {number}", "ours_s": round(seconds, 2), "ours_mb": round(megabytes, 1)
+    }  # fmt: skip
+    sys.stderr.write(json.dumps(row) + "\n")
+    return row
 
 
 if __name__ == "__main__":
+    target = Path("build/growth.png")
+    target.parent.mkdir(exist_ok=True)
     measured = measure(list(map(int, sys.argv[1:])) or THROUGH_STAGES)
-    draw(measured, Path("build/growth.png"))
     sys.stdout.write(json.dumps(measured, indent=1) + "\n")
+    draw(measured, target)
