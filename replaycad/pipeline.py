@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 from replaycad import plans
 from replaycad.artifacts.scores import mirror_in_json
 from replaycad.artifacts.store import Store
-from replaycad.continual.choice import DRAWING, tried_drawing
+from replaycad.continual.choice import ASKS_BACKBONE, ASKS_ENCODER, DRAWING, tried_drawing
 from replaycad.data.samples import Sample, find_classes, test_samples, train_samples
 from replaycad.detectors.presets import preset_for, settle
 from replaycad.errors import ConfigError
@@ -200,12 +200,12 @@ class Pipeline:
 
     def weights_of_compress(self, config: CompressConfig) -> dict[str, str]:
         """Digests of the networks that it asks; to pick real images takes no diffusion model."""
-        if config.keep == "exemplars":
-            return self.frozen.encoder(EXEMPLAR_ENCODER)
-        drawn = self.frozen.backbone(config.backbone)
-        if config.keep == "conditions":
-            return drawn
-        return drawn | self.frozen.encoder(EXEMPLAR_ENCODER)
+        weights: dict[str, str] = {}
+        if config.keep in ASKS_BACKBONE:
+            weights |= self.frozen.backbone(config.backbone)
+        if config.keep in ASKS_ENCODER:
+            weights |= self.frozen.encoder(EXEMPLAR_ENCODER)
+        return weights
 
     def _prepare_masks(self, class_name: str, samples: Sequence[Sample]) -> None:
         if f"masks/{class_name}" in self.making.handled:

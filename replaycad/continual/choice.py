@@ -8,6 +8,8 @@ from replaycad.recipes import Form, ReplayConfig
 
 FORMS: tuple[Form, ...] = ("exemplars", "hybrid", "conditions")
 """What `auto` chooses among, what needs the least first."""
+ASKS_ENCODER: tuple[str, ...] = ("exemplars", "hybrid", "auto")  # picking real images
+ASKS_BACKBONE: tuple[str, ...] = ("conditions", "hybrid", "auto")
 MARGIN = 0.05
 """Of separation, by which a later form must be better: two standard deviations of the difference
 between two picks of images of one class (of one pick 0.018; eight held-out procedural classes of
@@ -49,7 +51,7 @@ def header_alone(header: Mapping[str, Any], form: Form) -> dict[str, Any]:
     weights = {
         name: digest
         for name, digest in header["weights"].items()
-        if form == "hybrid" or (name == "encoder") == (form == "exemplars")
+        if form in (ASKS_ENCODER if name == "encoder" else ASKS_BACKBONE)
     }
     inputs = {name: digest for name, digest in header["inputs"].items() if name != DRAWING}
     config = {**header["config"], "keep": form}

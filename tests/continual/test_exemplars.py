@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from replaycad.artifacts.conditions import CONDITIONS, ConditionsArtifact
 from replaycad.artifacts.detector import DetectorArtifact
@@ -330,6 +331,27 @@ def test_auto_leaves_out_what_the_budget_does_not_hold(run, tmp_path):
     assert path.stat().st_size <= 2700
 
     assert run("compress", "--class", "disc", "--keep", "auto", "--budget", "900").exit_code == 1
+
+
+def test_auto_keeps_conditions_where_no_image_fits(run, tmp_path):
+    folder = tmp_path / "noise" / "disc" / "train" / "good"
+    folder.mkdir(parents=True)
+    for index in range(6):
+        noise = np.random.default_rng(index).integers(0, 256, (64, 64, 3), np.uint8)
+        Image.fromarray(noise).save(folder / f"{index}.png")
+
+    result = run("compress", "--class", "disc", "--keep", "auto", "--budget", "3200",
+                 "--set", "exemplar_quality=100",
+                 data=tmp_path / "noise")  # fmt: skip
+
+    assert result.exit_code == 0, result.output
+    assert "not as exemplars" in result.stderr
+    assert "not as hybrid" in result.stderr
+    path = tmp_path / "store" / "conditions" / "disc.safetensors"
+    kept = ConditionsArtifact.load(path)
+    assert (kept.header["form"], len(kept.exemplars)) == ("conditions", 0)
+    assert "encoder" not in kept.header["weights"], "it chose no image"
+    assert path.stat().st_size <= 3200
 
 
 def test_distance_is_nought_for_the_same_images_and_grows_with_what_is_missing(bundled_encoder):
