@@ -64,7 +64,7 @@ Detector = Annotated[
     str,
     typer.Option(
         "--detector",
-        help="invad, patchcore, simplenet, dinomaly, uniad, rlr or mambaad.",
+        help="invad, patchcore, simplenet, dinomaly, uniad, rlr or mambaad; invad-lite: a preset.",
     ),
 ]
 Encoder = Annotated[

@@ -139,7 +139,7 @@ class ReplayConfig:
 class TrainConfig:
     """Real images of the new class + replays of the old ones -> detector."""
 
-    detector: str = "invad"
+    detector: str = "invad"  # invad-lite: with that preset, whatever `preset` says
     preset: str = "mini"
     encoder: str = ""  # this and what follows, if empty or 0: as the detector's preset says
     image_size: int = _at_least(0, 0)
@@ -159,6 +159,10 @@ class TrainConfig:
     def __post_init__(self) -> None:
         """Refuse values that make no sense."""
         _check(self)
+        detector, _, preset = self.detector.partition("-")
+        if preset:  # so that one comparison can hold presets of one detector beside each other
+            object.__setattr__(self, "detector", detector)
+            object.__setattr__(self, "preset", preset)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 
 from replaycad.artifacts.detector import DetectorArtifact
 from replaycad.detectors.presets import DETECTORS
-from tests.conftest import ENCODER
+from tests.conftest import ENCODER, states
 
 
 def _banks(path):
@@ -38,6 +38,32 @@ def test_fine_tuning_a_memory_bank_replaces_it(run, tmp_path):
     assert result.exit_code == 0, result.output
     banks = _banks(tmp_path / "store" / "detectors" / "tuned.safetensors")
     assert np.unique(banks).tolist() == [1]
+
+
+def test_a_detector_s_name_may_bring_its_preset(run, tmp_path):
+    assert run("train", "--class", "disc", "--detector", "patchcore-ucad").exit_code == 0
+
+    trained = DetectorArtifact.load(tmp_path / "store" / "detectors" / "disc.safetensors")
+    assert (trained.detector, trained.preset) == ("patchcore", "ucad")
+    spelt_out = ("--detector", "patchcore", "--set", "train.preset=ucad")
+    assert states(run, "train", "--class", "disc", *spelt_out) == [("hit", "")]
+    unknown = run("train", "--class", "disc", "--detector", "patchcore-huge")
+    assert unknown.exit_code == 1
+    assert "detector 'patchcore' has no preset 'huge'" in unknown.stderr
+
+
+def test_presets_of_one_detector_are_compared_in_one_run(run, tmp_path):
+    result = run("run", "--class", "disc,plate", "--strategy", "finetune",
+                 "--detector", "patchcore,patchcore-ucad", "--json")  # fmt: skip
+
+    assert result.exit_code == 0, result.output
+    rows = json.loads(result.stdout)["strategies"]
+    assert sorted(rows) == ["finetune patchcore", "finetune patchcore-ucad"]
+    sizes = [
+        (tmp_path / "store" / "detectors" / f"run-finetune-2-{name}.safetensors").stat().st_size
+        for name in ("patchcore", "patchcore-ucad")
+    ]
+    assert sizes[0] != sizes[1]
 
 
 SMALL = ("--set", "image_size=64")  # sixteen times the coarsest stride of most detectors

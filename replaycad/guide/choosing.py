@@ -40,7 +40,8 @@ One image of 256 px, ResNet-18 features, a bank of 8,000 patches, two cores, med
 times as fast as anomalib 2.7's PatchCore (1.19 to 1.62), eight images at once 1.22 times
 (`python -m tests.bench.latency FILE`).
 
-All are written anew here under Apache-2.0. The presets `full` and `lite` are the papers' sizes.
+All are written anew here under Apache-2.0. The presets `full` and `lite` are the papers' sizes;
+`--detector invad,invad-lite` names a preset with its detector, and compares the two in one run.
 
 Encoders (`--encoder`), as timm states the licences: wide_resnet50_2.racm_in1k, resnet34.bt_in1k,
 EfficientNet, ViT and DINOv2 Apache-2.0, wide_resnet50_2.tv_in1k BSD-3-Clause. Most learned from ImageNet,
