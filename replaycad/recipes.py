@@ -24,7 +24,7 @@ EXEMPLAR_ENCODER = "mini"
 FOLDERS = {"--data": ("REPLAYCAD_DATA", "data"), "--store": ("REPLAYCAD_STORE", "artifacts")}
 """Option -> the environment's name for its folder, and the folder where neither names one."""
 
-STAGE_VERSIONS = {"mask": 2, "compress": 5, "replay": 3, "train": 6, "eval": 2}
+STAGE_VERSIONS = {"mask": 2, "compress": 6, "replay": 3, "train": 6, "eval": 2}
 """Raised when the code of a stage changes what it writes: files made before become stale."""
 
 

@@ -1,5 +1,7 @@
 """Every way in which the file of every artifact can be wrong."""
 
+import lzma
+
 import numpy as np
 import pytest
 from artifact_examples import LOADERS, WRITERS, conditions, rewrite
@@ -295,6 +297,8 @@ def test_packed_tokens_come_back_to_half_a_step_and_stay_as_they_are(tmp_path):
         ("shape", lambda _: [2**20, 2**20, 2**20], "expected shape and step"),
         ("shape", lambda _: None, "expected shape and step"),
         ("step", lambda _: np.zeros(1, np.float32), "expected shape and step"),
+        ("form", lambda _: "frequencies", "cannot be packed as frequencies"),
+        ("form", lambda _: "waves", "cannot be packed as waves"),
         ("coefficients", lambda rows: rows[:, :1], "along 2 directions, found 1"),
     ],
 )
@@ -305,8 +309,9 @@ def test_packed_tokens_that_are_not_what_the_header_says_are_refused(
     packed(path)
 
     def spoil(tensors, header):
-        if name == "shape":
-            header["packed_shape"] = change(header["packed_shape"])
+        if name in ("shape", "form"):
+            key = {"shape": "packed_shape", "form": "packed_as"}[name]
+            header[key] = change(header[key])
         else:
             key = {"tensor": "packed_tokens", "step": "packed_step"}.get(name, name)
             tensors[key] = np.ascontiguousarray(change(tensors[key]))
@@ -316,6 +321,42 @@ def test_packed_tokens_that_are_not_what_the_header_says_are_refused(
     with pytest.raises(ArtifactError) as caught:
         ConditionsArtifact.load(path)
     assert finding in caught.value.message
+
+
+def test_tokens_that_were_packed_before_signs_came_last_are_read(tmp_path):
+    path = tmp_path / "bottle.safetensors"
+    kept = packed(path)
+    together = np.concatenate([kept.semantic_embedding[None], kept.semantic_variations])
+    planes = np.rint(together / kept.step).astype("<i2").reshape(-1, 1).view(np.uint8).T
+    older = lzma.compress(planes.tobytes(), lzma.FORMAT_RAW, filters=[{"id": lzma.FILTER_LZMA2}])
+
+    def make_older(tensors, header):
+        tensors["packed_tokens"] = np.frombuffer(older, np.uint8)
+        del header["packed_as"]
+
+    expected = ConditionsArtifact.load(path)
+    rewrite(path, make_older)
+    found = ConditionsArtifact.load(path)
+
+    assert np.array_equal(found.semantic_embedding, expected.semantic_embedding)
+    assert np.array_equal(found.semantic_variations, expected.semantic_variations)
+
+
+def test_tokens_of_the_bundled_network_are_packed_as_frequencies(tmp_path):
+    path, again = tmp_path / "bottle.safetensors", tmp_path / "again.safetensors"
+    rng = np.random.default_rng(0)
+    kept = conditions(
+        semantic_embedding=rng.normal(size=(64, 192)).astype(np.float32),
+        spatial_weight=None, spatial_bias=None, step=0.125,
+    )  # fmt: skip
+    kept.save(path)
+
+    found = ConditionsArtifact.load(path)
+
+    assert found.header["packed_as"] == "frequencies"
+    assert np.abs(found.levels - kept.levels).max() <= 0.0625 + 1e-6
+    found.save(again)
+    assert path.read_bytes() == again.read_bytes()
 
 
 def test_conditions_of_mixed_precision_are_refused(tmp_path):
