@@ -4,7 +4,6 @@ from bisect import bisect_left
 from dataclasses import replace
 
 import numpy as np
-from numpy.typing import NDArray
 
 from replaycad.artifacts.conditions import ConditionsArtifact
 from replaycad.artifacts.frequencies import have_places
@@ -15,11 +14,13 @@ from replaycad.recipes import CompressConfig
 IMAGE_BUDGET = 200_000  # bytes of a file with real images, unless the config says how many
 HEADER_BYTES = 4_000  # of a file, about; what is written in the end is counted exactly
 MAX_POSES = 256  # kept of a class, and coefficients likewise
-PACKED_POSES = 64  # where every byte counts
-FINEST, COARSEST = 1 / 512, 0.5  # steps of packed tokens, in parts of their root mean square
-FINEST_SEEN, COARSEST_SEEN = 0.02, 0.5
-"""Steps of packed frequencies, in units of the picture's latents: replays of six held-out classes
-and four real ones lie 47 to 51 dB and about 30 dB from those of unrounded tokens."""
+FEWER_POSES = (MAX_POSES, 128, 64)  # the first with which tokens are rounded finely enough
+FINEST, FINE, COARSEST = 1 / 512, 1 / 24, 0.5
+"""Steps of packed tokens, in parts of their root mean square; up to the second the number of poses
+counts for more."""
+FINEST_SEEN, FINE_SEEN, COARSEST_SEEN = 0.02, 0.08, 0.5
+"""The same of packed frequencies, in units of the picture's latents: replays of six held-out
+classes and four real ones lie 48 to 51, 37 to 44 and 27 to 36 dB from those of unrounded tokens."""
 _TRIED = 64  # steps between these two, evenly in their logarithm
 
 
@@ -49,8 +50,9 @@ def affordable(
         None if that is certain not to fit, however coarsely tokens are stored.
     """
     number = 2 if config.half else 4
-    least = HEADER_BYTES // 2 + min(num_images, PACKED_POSES) * number * (3 + config.num_variations)
-    needed = HEADER_BYTES + min(num_images, MAX_POSES) * number * (3 + config.num_variations)
+    row = number * (3 + config.num_variations)  # a pose and its coefficients
+    least = HEADER_BYTES // 2 + min(num_images, FEWER_POSES[-1]) * row
+    needed = HEADER_BYTES + min(num_images, MAX_POSES) * row
     if config.conditioning != "spatial":
         needed += tokens * (number + config.num_variations)  # variations take 8 bits a number
     if config.conditioning != "semantic":
@@ -76,14 +78,28 @@ def fitted(kept: ConditionsArtifact, room: int) -> ConditionsArtifact | None:
     """
     if kept.file_bytes() <= room or not len(kept.semantic_embedding):
         return kept if kept.file_bytes() <= room else None
-    kept = replace(kept, poses=_fewer(kept.poses), coefficients=_fewer(kept.coefficients))
-    levels = kept.levels
+    finest, fine, coarsest = _steps(kept)
+    rounded = None
+    for number in FEWER_POSES:
+        rounded = _rounded(_with_rows(kept, number), room, finest, coarsest)
+        if rounded is not None and rounded.step <= fine:
+            break
+    return rounded
+
+
+def _steps(kept: ConditionsArtifact) -> tuple[float, float, float]:
+    """The finest step, one that is fine enough, and the coarsest."""
     if have_places(kept.semantic_embedding.shape):
-        finest, coarsest = FINEST_SEEN, COARSEST_SEEN
-    else:
-        size = float(np.sqrt(np.square(levels[0]).mean()))
-        finest, coarsest = size * FINEST, size * COARSEST
-    least = max(finest, finest_step(levels))
+        return FINEST_SEEN, FINE_SEEN, COARSEST_SEEN
+    size = float(np.sqrt(np.square(kept.semantic_embedding).mean()))
+    return size * FINEST, size * FINE, size * COARSEST
+
+
+def _rounded(
+    kept: ConditionsArtifact, room: int, finest: float, coarsest: float
+) -> ConditionsArtifact | None:
+    """Tokens rounded to the finest step that fits; None if not even the coarsest does."""
+    least = max(finest, finest_step(kept.levels))
     steps = np.geomspace(least, max(coarsest, least), _TRIED)
     # As 16 bits keep them; rounded up, for none may be below the finest.
     stored = [float(np.nextafter(np.float16(one), np.float16(np.inf))) for one in steps]
@@ -93,5 +109,10 @@ def fitted(kept: ConditionsArtifact, room: int) -> ConditionsArtifact | None:
     return replace(kept, step=stored[place]) if place < len(stored) else None
 
 
-def _fewer(rows: NDArray[np.float32] | None) -> NDArray[np.float32] | None:
-    return None if rows is None else rows[evenly(len(rows), PACKED_POSES)]
+def _with_rows(kept: ConditionsArtifact, number: int) -> ConditionsArtifact:
+    """Poses and coefficients of fewer training images, the same ones."""
+    poses, coefficients = (
+        None if rows is None else rows[evenly(len(rows), number)]
+        for rows in (kept.poses, kept.coefficients)
+    )
+    return replace(kept, poses=poses, coefficients=coefficients)

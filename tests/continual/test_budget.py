@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from replaycad.artifacts.conditions import ConditionsArtifact
-from replaycad.continual.budget import COARSEST, PACKED_POSES, affordable, fitted
+from replaycad.continual.budget import COARSEST, FINE, affordable, fitted
 from replaycad.recipes import CompressConfig
 
 SIZES = {"tokens": 64 * 192, "spatial": 96 * 257, "mask_bytes": 128 * 16, "num_images": 300}
@@ -40,16 +40,19 @@ def kept(scale: float = 1.0) -> ConditionsArtifact:
 
 
 @pytest.mark.parametrize("scale", [1.0, 0.01, 300.0])
-def test_the_more_room_the_finer_the_step(scale):
-    rooms, found = (25_000, 15_000, 8_000), []
-    for room in rooms:
+def test_the_more_room_the_finer_the_step_and_the_more_poses(scale):
+    found = []
+    for room in (40_000, 25_000, 15_000, 8_000):
         one = fitted(kept(scale), room)
         assert one.file_bytes() <= room
-        assert len(one.poses) == len(one.coefficients) == PACKED_POSES
-        found.append(one.step / scale)
+        assert len(one.poses) == len(one.coefficients)
+        found.append((one.step / scale, len(one.poses)))
 
-    assert found == sorted(found)
-    assert 0 < found[0] < 0.1 < found[-1] <= 1.01 * COARSEST
+    steps, poses = zip(*found, strict=True)
+    assert list(steps) == sorted(steps)
+    assert list(poses) == sorted(poses, reverse=True)
+    assert 0 < steps[0] <= FINE < 0.1 < steps[-1] <= 1.01 * COARSEST
+    assert (poses[0], poses[-1]) == (200, 64)
 
 
 def test_what_fits_stays_as_it_is_and_what_never_fits_is_none():
