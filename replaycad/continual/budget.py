@@ -20,7 +20,7 @@ FINEST, FINE, COARSEST = 1 / 512, 1 / 24, 0.5
 counts for more."""
 FINEST_SEEN, FINE_SEEN, COARSEST_SEEN = 0.02, 0.08, 0.5
 """The same of packed frequencies, in units of the picture's latents: replays of six held-out
-classes and four real ones lie 48 to 51, 37 to 44 and 27 to 36 dB from those of unrounded tokens."""
+classes and four real ones lie 48 to 51, 38 to 43 and 27 to 36 dB from those of unrounded tokens."""
 _TRIED = 64  # steps between these two, evenly in their logarithm
 
 

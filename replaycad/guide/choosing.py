@@ -10,6 +10,7 @@ need two cores and 2 GB. Then, in this order:
    `--encoder resnet18:FILE` for weights of your own. On a GPU `--set train.preset=full`.
 3. A larger generator, if photos may not be kept and replays must be sharp: `--backbone sd15` on a GPU.
    If some may be kept, `--keep auto --budget 50kB` decides class by class what is best.
+4. Where bytes count, `--budget 25kB`: what the bundled generator needs fits in, with no measurable loss.
 
 Generators (`--backbone`)
 | name | size | licence of the weights | compress | comes with |
