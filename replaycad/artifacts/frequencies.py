@@ -25,9 +25,8 @@ def have_places(shape: tuple[int, ...]) -> bool:
 
 def to_frequencies(tokens: NDArray[np.float32]) -> NDArray[np.float64]:
     """Tokens `[N, K, D]` as `[N, D, K]`, of each direction its frequencies over the grid."""
-    directions, waves = _directions(), _waves()
-    told = np.linalg.solve(directions.T, tokens.astype(np.float64).transpose(0, 2, 1))
-    return np.asarray(told @ waves.T)
+    told = tokens.astype(np.float64) @ _inverse()
+    return np.asarray(_waves() @ told).transpose(0, 2, 1)
 
 
 def from_frequencies(frequencies: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -39,6 +38,11 @@ def from_frequencies(frequencies: NDArray[np.float32]) -> NDArray[np.float32]:
 @cache
 def _directions() -> NDArray[np.float64]:
     return load_file(DIRECTIONS)["directions"].astype(np.float64)
+
+
+@cache
+def _inverse() -> NDArray[np.float64]:
+    return np.linalg.inv(_directions()).astype(np.float64)
 
 
 @cache

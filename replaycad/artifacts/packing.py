@@ -49,13 +49,10 @@ def unpack(
     if len(planes) != size:
         raise ValueError(f"it holds {'more' if len(planes) > size else 'less'} than {shape}")
     low, high = np.frombuffer(planes, np.uint8).reshape(2, -1)
-    planes_of_each = np.stack([low, high], axis=1)
+    levels = np.stack([low, high], axis=1).view("<u2" if signs_last else "<i2").astype(np.int32)
     if signs_last:
-        unsigned = planes_of_each.view("<u2").astype(np.int32)
-        levels = np.where(unsigned % 2, -(unsigned + 1) // 2, unsigned // 2).reshape(shape)
-    else:
-        levels = planes_of_each.view("<i2").astype(np.int32).reshape(shape)
-    return levels.astype(np.float32) * np.float32(step)
+        levels = np.where(levels % 2, -(levels + 1) // 2, levels // 2)
+    return levels.reshape(shape).astype(np.float32) * np.float32(step)
 
 
 def finest_step(values: NDArray[np.floating[Any]]) -> float:

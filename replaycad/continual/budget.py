@@ -17,7 +17,9 @@ MAX_POSES = 256  # kept of a class, and coefficients likewise
 FEWER_POSES = (MAX_POSES, 128, 64)  # the first with which tokens are rounded finely enough
 FINEST, FINE, COARSEST = 1 / 512, 1 / 24, 0.5
 """Steps of packed tokens, in parts of their root mean square; up to the second the number of poses
-counts for more."""
+counts for more. Measured with the bundled network's tokens, on replays of three real classes, two
+seeds, 64 poses, image AUROC / pixel AP: 68.8 / 9.2 in floats, 68.7 / 9.1 at 1/24, 67.1 / 9.2 at
+1/12, 65.4 / 8.5 at 1/6."""
 FINEST_SEEN, FINE_SEEN, COARSEST_SEEN = 0.02, 0.08, 0.5
 """The same of packed frequencies, in units of the picture's latents: replays of six held-out
 classes and four real ones lie 48 to 51, 38 to 43 and 27 to 36 dB from those of unrounded tokens."""
@@ -78,35 +80,35 @@ def fitted(kept: ConditionsArtifact, room: int) -> ConditionsArtifact | None:
     """
     if kept.file_bytes() <= room or not len(kept.semantic_embedding):
         return kept if kept.file_bytes() <= room else None
-    finest, fine, coarsest = _steps(kept)
+    steps, fine = _steps(kept)
     rounded = None
     for number in FEWER_POSES:
-        rounded = _rounded(_with_rows(kept, number), room, finest, coarsest)
+        rounded = _rounded(_with_rows(kept, number), room, steps)
         if rounded is not None and rounded.step <= fine:
             break
     return rounded
 
 
-def _steps(kept: ConditionsArtifact) -> tuple[float, float, float]:
-    """The finest step, one that is fine enough, and the coarsest."""
-    if have_places(kept.semantic_embedding.shape):
-        return FINEST_SEEN, FINE_SEEN, COARSEST_SEEN
-    size = float(np.sqrt(np.square(kept.semantic_embedding).mean()))
-    return size * FINEST, size * FINE, size * COARSEST
+def _steps(kept: ConditionsArtifact) -> tuple[list[float], float]:
+    """Steps to try from the finest on, as 16 bits keep them, and one that is fine enough."""
+    finest, fine, coarsest = FINEST_SEEN, FINE_SEEN, COARSEST_SEEN
+    if not have_places(kept.semantic_embedding.shape):
+        size = float(np.sqrt(np.square(kept.semantic_embedding).mean()))
+        finest, fine, coarsest = size * FINEST, size * FINE, size * COARSEST
+    least = max(finest, finest_step(kept.levels))
+    steps = np.geomspace(least, max(coarsest, least), _TRIED)
+    # Rounded up, for none may be below the finest.
+    return [float(np.nextafter(np.float16(one), np.float16(np.inf))) for one in steps], fine
 
 
 def _rounded(
-    kept: ConditionsArtifact, room: int, finest: float, coarsest: float
+    kept: ConditionsArtifact, room: int, steps: list[float]
 ) -> ConditionsArtifact | None:
     """Tokens rounded to the finest step that fits; None if not even the coarsest does."""
-    least = max(finest, finest_step(kept.levels))
-    steps = np.geomspace(least, max(coarsest, least), _TRIED)
-    # As 16 bits keep them; rounded up, for none may be below the finest.
-    stored = [float(np.nextafter(np.float16(one), np.float16(np.inf))) for one in steps]
     place = bisect_left(
-        stored, True, key=lambda step: replace(kept, step=step).file_bytes() <= room
+        steps, True, key=lambda step: replace(kept, step=step).file_bytes() <= room
     )
-    return replace(kept, step=stored[place]) if place < len(stored) else None
+    return replace(kept, step=steps[place]) if place < len(steps) else None
 
 
 def _with_rows(kept: ConditionsArtifact, number: int) -> ConditionsArtifact:

@@ -1,4 +1,4 @@
-"""How packed tokens got the directions that they lie along: `python -m tests.bench.directions`.
+"""How packed tokens got the directions that they lie along: `python -m tests.bench.directions OUT`.
 
 They belong to the file format and are not written anew when the bundled models are: files that
 were packed along them have to come back. A better set would be another format with another name.
@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from safetensors.numpy import save_file
 
-from replaycad.artifacts.frequencies import DIRECTIONS
 from replaycad.diffusion.backbones import load_backbone
 
 OTHER_MAPS = 0.1
@@ -40,5 +39,5 @@ def reading_directions() -> np.ndarray:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
-    parser.add_argument("--out", type=Path, required=True, help=f"not {DIRECTIONS.name} itself")
+    parser.add_argument("out", type=Path, help="the file to write")
     save_file({"directions": reading_directions()}, parser.parse_args().out)
