@@ -101,13 +101,9 @@ def _steps(kept: ConditionsArtifact) -> tuple[list[float], float]:
     return [float(np.nextafter(np.float16(one), np.float16(np.inf))) for one in steps], fine
 
 
-def _rounded(
-    kept: ConditionsArtifact, room: int, steps: list[float]
-) -> ConditionsArtifact | None:
+def _rounded(kept: ConditionsArtifact, room: int, steps: list[float]) -> ConditionsArtifact | None:
     """Tokens rounded to the finest step that fits; None if not even the coarsest does."""
-    place = bisect_left(
-        steps, True, key=lambda step: replace(kept, step=step).file_bytes() <= room
-    )
+    place = bisect_left(steps, True, key=lambda step: replace(kept, step=step).file_bytes() <= room)
     return replace(kept, step=steps[place]) if place < len(steps) else None
 
 
