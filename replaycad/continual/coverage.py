@@ -116,6 +116,7 @@ def _memory(
 ) -> PatchCore:
     preset = PatchCorePreset(image_size=size, bank_fraction=1.0, bank_limit=BANK_LIMIT)
     detector = PatchCore(encoder.channels, encoder.strides, size, preset)
+    detector.to(next(encoder.buffers()).device)
     detector.fit(pyramids(drawn, encoder), 0, generator)
     return detector
 

@@ -91,7 +91,7 @@ def train_detector(
         if detector.trained_by != "fit" or config.banks == "extend":
             detector.load_state_dict({k: torch.from_numpy(v) for k, v in init.state.items()})
     detector.to(device)
-    remembered = _remembered(init, config)
+    remembered = _remembered(init, config, device)
     uses = _uses(config, mixture) if detector.trained_by != "fit" else 1.0
     features = FeatureCache(
         encoder, mixture.images, len(mixture), config.batch_size, uses, report
@@ -137,7 +137,7 @@ def _check_same_kind(init: DetectorArtifact, config: TrainConfig, header: dict[s
 
 
 def _remembered(
-    init: DetectorArtifact | None, config: TrainConfig
+    init: DetectorArtifact | None, config: TrainConfig, device: torch.device
 ) -> dict[str, torch.Tensor]:
     """How important the weights of `init` are to its classes; empty without a penalty."""
     if init is None or config.penalty == "none":
@@ -148,7 +148,7 @@ def _remembered(
             f"detector '{config.init}' was trained with the penalty '{of}', not '{config.penalty}'",
             f"train it with --set penalty={config.penalty}",
         )
-    return {name: torch.from_numpy(values) for name, values in init.penalty.items()}
+    return {name: torch.from_numpy(values).to(device) for name, values in init.penalty.items()}
 
 
 def _importances(
