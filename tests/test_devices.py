@@ -1,6 +1,7 @@
 """Whole commands on a device whose tensors must not be mixed with those of the CPU."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,8 +10,11 @@ from torch import nn
 from typer.testing import Result
 
 from replaycad.detectors.presets import DETECTORS
+from replaycad.pipeline import Pipeline
+from replaycad.progress import SilentReport
 from tests.conftest import Models, invoke
 from tests.pretended import pretended
+from tests.test_pipeline import wishes
 
 MIXED: dict[str, Callable[[torch.Tensor], object]] = {
     "two operands": lambda x: x + torch.ones(3),
@@ -91,3 +95,33 @@ def test_bundled_conditions_and_images_in_few_bytes_keep_to_their_device(command
                     settings=None)  # fmt: skip
 
     assert kept.exit_code == drawn.exit_code == 0, kept.output
+
+
+class _Pressed(SilentReport):
+    """Presses ctrl-C in the second step of a search or a training."""
+
+    def step(self, what: str, done: int, _total: int, **_values: float) -> None:
+        if what in ("search", "train") and done == 2:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("stage", ["compress", "train"])
+def test_what_was_interrupted_goes_on_on_its_device(command, data, models, tmp_path, stage):
+    wanted = replace(wishes(models, stage, data, tmp_path / "store"), device="mps")
+    wanted = replace(wanted, save_every_seconds=0.0)
+    with pretended(), Pipeline(wanted, _Pressed()) as pipeline, pytest.raises(KeyboardInterrupt):
+        pipeline.train(["disc"], [], "disc") if stage == "train" else pipeline.compress("disc")
+
+    result = command(stage, "--class", "disc")
+
+    assert result.exit_code == 0, result.output
+    assert "going on from" in result.stderr
+
+
+def test_a_report_is_drawn_on_its_device(command, data, models, tmp_path):
+    assert command("run", "--class", "disc,plate", "--strategy", "finetune").exit_code == 0
+    with pretended():
+        result = invoke(["report", "--data", data, "--store", tmp_path / "store", "--device", "mps",
+                         "--encoder", models.encoder])  # fmt: skip
+
+    assert result.exit_code == 0, result.output

@@ -99,6 +99,8 @@ def search(
     alphas_cumprod = diffusion.alphas_cumprod.to(diffusion.device)
     optimizer = _optimizer(conditions, config)
     done, seen = _restore(checkpoint, conditions, optimizer)
+    if done:
+        report.note(f"going on from the checkpoint at step {done} of {config.num_steps}")
     losses, plateau = _Losses(done), Plateau(config.stop_window, seen)
     last_save, whole = time.monotonic(), True
     passes = _passes(diffusion, config, report)
