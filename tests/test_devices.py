@@ -107,8 +107,8 @@ class _Pressed(SilentReport):
 
 @pytest.mark.parametrize("stage", ["compress", "train"])
 def test_what_was_interrupted_goes_on_on_its_device(command, data, models, tmp_path, stage):
-    wanted = replace(wishes(models, stage, data, tmp_path / "store"), device="mps")
-    wanted = replace(wanted, save_every_seconds=0.0)
+    quick = wishes(models, stage, data, tmp_path / "store", save_every_seconds=0.0)
+    wanted = replace(quick, device="mps")
     with pretended(), Pipeline(wanted, _Pressed()) as pipeline, pytest.raises(KeyboardInterrupt):
         pipeline.train(["disc"], [], "disc") if stage == "train" else pipeline.compress("disc")
 
