@@ -67,7 +67,7 @@ def mask(
     classes: Classes,
     data: Data = DATA,
     store: StoreRoot = STORE,
-    recipe: Recipe = "mini",
+    recipe: Recipe = "",
     segmenter: Segmenter = "",
     settings: Settings = [],  # noqa: B006 - typer copies it
     device: Device = "auto",
@@ -96,7 +96,7 @@ def compress(
     classes: Classes,
     data: Data = DATA,
     store: StoreRoot = STORE,
-    recipe: Recipe = "mini",
+    recipe: Recipe = "",
     keep: Keep = "",
     budget: Budget = "",
     backbone: Backbone = "",
@@ -136,7 +136,7 @@ def replay(
         int, typer.Option("--num", min=0, help="Images per class; 0: the recipe's.")
     ] = 0,
     store: StoreRoot = STORE,
-    recipe: Recipe = "mini",
+    recipe: Recipe = "",
     backbone: Backbone = "",
     batch_size: BatchSize = 0,
     settings: Settings = [],  # noqa: B006
@@ -169,7 +169,7 @@ def train(
     ] = [],  # noqa: B006
     data: Data = DATA,
     store: StoreRoot = STORE,
-    recipe: Recipe = "mini",
+    recipe: Recipe = "",
     detector: Detector = "",
     encoder: Encoder = "",
     init: Annotated[
@@ -211,7 +211,7 @@ def evaluate(
     ] = "",
     data: Data = DATA,
     store: StoreRoot = STORE,
-    recipe: Recipe = "mini",
+    recipe: Recipe = "",
     encoder: Encoder = "",
     settings: Settings = [],  # noqa: B006
     device: Device = "auto",
@@ -264,7 +264,7 @@ def run(
     ] = None,
     data: Data = DATA,
     store: StoreRoot = STORE,
-    recipe: Recipe = "mini",
+    recipe: Recipe = "",
     segmenter: Segmenter = "",
     budget: Annotated[
         str, typer.Option("--budget", help="Bytes of a class, comma separated, as 25kB,50kB.")

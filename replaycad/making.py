@@ -35,7 +35,7 @@ class Wishes:
         root: folder or URL of the artifacts.
         device: `auto`, `cpu`, `cuda` or `mps`.
         seed: of every random stream, unless a step names its own.
-        recipe: key of `recipes.RECIPES`.
+        recipe: key of `recipes.RECIPES`; empty for the backbone's own.
         overrides: stage -> field -> text.
         force: make what is asked for even if it is up to date.
         dry_run: make nothing.
@@ -47,7 +47,7 @@ class Wishes:
     overrides: Mapping[str, dict[str, str]]
     device: str = "auto"
     seed: int = 0
-    recipe: str = "mini"
+    recipe: str = ""
     force: bool = False
     dry_run: bool = False
     save_every_seconds: float = 60.0

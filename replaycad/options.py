@@ -25,7 +25,11 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no notes.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Only say what is up to date and why.")]
 Recipe = Annotated[
-    str, typer.Option("--recipe", help="Set of defaults: mini, paper, release or fast.")
+    str,
+    typer.Option(
+        "--recipe",
+        help="Set of defaults: mini, fast, paper or release; else what --backbone needs.",
+    ),
 ]
 Settings = Annotated[
     list[str],

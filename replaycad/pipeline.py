@@ -14,6 +14,7 @@ from replaycad.artifacts.store import Store
 from replaycad.continual.choice import ASKS_BACKBONE, ASKS_ENCODER, DRAWING, tried_drawing
 from replaycad.data.samples import Sample, find_classes, test_samples, train_samples
 from replaycad.detectors.presets import preset_for, settle
+from replaycad.diffusion.fitting import check_fits, is_bundled_kind, shape_of
 from replaycad.errors import ConfigError
 from replaycad.frozen import FrozenInputs
 from replaycad.making import Making, Wishes
@@ -55,7 +56,7 @@ class Pipeline:
         data: str | Path,
         store: str | Path,
         settings: Mapping[str, Any] = MappingProxyType({}),
-        recipe: str = "mini",
+        recipe: str = "",
         seed: int = 0,
         device: str = "auto",
     ) -> "Pipeline":
@@ -116,12 +117,25 @@ class Pipeline:
         kind: type[Config],
         class_name: str = "",
         recorded: Mapping[str, Any] | None = None,
+        conditions: str = "",
     ) -> Config:
-        """Config of a stage for a class: what was typed over the recipe, or a header recorded."""
+        """Config of a stage for a class: what was typed over the recipe, or a header recorded.
+
+        Where no recipe is named, the backbone brings one: the one that was typed, or the one that
+        the artifact `conditions` was made with.
+        """
         values = self.wishes.overrides.get(kind.stage, {})
         if recorded and not values:
             values = plans.recorded_values(recorded)
-        return cast(Config, stage_config(self.wishes.recipe, kind.stage, values, class_name))
+        recipe = self.wishes.recipe or self._recipe_of_backbone(conditions)
+        return cast(Config, stage_config(recipe, kind.stage, values, class_name))
+
+    def _recipe_of_backbone(self, conditions: str) -> str:
+        backbone = self._typed("compress", "backbone") or self._typed("replay", "backbone")
+        if not backbone and conditions:
+            header = self.making.header("conditions", conditions)
+            backbone = header.get("config", {}).get("backbone", "")
+        return "fast" if backbone and not is_bundled_kind(backbone) else "mini"
 
     def perform(self, step: "Step") -> Outcome:
         """Do one step of a sequence."""
@@ -174,6 +188,7 @@ class Pipeline:
         samples = train_samples(self.wishes.data, class_name)
         config = replace(self.config(CompressConfig, class_name), **changes)
         weights = self.weights_of_compress(config)
+        self.check_fits(config)
         self._prepare_masks(class_name, samples)
         drawing = tried_drawing(self.config(ReplayConfig, class_name), config.backbone)
 
@@ -207,6 +222,15 @@ class Pipeline:
             weights |= self.frozen.encoder(EXEMPLAR_ENCODER)
         return weights
 
+    def check_fits(self, config: CompressConfig) -> None:
+        """Refuse what the backbone cannot do before anything is made for it.
+
+        Raises:
+            ConfigError: what does not fit, and what to type instead.
+        """
+        if config.keep in ASKS_BACKBONE:
+            check_fits(config, config.backbone, shape_of(config.backbone))
+
     def _prepare_masks(self, class_name: str, samples: Sequence[Sample]) -> None:
         if f"masks/{class_name}" in self.making.handled:
             return
@@ -226,7 +250,7 @@ class Pipeline:
         """Images from conditions; reads nothing but the conditions and the frozen model."""
         seed = self.wishes.seed if seed is None else seed
         class_name = self._class_of(name, class_name)
-        config = self.config(ReplayConfig, class_name)
+        config = self.config(ReplayConfig, class_name, conditions=name)
         return self._replay(name, class_name, config, seed, self.wishes.force)
 
     def _class_of(self, name: str, otherwise: str = "") -> str:
@@ -285,7 +309,7 @@ class Pipeline:
             return  # drawn from these conditions, however that was done
         seed = header.get("seed", self.wishes.seed)
         class_name = self._class_of(name)
-        config = self.config(ReplayConfig, class_name, header)
+        config = self.config(ReplayConfig, class_name, header, conditions=name)
         outcome = self._replay(name, class_name, config, seed, force=False)
         if outcome.was_made:
             reason = outcome.plan.reason or "there were none"

@@ -62,7 +62,7 @@ class MaskConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class CompressConfig:
-    """Class -> conditions of a frozen diffusion model (paper section 3.2)."""
+    """Class -> conditions of a frozen diffusion model (paper section 4.2)."""
 
     keep: Literal[Form, "auto"] = "conditions"  # auto: what covers other images best
     budget: int = _at_least(0, 0)  # bytes of the file; 0: as it comes, else 200,000
@@ -73,7 +73,7 @@ class CompressConfig:
     in_features: int = _at_least(0, 0)  # I, 0: the backbone's
     out_features: int = _at_least(0, 0)  # O, 0: the backbone's
     semantic_placement: Literal["prompt", "context"] = "context"
-    init: Literal["word", "set_encoder"] = "set_encoder"
+    init: Literal["random", "word", "set_encoder"] = "set_encoder"
     init_word: str = ""  # empty: the class policy's word
     num_steps: int = _at_least(0, 50)
     stop_window: int = _at_least(0, 0)  # looks at a fixed loss that must stand still; 0: never stop
@@ -84,6 +84,7 @@ class CompressConfig:
     learning_rate: float = _at_least(0.0, 1e-3)  # of the spatial encoder
     embedding_learning_rate: float = _at_least(0.0, 5e-2)
     weight_decay: float = _at_least(0.0, 0.01)
+    augmentation: Literal["policy", "none"] = "policy"  # of the images that are learned from
     timestep_law: Literal["uniform", "cubic"] = "uniform"
     num_variations: int = _at_least(0, 8)  # R, ways in which context tokens vary
     spoil_masks: Literal["none", "noisy", "box"] = "none"  # for the paper's Table 5
@@ -108,13 +109,14 @@ class CompressConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ReplayConfig:
-    """Conditions -> images (paper section 3.3)."""
+    """Conditions -> images (paper section 4.3)."""
 
     num_images: int = _at_least(1, 120)
     sampler: Literal["ddim", "dpm++", "unipc"] = "dpm++"
     num_inference_steps: int = _at_least(1, 10)
     guidance_scale: float = _at_least(0.0, 1.0)
     strength: float = _at_least(0.0, 0.5)  # of the noise on real images to start from, up to 1
+    mask_moves: Literal["policy", "small", "at_least_small"] = "policy"  # see stages/replay.py
     zero_padding: bool = True  # of the unconditional branch to the length of the conditional one
     spread: float = _at_least(0.01, 0.25)  # of the bundled unet's guess; others have none
     batch_size: int = _at_least(1, 16)
@@ -184,11 +186,12 @@ StageConfig = MaskConfig | CompressConfig | ReplayConfig | TrainConfig | EvalCon
 # I and O of 0 are the backbone's own: the paper's 128 -> 200 (ldm256) and 128 -> 192 (sd15). What
 # differs between the paper's data sets, and between the release's classes, is in class_recipes.py.
 _PAPER_COMPRESS = CompressConfig(
-    **LDM, num_tokens=20, semantic_placement="context", init="word", num_steps=20_000,
-    alignment="none", num_variations=0, half=False,
+    **LDM, num_tokens=20, semantic_placement="context", init="random", num_steps=20_000,
+    augmentation="none", alignment="none", num_variations=0, half=False,
 )  # fmt: skip
 _PAPER_REPLAY = ReplayConfig(
-    num_images=800, sampler="ddim", num_inference_steps=50, guidance_scale=10.0, batch_size=8
+    num_images=800, sampler="ddim", num_inference_steps=50, guidance_scale=10.0, batch_size=8,
+    mask_moves="small",
 )
 _PAPER: dict[str, StageConfig] = {
     "mask": MaskConfig(segmenter="vit_h", image_size=512),
@@ -210,15 +213,21 @@ RECIPES: dict[str, dict[str, StageConfig]] = {
     "release": {
         **_PAPER,
         "compress": replace(
-            _PAPER_COMPRESS, semantic_placement="prompt", in_features=128, out_features=200
+            _PAPER_COMPRESS, semantic_placement="prompt", init="word", augmentation="policy",
+            in_features=128, out_features=200,
         ),
-        "replay": replace(_PAPER_REPLAY, num_images=200, jpeg_quality=75),
+        "replay": replace(
+            _PAPER_REPLAY, num_images=200, jpeg_quality=75, mask_moves="policy"
+        ),
     },
     "fast": {
         **_PAPER,
-        "compress": replace(_PAPER_COMPRESS, num_steps=3_000, stop_window=30),
+        "compress": replace(
+            _PAPER_COMPRESS, num_steps=3_000, stop_window=30, augmentation="policy"
+        ),
         "replay": replace(
-            _PAPER_REPLAY, num_images=200, sampler="dpm++", num_inference_steps=20
+            _PAPER_REPLAY, num_images=200, sampler="dpm++", num_inference_steps=20,
+            mask_moves="at_least_small",
         ),
         "train": TrainConfig(preset="lite", epochs=30, batch_size=16, learning_rate=2e-3),
     },

@@ -162,6 +162,12 @@ def _entry(
     return entry | ({"runs": told} if len(own) > 1 else {})
 
 
+def kept_of_a_class(entry: Mapping[str, Any]) -> int:
+    """Mean bytes of the classes of which a strategy keeps anything; 0 where it keeps nothing."""
+    sizes = [size for size in entry["bytes_per_class"].values() if size]
+    return round(fmean(sizes)) if sizes else 0
+
+
 def results_csv(document: Mapping[str, Any]) -> str:
     """The document as rows for a spreadsheet: one per strategy, run and metric, values 0..1."""
     with io.StringIO() as file:
@@ -169,7 +175,7 @@ def results_csv(document: Mapping[str, Any]) -> str:
         writer.writerow(("strategy", "detector", "budget", "seed", "order", "metric", *FIGURES,
                          "bytes_per_class", "seconds"))  # fmt: skip
         for name, entry in document["strategies"].items():
-            sizes = entry["bytes_per_class"].values()
+            size = kept_of_a_class(entry)
             alone = {"seed": document["seeds"][0], "order": document["classes"]}
             for run in entry.get("runs", [alone | {metric: entry[metric] for metric in METRICS}]):
                 for metric in METRICS:
@@ -177,6 +183,6 @@ def results_csv(document: Mapping[str, Any]) -> str:
                         name, entry["detector"], entry.get("budget", ""), run["seed"],
                         " ".join(run["order"]), metric,
                         *(run[metric][figure] for figure in FIGURES),
-                        round(fmean(sizes)), entry["seconds"],
+                        size, entry["seconds"],
                     ))  # fmt: skip
         return file.getvalue()

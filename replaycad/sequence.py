@@ -16,7 +16,8 @@ Strategies, each ending with one detector for all classes:
   UCAD (Liu et al. 2024) without its prompts, with routing by image and no test-set choice.
 * `dne`: as `finetune`, with the detector of that name, to which each past class leaves a Gaussian;
   `dne-panda` learns to be compact in place of CutPaste, `dne-cutpaste` remembers no past class.
-* `final`: only the last step of `replay`, which is all that the authors ran.
+* `final`: only the last step of `replay`, which is all that the authors ran; its last class is real
+  and is not compressed.
 * `joint`: the upper line, trained once on the real images of all classes; only the last row of its
   matrix exists (those before would cost N - 1 trainings that no reported figure needs).
 
@@ -250,12 +251,13 @@ def _steps_of(cell: Cell, number: int, run_name: str, plain_seed: int) -> Iterat
     form = form_of(cell.strategy)
     new = cell.classes[number - 1] if number <= len(cell.classes) else ""
     stored = {one: artifact_name(one, cell, plain_seed) for one in seen}
-    if form in KEEPING and new:
+    ends_real = cell.strategy == "final"  # nothing will ever be drawn of its last class
+    if form in KEEPING and new and not (ends_real and number == len(cell.classes)):
         yield Step(stage="mask", name=new, seed=cell.seed, cells=(cell,), class_names=(new,))
         budget = (("budget", cell.budget),) if cell.budget else ()
         yield Step(stage="compress", name=stored[new], seed=cell.seed, cells=(cell,),
                    class_names=(new,), sources=(new,), changes=(*KEEPING[form], *budget))
-    if form in KEEPING and past:  # those before it were drawn at earlier steps
+    if form in KEEPING and past and (new or not ends_real):  # others were drawn before
         # At last to be looked at, and what the next class will be learned beside.
         yield Step(stage="replay", name=stored[past[-1]], seed=cell.seed, cells=(cell,),
                    class_names=past[-1:], sources=(stored[past[-1]],))  # fmt: skip

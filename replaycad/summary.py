@@ -165,8 +165,9 @@ def strategy_row(name: str, entry: Mapping[str, Any]) -> list[str]:
             if spread.get(figure) is not None:
                 text += f" ±{100 * spread[figure]:.1f}"
             cells.append(text)
-    sizes = list(entry["bytes_per_class"].values())
-    return [*cells, format_bytes(round(sum(sizes) / len(sizes))), f"{entry['seconds']:.0f}"]
+    from replaycad.results import kept_of_a_class  # noqa: PLC0415 - its scipy is slow to import
+
+    return [*cells, format_bytes(kept_of_a_class(entry)), f"{entry['seconds']:.0f}"]
 
 
 def fraction(value: float | None) -> str:

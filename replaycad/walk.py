@@ -165,7 +165,9 @@ def _check_networks(pipeline: Pipeline, planned: Sequence[Step]) -> None:
             pipeline.frozen.segmenter(masking.segmenter)
         elif step.stage == "compress":
             compressing = pipeline.config(CompressConfig, step.class_names[0])
-            pipeline.weights_of_compress(replace(compressing, **dict(step.changes)))
+            compressing = replace(compressing, **dict(step.changes))
+            pipeline.weights_of_compress(compressing)
+            pipeline.check_fits(compressing)
         elif step.stage == "train":
             config = pipeline.config(TrainConfig)
             named = dict(step.changes).get("detector", config.detector)
@@ -260,5 +262,6 @@ def _bytes_kept(
         images = train_samples(pipeline.wishes.data, name)
         return sum(sample.path.stat().st_size for sample in images)
     own = [step for step in by_step if cell in step.cells]
-    stored = next(s for s in own if s.stage == "compress" and s.class_names == (name,))
-    return by_step[stored].plan.path.stat().st_size
+    stored = [s for s in own if s.stage == "compress" and s.class_names == (name,)]
+    # `final` keeps nothing of its last class, which is real.
+    return by_step[stored[0]].plan.path.stat().st_size if stored else 0

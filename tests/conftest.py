@@ -25,7 +25,7 @@ class Models:
         """Options that make one stage quick; `run` takes those of all stages."""
         fields = {
             "mask": [f"image_size={SIZE}"],
-            "compress": ["init=word", "in_features=64", "out_features=8", "num_steps=3",
+            "compress": ["init=random", "in_features=64", "out_features=8", "num_steps=3",
                          "num_masks=4", "batch_size=4"],
             "replay": ["num_images=6", "num_inference_steps=2", "batch_size=4", "guidance_scale=2"],
             "train": [f"image_size={SIZE}", "num_steps=3", "batch_size=4"],
@@ -40,7 +40,7 @@ class Models:
             "run": ["--segmenter", "none", "--backbone", self.backbone, "--encoder", self.encoder],
         }  # fmt: skip
         before = {"compress": ["mask"], "train": ["replay"], "run": list(fields)}.get(stage, [])
-        typed = list(options[stage])
+        typed = [*options[stage], *(() if stage == "eval" else ("--recipe", "mini"))]
         for one in dict.fromkeys([*before, stage] if stage in fields else before):
             typed += [part for field in fields[one] for part in ("--set", f"{one}.{field}")]
         if stage == "compress":

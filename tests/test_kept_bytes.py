@@ -91,7 +91,7 @@ def test_stored_masks_are_small_and_replays_have_masks_of_their_size(
         header=header,
     )  # fmt: skip
     config = CompressConfig(
-        init="word", init_word="screw", num_tokens=2, in_features=IN_FEATURES,
+        init="random", num_tokens=2, in_features=IN_FEATURES,
         out_features=OUT_FEATURES, num_steps=1, batch_size=2, num_masks=4, alignment="none",
     )  # fmt: skip
 

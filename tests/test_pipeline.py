@@ -41,7 +41,8 @@ def wishes(models: Models, stage: str, data: Path, root: Path, **others: object)
     names = {"--backbone": "backbone", "--encoder": "encoder", "--segmenter": "segmenter"}
     settings += [f"{names[w]}={typed[i + 1]}" for i, w in enumerate(typed) if w in names]
     overrides = split_settings(settings, stage)
-    return Wishes(data=data, root=root, overrides=overrides, device="cpu", **others)
+    kept = {"recipe": "mini", **others}
+    return Wishes(data=data, root=root, overrides=overrides, device="cpu", **kept)
 
 
 def test_same_seed_gives_the_same_bytes_for_all_five_artifacts(chain, data, models, tmp_path):

@@ -82,7 +82,7 @@ FloatArray = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class ConditionsArtifact:
-    """The conditions of one class (paper section 3.2).
+    """The conditions of one class (paper section 4.2).
 
     Attributes:
         class_name: the class.

@@ -4,54 +4,15 @@ Letters: B batch, C latent channels, h w latent size, T text tokens, K semantic 
 tokens, D cross-attention width, I and O the row lengths entering and leaving the spatial layer.
 """
 
-import math
-from collections.abc import Sequence
-
 import torch
 from torch import nn
 from torch.nn import functional as F
 
+from replaycad.diffusion.fitting import num_spatial_tokens
 from replaycad.diffusion.prompts import GENERATION_PROMPTS, TEMPLATES, Prompts, tokenize
 from replaycad.errors import ConfigError
 
 __all__ = ["TEMPLATES", "Conditions", "SpatialEncoder", "num_spatial_tokens", "tokenize"]
-
-
-def num_spatial_tokens(
-    latent_shape: Sequence[int], in_features: int, out_features: int, cross_attention_dim: int
-) -> int:
-    """S = C*h*w * O / (I * D), the tokens that one mask latent becomes.
-
-    Args:
-        latent_shape: `(C, h, w)` of the mask latent.
-        in_features: I, latent values per row.
-        out_features: O, values that a row becomes.
-        cross_attention_dim: D.
-
-    Raises:
-        ConfigError: if the values fill no whole number of rows or tokens; names sizes that do.
-    """
-    values = math.prod(latent_shape)
-    shape = "x".join(str(size) for size in latent_shape)
-    if in_features < 1 or values % in_features:
-        rows = [n for n in range(1, values + 1) if values % n == 0]
-        near = sorted(sorted(rows, key=lambda n: abs(n - in_features))[:4])
-        raise ConfigError(
-            f"in_features {in_features} does not divide the {values} values of a {shape} latent",
-            f"use in_features {', '.join(map(str, near))}",
-        )
-    num_rows = values // in_features
-    if out_features < 1 or num_rows * out_features % cross_attention_dim:
-        step = cross_attention_dim // math.gcd(num_rows, cross_attention_dim)
-        below = out_features // step * step
-        near = [n for n in (below, below + step) if n > 0]
-        raise ConfigError(
-            f"{num_rows} rows of out_features {out_features} are "
-            f"{num_rows * out_features / cross_attention_dim:.2f} tokens of width "
-            f"{cross_attention_dim}, not a whole number",
-            f"use out_features {' or '.join(map(str, near))}",
-        )
-    return num_rows * out_features // cross_attention_dim
 
 
 class SpatialEncoder(nn.Linear):

@@ -224,6 +224,9 @@ def word_embedding(
     A word of several tokens counts as their mean. Placement `context` takes the encoded word, for
     there the vectors meet encoder outputs, not token embeddings.
 
+    Copies stay copies where nothing tells them apart: beside the prompt every one of them gets the
+    same gradient at every step. A search in `context` therefore starts from `random_embedding`.
+
     Deviation: the released code's CLIP start adds the embedding of position 0; we leave it out,
     because the encoder adds positions anyway.
 
@@ -240,3 +243,32 @@ def word_embedding(
     else:
         vectors = text_encoder.get_input_embeddings().weight[ids]
     return vectors.float().mean(0).expand(num_tokens, -1).clone()
+
+
+@torch.no_grad()
+def random_embedding(
+    tokenizer: PreTrainedTokenizerBase,
+    text_encoder: PreTrainedModel,
+    num_tokens: int,
+    placement: str,
+    rng: torch.Generator,
+) -> torch.Tensor:
+    """K random vectors, where the search starts (paper section 4.2): `[K, D]` float32.
+
+    They are normal around zero, at the scale of the vectors that they will stand among: the text
+    encoder's states of the training prompts with `context`, its token embeddings with `prompt`.
+
+    Args:
+        tokenizer: of the backbone.
+        text_encoder: frozen.
+        num_tokens: K.
+        placement: `context` or `prompt`.
+        rng: on the CPU.
+    """
+    if placement == "context":
+        bare = [text.replace(PLACEHOLDER, "").strip() for text in dict.fromkeys(TEMPLATES)]
+        among = encode_texts(tokenizer, text_encoder, bare)
+    else:
+        among = text_encoder.get_input_embeddings().weight
+    scale = among.float().square().mean().sqrt().cpu()
+    return scale * torch.randn(num_tokens, among.shape[-1], generator=rng)

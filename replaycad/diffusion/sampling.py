@@ -76,7 +76,7 @@ def sample(
     coefficients: np.ndarray | None = None,
     starts: Iterable[np.ndarray] | None = None,
 ) -> Iterator[torch.Tensor]:
-    """Draw a class's images again (paper section 3.3).
+    """Draw a class's images again (paper section 4.3).
 
     Args:
         diffusion: frozen.

@@ -70,7 +70,7 @@ def search(
     save_every_seconds: float = 60.0,
     coefficients: torch.Tensor | None = None,
 ) -> Conditions:
-    """Fit a class's conditions to its images (paper section 3.2): noise loss, AdamW, two rates.
+    """Fit a class's conditions to its images (paper section 4.2): noise loss, AdamW, two rates.
 
     Args:
         diffusion: frozen; gradients pass through it into the conditions.

@@ -1,4 +1,4 @@
-"""Turns a class into conditions of a frozen diffusion model (paper section 3.2)."""
+"""Turns a class into conditions of a frozen diffusion model (paper section 4.2)."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -86,7 +86,7 @@ def compress_class(
         TrainingError: if the loss stops being finite.
     """
     policy = masks.header["policy"]
-    augmentation = policy["train_augmentation"]
+    augmentation = "none" if config.augmentation == "none" else policy["train_augmentation"]
     read = evenly(len(samples), max(config.num_steps * config.batch_size, LEAST_IMAGES))
     samples = [samples[row] for row in read]
     images = load_images(samples, diffusion.image_size)

@@ -1,4 +1,4 @@
-"""Draws images of a class from its conditions (paper section 3.3)."""
+"""Draws images of a class from its conditions (paper section 4.3)."""
 
 import io
 from collections.abc import Iterator
@@ -20,6 +20,9 @@ from replaycad.progress import Report, silent
 from replaycad.recipes import ReplayConfig
 from replaycad.runtime import stream_seed
 
+SMALL_DEGREES, SMALL_SHIFT = 2, 0.05
+"""Largest angle, and largest shift in widths, of a mask where a recipe moves all classes alike."""
+
 
 def image_seeds(class_name: str, seed: int, num_images: int) -> np.ndarray:
     """Seeds `[N]` int64 of the images: each alone fixes its image, whatever N is."""
@@ -28,19 +31,36 @@ def image_seeds(class_name: str, seed: int, num_images: int) -> np.ndarray:
     )
 
 
-def pose_mask(conditions: ConditionsArtifact, image_seed: int) -> np.ndarray:
-    """Pick one stored mask uniformly and move it as the class's policy says: `[H, W]` bool.
+def pose_mask(
+    conditions: ConditionsArtifact, image_seed: int, moves: str = "policy"
+) -> np.ndarray:
+    """Pick one stored mask uniformly and rotate and shift it (section 4.3): `[H, W]` bool.
 
-    Masks of a common frame stay as they are: the drawn image is moved, and its mask with it. Where
-    no mask is stored the whole frame is the object.
+    Masks of a common frame stay as they are: the drawn image is moved, and its mask with it. So do
+    masks of the whole frame, which is also the object where no mask is stored.
+
+    Deviation: section 4.3 gives neither angles nor distances. The recipe `paper` moves every class
+    by up to 2 degrees and 5 % of the width, the middle of what the authors' table has where it
+    moves masks a little; `release` follows that table, in which 9 of 14 classes of MVTec AD stay.
+
+    Args:
+        conditions: of the class.
+        image_seed: decides mask and move.
+        moves: `policy` (as the class's policy says), `small` (that little, whatever it says) or
+            `at_least_small` (that little where the policy leaves masks as they are).
     """
     if not len(conditions.object_masks):
         return np.ones(conditions.object_masks.shape[1:], dtype=np.bool_)
     rng = np.random.default_rng(stream_seed(int(image_seed), "pose"))
     picked = conditions.object_masks[rng.integers(len(conditions.object_masks))]
-    if conditions.poses is not None:
+    if conditions.poses is not None or picked.all():
         return picked
     policy = conditions.policy
+    is_still = policy["replay_augmentation"] == "identity"
+    if moves == "small" or (moves == "at_least_small" and is_still):
+        return replay_mask(
+            picked, "small", rng, rotate_degrees=SMALL_DEGREES, shift_fraction=SMALL_SHIFT
+        )
     return replay_mask(
         picked,
         policy["replay_augmentation"],
@@ -140,13 +160,13 @@ def _drawn(
         placed = pick_rows(conditions.coefficients, seeds)
     if kept is not None:
         starts = (kept.in_frame(one) for one in seeds)
-    posed = (pose_mask(conditions, one) for one in seeds)
+    posed = (pose_mask(conditions, one, config.mask_moves) for one in seeds)
     start = 0
     for passed in sample(diffusion, built, posed, seeds.tolist(), config, silent, placed, starts):
         own = seeds[start : start + len(passed)]
         start += len(passed)
         images = passed.numpy()
-        masks = np.stack([pose_mask(conditions, one) for one in own])
+        masks = np.stack([pose_mask(conditions, one, config.mask_moves) for one in own])
         masks = resize_masks(masks, diffusion.image_size)
         if conditions.poses is not None:
             fill = beyond_border(conditions.policy["mask_rule"])

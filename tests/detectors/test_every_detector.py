@@ -8,6 +8,7 @@ from replaycad.detectors.encoders import load_encoder
 from replaycad.detectors.optimization import make_optimizers, optimize_step
 from replaycad.detectors.presets import DETECTORS, preset_for
 from replaycad.errors import ConfigError
+from tests.learned import standing_still, tied
 
 SIZE = 64
 NEAR = 10  # pixels; the features that see a scratch are 8 and 16 px apart
@@ -161,6 +162,21 @@ def test_what_it_makes_of_the_features_moves_nearly_every_parameter(name, bundle
 
     moved = sum(p.numel() for p in detector.parameters() if p.grad is not None and p.grad.any())
     assert moved > 0.9 * sum(p.numel() for p in detector.parameters())
+
+
+@pytest.mark.parametrize("name", BY_LOSS)
+def test_every_learned_tensor_moves_and_no_two_of_its_rows_alike(name, bundled, stripes):
+    encoder = bundled[name]
+    detector = mini(name, encoder)
+    before = {key: p.detach().clone() for key, p in detector.named_parameters()}
+
+    descend(detector, name, encoder.encode_images(stripes[0]), 5)
+
+    after = {key: p.detach() for key, p in detector.named_parameters()}
+    assert standing_still(before, after) == []
+    # A scan's skip adds D x at the same place whichever way it runs, so only the sum over the ways
+    # counts, in the published network too: one number told eight times, not a lost one.
+    assert [found for found in tied(after, before) if ".skip:" not in found] == []
 
 
 @pytest.mark.parametrize("name", DETECTORS)

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from replaycad.diffusion import stopping
 from replaycad.diffusion.conditioning import Conditions, SpatialEncoder
 from replaycad.diffusion.posterior import Posterior, encode_posterior
-from replaycad.diffusion.prompts import word_embedding
+from replaycad.diffusion.prompts import tokenize, word_embedding
 from replaycad.diffusion.search import CHECK_EVERY, draw_timesteps, search
 from replaycad.diffusion.set_encoder import SetEncoder
 from replaycad.diffusion.start import start_conditions
@@ -22,9 +22,8 @@ from replaycad.recipes import CompressConfig
 from tests.tiny import IN_FEATURES, LATENT_SHAPE, OUT_FEATURES, WIDTH
 
 CONFIG = CompressConfig(
-    num_tokens=3, in_features=IN_FEATURES, out_features=OUT_FEATURES, init="word",
-    init_word="screw", num_steps=6, batch_size=2, learning_rate=1e-3,
-    embedding_learning_rate=1e-2,
+    num_tokens=3, in_features=IN_FEATURES, out_features=OUT_FEATURES, init="random",
+    num_steps=6, batch_size=2, learning_rate=1e-3, embedding_learning_rate=1e-2,
 )  # fmt: skip
 
 
@@ -82,7 +81,7 @@ def posterior(seed, shape=(2, 5, *LATENT_SHAPE)):
 
 
 def run(diffusion, seed=0, config=CONFIG, images=None, **options):
-    """A search from the word start; returns the parameters by name."""
+    """A search from a random start; returns the parameters by name."""
     images = images or posterior(1)
     conditions = start_conditions(diffusion, images, config, seed)
     search(diffusion, conditions, images, posterior(2), config, seed, **options)
@@ -333,7 +332,8 @@ def test_spatial_conditioning_alone_has_no_vectors(diffusion):
 
 def test_the_word_start_prefers_the_configs_word_to_the_policys(diffusion):
     tokenizer, text_encoder = diffusion.tokenizer, diffusion.text_encoder
-    silent_config = dataclasses.replace(CONFIG, init_word="")
+    config = dataclasses.replace(CONFIG, init="word", init_word="screw", num_steps=0)
+    silent_config = dataclasses.replace(config, init_word="")
 
     def start(config, **options):
         return start_conditions(diffusion, posterior(1), config, 0, **options).semantic_embedding
@@ -341,9 +341,43 @@ def test_the_word_start_prefers_the_configs_word_to_the_policys(diffusion):
     def expected(text):
         return word_embedding(tokenizer, text_encoder, text, 3, "context")
 
-    assert torch.equal(start(CONFIG, init_word="nice"), expected("screw"))
+    assert torch.equal(start(config, init_word="nice"), expected("screw"))
     assert torch.equal(start(silent_config, init_word="nice"), expected("nice"))
     assert torch.equal(start(silent_config), expected("object"))
+
+
+def test_copies_of_a_word_beside_the_prompt_are_refused_before_they_are_searched(diffusion):
+    tied = dataclasses.replace(CONFIG, init="word", init_word="screw")
+
+    with pytest.raises(ConfigError, match="3 copies of a word beside the prompt") as refused:
+        start_conditions(diffusion, posterior(1), tied, 0)
+
+    assert "compress.init=random" in refused.value.hint
+    one = start_conditions(diffusion, posterior(1), dataclasses.replace(tied, num_tokens=1), 0)
+    assert one.num_tokens == 1
+
+
+@pytest.mark.parametrize("placement", ["context", "prompt"])
+def test_the_random_start_is_at_the_scale_of_what_it_stands_among(diffusion, placement):
+    config = dataclasses.replace(CONFIG, num_tokens=12, semantic_placement=placement)
+
+    first, again, other = (
+        start_conditions(diffusion, posterior(1), config, seed).semantic_embedding.detach()
+        for seed in (0, 0, 1)
+    )
+
+    text_encoder = diffusion.text_encoder
+    among = text_encoder.get_input_embeddings().weight
+    if placement == "context":  # a sentence's states, after the final LayerNorm
+        ids = tokenize(diffusion.tokenizer, text_encoder, ["a photo of a"])
+        with torch.no_grad():
+            among = text_encoder(ids).last_hidden_state
+    ratio = first.square().mean().sqrt() / among.square().mean().sqrt()
+    assert ratio.item() == pytest.approx(1, abs=0.15)
+    assert abs(first.mean().item()) < 0.15 * first.std().item()
+    assert torch.linalg.matrix_rank(first) == 12
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
 
 
 def test_the_random_spatial_start_has_the_law_of_a_linear_layer(diffusion):
