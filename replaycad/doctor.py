@@ -81,9 +81,7 @@ def show(found: dict[str, Any], as_json: bool) -> None:
             for entry in found["weights"]
         ],
     )
-    if not all(entry["is_present"] for entry in found["weights"]):
-        print_line(_how_to_fetch(found["weights"]))
-    print_line("")
+    print_line(_how_to_fetch(found["weights"]))
     for problem in found["problems"]:
         print_line(f"problem: {problem}")
     if not found["problems"]:
@@ -91,9 +89,14 @@ def show(found: dict[str, Any], as_json: bool) -> None:
 
 
 def _how_to_fetch(weights: list[dict[str, Any]]) -> str:
-    """One command for whatever is missing."""
+    """One command for whatever is missing; empty if nothing is."""
     read = {(part.kind, part.name) for part in parts_of_recipe("paper", ["", *VISA])}
-    missing = {(one["kind"], one["name"]) for one in weights if not one["is_present"]}
+    missing = {
+        (one["kind"], one["name"]) for one in weights
+        if not one["is_present"] and one["name"] != BUNDLED
+    }  # fmt: skip
+    if not missing:
+        return ""
     if missing & read:
         return f"to get what the paper's recipe reads: {FETCH} --recipe paper"
     kind, name = min(missing)

@@ -103,8 +103,9 @@ def _bundled(name: str, folder: Path) -> EncoderLocation:
 
 def _hub_cache() -> Path:
     """The hub's cache folder by huggingface_hub's own rules; importing it would be slow."""
-    if "HF_HUB_CACHE" in os.environ:
-        return Path(os.environ["HF_HUB_CACHE"]).expanduser()
+    for variable in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"):
+        if variable in os.environ:
+            return Path(os.path.expandvars(os.environ[variable])).expanduser()
     cache = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")) / "huggingface"
     return Path(os.environ.get("HF_HOME", cache)).expanduser() / "hub"
 

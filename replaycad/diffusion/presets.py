@@ -226,6 +226,8 @@ def _chosen_weights(network: str, variant: str, names: set[str]) -> dict[str, st
         (f"{before}{stem}.bin", f"{stem}.safetensors") for stem in stems
         for before in ("", "pytorch_")
     ]  # fmt: skip
+    if "config.json" not in names:
+        raise WeightsError(f"its {network} has no config.json", "use a model in diffusers layout")
     for name, read in pairs:
         if name in names:
             return {"config.json": "config.json", name: read}

@@ -71,15 +71,18 @@ def choose(part: Part, sizes: Mapping[str, int]) -> dict[str, str]:
         WeightsError: the model lacks one.
     """
     try:
+        wanted = dict(part.files)
         if part.kind == "backbone":
-            return needed_files(sizes, split_name(part.name)[1])
-        missing = [path for path in part.files if path not in sizes]
-        if missing:
-            raise WeightsError(f"it lacks {', '.join(missing)}", f"see {part.page}")
+            wanted = needed_files(sizes, split_name(part.name)[1])
+        known = [path for path in wanted if path in sizes]
+        # Others would do in their place, with other results.
+        for path, read in part.files.items():
+            if path[-1] != "/" and read not in (wanted[one] for one in known):
+                raise WeightsError(f"it lacks {path}", f"it is at {part.address(path)}")
     except WeightsError as error:
         message = f"{part.title} cannot be used: {error.message}"
         raise WeightsError(message, error.hint) from None
-    return dict(part.files)
+    return wanted
 
 
 def snapshot(part: Part) -> Path | None:

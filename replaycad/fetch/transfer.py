@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import re
 import shutil
 import time
@@ -104,12 +105,11 @@ def download(
                 raise WeightsError(
                     f"another command is bringing {target}", "wait until it has ended"
                 )
-            have = part.stat().st_size
-            check_space(target.parent, num_bytes - have)
             _fill(file, address, num_bytes, report, what)
             file.flush()
-            _check_part(part, address, num_bytes, check)
-            part.replace(target)
+            os.fsync(file.fileno())
+        _check_part(part, address, num_bytes, check)
+        part.replace(target)
         sync_folder(target.parent)
     except OSError as error:
         raise cannot_write(target, error) from None
@@ -170,7 +170,9 @@ def _append(file: BinaryIO, address: str, num_bytes: int, report: Report, what: 
         headers["Range"] = f"bytes={have}-"
     session = get_session()
     with session.stream("GET", address, headers=headers, timeout=TIMEOUT_S) as answer:
-        if answer.status_code == 416:  # the part is longer than the file
+        if answer.status_code == 416 and not num_bytes:  # nothing is left to come: it is whole,
+            return  # or is found not to be
+        if answer.status_code == 416:
             _empty(file)
             raise UnreachableError(f"{address} is shorter than what came of it before")
         if answer.status_code >= 500:
@@ -181,10 +183,13 @@ def _append(file: BinaryIO, address: str, num_bytes: int, report: Report, what: 
             raise WeightsError(f"{address} answered with a web page, not with the file", PROXY_HINT)
         if answer.status_code == 200:
             _empty(file)
-        for block in answer.iter_bytes(BLOCK_BYTES):
+        left = int(answer.headers.get("Content-Length") or 0)
+        check_space(Path(file.name).parent, left)
+        total = num_bytes or file.tell() + left
+        for block in answer.iter_bytes():  # as they come: what came before a drop counts
             file.write(block)
             done = file.tell()
-            report.step(f"{what}, MB", done // MEGABYTE, max(num_bytes, done) // MEGABYTE)
+            report.step(f"{what}, MB", done // MEGABYTE, max(total, done) // MEGABYTE)
 
 
 def _empty(file: BinaryIO) -> None:

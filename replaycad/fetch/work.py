@@ -92,6 +92,7 @@ def _fetch(part: Part, source: Path | None, report: Report, cache: DigestCache) 
     if found.state == "bundled":
         return found
     if found.state == "present":
+        report.note(f"checking {part.title}")
         _check(part, cache)
         return found
     if part.page:
