@@ -21,7 +21,9 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
         # What torch.load would refuse with an error of pickle, which is imported nowhere, is asked
         # before: whether it is such a file at all, and what it would call.
         if not zipfile.is_zipfile(path):
-            raise WeightsError(f"{path} is no whole file of torch.save since version 1.6", again)
+            raise WeightsError(
+                f"{path} cannot be read: it is no whole file of torch.save since version 1.6", again
+            )
         unsafe = torch.serialization.get_unsafe_globals_in_checkpoint(path)
         if unsafe:
             raise WeightsError(

@@ -119,7 +119,7 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
                 self.send_header(name, value)
             self.end_headers()
             if with_body:
-                with suppress(BrokenPipeError):
+                with suppress(ConnectionError):
                     self.wfile.write(content[: hub.drops.pop(path, len(content))])
             self.close_connection = True
 

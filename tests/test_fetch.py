@@ -176,6 +176,14 @@ def test_the_variant_decides_which_weights_come(hub):
     assert [one[0] for one in hub.asked[asked:]].count("GET") == 2, "the listing and one file"
 
 
+def test_weights_come_last_so_that_where_they_are_whole_everything_is(hub):
+    fetched("--backbone", "sd15")
+
+    weights = [name.endswith(".safetensors") for name in hub.got()]
+    assert weights == sorted(weights)
+    assert {"tokenizer/merges.txt", "tokenizer/tokenizer_config.json"} < set(hub.got())
+
+
 def test_a_model_that_is_no_preset_is_fetched_by_its_id(hub, published):
     hub.publish("some/body", MAIN, published / SD.hub_id)
 
