@@ -328,6 +328,31 @@ def test_a_disk_that_is_too_small_is_refused_before_anything_is_fetched(hub, cac
     assert files_below(cache) == []
 
 
+def test_a_disk_that_fills_up_while_fetching_keeps_what_came(hub, cache, monkeypatch):
+    whole = transfer.os.fsync
+
+    def full(_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(transfer.os, "fsync", full)
+    line = one_line_error(fetch("--encoder", ENCODER, "--quiet"))
+
+    assert "No space left on device" in line
+    assert "free some space" in line
+    assert [name.rpartition(".")[2] for name in files_below(cache)] == ["part"]
+    monkeypatch.setattr(transfer.os, "fsync", whole)
+    got = len(hub.got())
+    assert fetched("--encoder", ENCODER) == {f"encoder {ENCODER}": "fetched"}
+    assert len(hub.got()) == got, "every byte was there"
+
+
+@pytest.mark.usefixtures("hub")
+def test_a_folder_that_cannot_be_made_is_named(cache):
+    (cache / "weights").write_text("a file")
+
+    assert "REPLAYCAD_WEIGHTS" in one_line_error(fetch("--segmenter", "vit_h", "--quiet"))
+
+
 class Evil:
     def __reduce__(self):
         return Path.touch, (Path("ran"),)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import BinaryIO
 from urllib.parse import urlsplit
 
-from replaycad.artifacts.atomic import cannot_write, hold, replacing, sync_folder
+from replaycad.artifacts.atomic import NO_SPACE, cannot_write, hold, replacing, sync_folder
 from replaycad.artifacts.layout import LENGTH_BYTES, header_length
 from replaycad.errors import WeightsError
 from replaycad.progress import Report
@@ -93,9 +93,10 @@ def download(
         what: name of the bar.
 
     Raises:
-        WeightsError: the answer is not the file; nothing of it is left behind.
+        WeightsError: the answer is not the file, of which nothing is left behind, or the folder is
+            closed.
         UnreachableError: no answer, or it stops again and again; what came is kept.
-        ArtifactError: the disk is full or closed.
+        ArtifactError: the disk is full.
     """
     part = target.with_name(f"{target.name}.part")
     try:
@@ -112,7 +113,12 @@ def download(
         part.replace(target)
         sync_folder(target.parent)
     except OSError as error:
-        raise cannot_write(target, error) from None
+        if error.errno in NO_SPACE:
+            raise cannot_write(target, error) from None
+        raise WeightsError(
+            f"cannot write {target}: {error.strerror or error}",
+            "check its folder, or let HF_HOME or REPLAYCAD_WEIGHTS name another",
+        ) from None
     finally:
         _remove_empty(part)
 
@@ -175,7 +181,7 @@ def _append(file: BinaryIO, address: str, num_bytes: int, report: Report, what: 
         if answer.status_code == 416:
             _empty(file)
             raise UnreachableError(f"{address} is shorter than what came of it before")
-        if answer.status_code >= 500:
+        if answer.status_code >= 500 or answer.status_code == 429:
             raise UnreachableError(f"{urlsplit(address).netloc} answered {answer.status_code}")
         if answer.status_code not in (200, 206):
             raise WeightsError(f"{address} answered {answer.status_code}", PROXY_HINT)
