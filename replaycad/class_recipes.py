@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from replaycad.errors import ConfigError
+
 Settings = dict[str, dict[str, Any]]
 """Stage -> field of its config -> value."""
 
@@ -100,7 +102,20 @@ _RELEASE: dict[str, Settings] = {
 CLASS_SETTINGS: dict[str, dict[str, Settings]] = {"paper": _PAPER, "release": _RELEASE}
 """Recipe -> class -> what differs from the recipe's own values."""
 
+TABLE_ONLY = ("release",)
+"""Recipes that the authors give class by class; of any other class they say nothing."""
+
 
 def class_settings(recipe: str, class_name: str, stage: str) -> dict[str, Any]:
-    """What a recipe says of a class and a stage beyond its own values; empty for other classes."""
+    """What a recipe says of a class and a stage beyond its own values; empty for other classes.
+
+    Raises:
+        ConfigError: the recipe is a table of classes, and this one is not in it.
+    """
+    if class_name and recipe in TABLE_ONLY and class_name not in CLASS_SETTINGS[recipe]:
+        raise ConfigError(
+            f"recipe '{recipe}' has no settings for class '{class_name}': it is the authors' table "
+            "of the MVTec AD and VisA classes",
+            "use --recipe paper or fast, which serve any class",
+        )
     return CLASS_SETTINGS.get(recipe, {}).get(class_name, {}).get(stage, {})

@@ -8,6 +8,7 @@ import typer
 from replaycad.cli_around import (
     doctor,
     export,
+    fetch,
     import_embedding,
     inspect,
     predict,
@@ -319,5 +320,6 @@ app.command()(report)
 app.command()(export)
 app.command("import")(import_embedding)
 app.command()(inspect)
+app.command()(fetch)
 app.command()(doctor)
 app.command("help")(show_help)

@@ -1,4 +1,4 @@
-"""The typer commands around the five stages: predict, exchange, inspect, doctor."""
+"""The typer commands around the five stages: predict, exchange, inspect, fetch, doctor."""
 
 import shlex
 from pathlib import Path
@@ -19,7 +19,13 @@ from replaycad.options import (
     Quiet,
     StoreRoot,
 )
-from replaycad.session import command_help, one_line_errors, report_writer
+from replaycad.session import (
+    command_help,
+    fetch_parts,
+    one_line_errors,
+    report_writer,
+    split_names,
+)
 
 
 def predict(
@@ -206,6 +212,51 @@ def inspect(
             return
         checked = inspection.verify(file) if verify else {}
         summary.show_artifact(inspection.describe(file), checked, as_json)
+
+
+def fetch(
+    recipe: Annotated[
+        str, typer.Option("--recipe", help="Fetch what it reads: mini, paper, release or fast.")
+    ] = "",
+    classes: Annotated[
+        list[str], typer.Option("--class", help="Classes that it is for; default: all.")
+    ] = [],  # noqa: B006
+    data: Data = DATA,
+    backbone: Annotated[
+        list[str],
+        typer.Option("--backbone", help="Fetch sd15, ldm256 or a hub id; a folder is converted."),
+    ] = [],  # noqa: B006
+    segmenter: Annotated[
+        list[str], typer.Option("--segmenter", help="Fetch vit_b, vit_l or vit_h.")
+    ] = [],  # noqa: B006
+    encoder: Annotated[
+        list[str], typer.Option("--encoder", help="Fetch an encoder by its timm name.")
+    ] = [],  # noqa: B006
+    detector: Annotated[
+        list[str], typer.Option("--detector", help="Fetch for it, not for the recipe's own.")
+    ] = [],  # noqa: B006
+    source: Annotated[
+        Path | None,
+        typer.Option("--from", help="Take files brought by hand: OWNER/MODEL/PATH, sam_*.pth."),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only list what is there and what would be fetched.")
+    ] = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Fetch the frozen networks that a recipe reads, or those that are named, and check them.
+
+    Example: replaycad fetch --recipe paper --dry-run
+    """
+    named = {
+        kind: split_names(names) for kind, names in
+        (("backbone", backbone), ("segmenter", segmenter), ("encoder", encoder))
+    }  # fmt: skip
+    fetch_parts(
+        recipe, split_names(classes), data, named, split_names(detector), source, dry_run, as_json,
+        quiet,
+    )  # fmt: skip
 
 
 def doctor(

@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from replaycad import __version__
+from replaycad.class_recipes import VISA
 from replaycad.console import format_bytes, print_json, print_line, print_table
 from replaycad.data.survey import survey
 from replaycad.detectors.encoder_files import encoder_files
 from replaycad.detectors.presets import DETECTORS
 from replaycad.diffusion.presets import BACKBONES, locate_backbone
 from replaycad.errors import ReplayCadError
+from replaycad.fetch.parts import parts_of_recipe
 from replaycad.segmentation.presets import SEGMENTERS
 from replaycad.segmentation.presets import locate as locate_segmenter
 
@@ -22,6 +24,7 @@ PACKAGES = (
     "safetensors", "numpy", "pillow", "scikit-learn", "scipy", "typer", "rich",
 )  # fmt: skip
 BUNDLED = "mini"
+FETCH = "replaycad fetch"
 
 
 def examine() -> dict[str, Any]:
@@ -78,14 +81,26 @@ def show(found: dict[str, Any], as_json: bool) -> None:
             for entry in found["weights"]
         ],
     )
-    for entry in found["weights"]:
-        if not entry["is_present"]:
-            print_line(f"to get {entry['kind']} {entry['name']}: {entry['hint']}")
-    print_line("")
+    print_line(_how_to_fetch(found["weights"]))
     for problem in found["problems"]:
         print_line(f"problem: {problem}")
     if not found["problems"]:
         print_line("no problem found")
+
+
+def _how_to_fetch(weights: list[dict[str, Any]]) -> str:
+    """One command for whatever is missing; empty if nothing is."""
+    read = {(part.kind, part.name) for part in parts_of_recipe("paper", ["", *VISA])}
+    missing = {
+        (one["kind"], one["name"]) for one in weights
+        if not one["is_present"] and one["name"] != BUNDLED
+    }  # fmt: skip
+    if not missing:
+        return ""
+    if missing & read:
+        return f"to get what the paper's recipe reads: {FETCH} --recipe paper"
+    kind, name = min(missing)
+    return f"to get one of the others: {FETCH} --{kind} {name}"
 
 
 def show_data(data: Path, as_json: bool) -> None:

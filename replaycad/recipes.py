@@ -246,7 +246,8 @@ def stage_config(
         class_name: whose own values in the recipe count; empty for none.
 
     Raises:
-        ConfigError: unknown recipe, unknown field or a text that is not of the field's type.
+        ConfigError: unknown recipe, a class that the recipe's table lacks, unknown field or a text
+            that is not of the field's type.
     """
     if recipe not in RECIPES:
         raise ConfigError(f"unknown recipe '{recipe}'", f"choose from: {', '.join(RECIPES)}")

@@ -245,6 +245,41 @@ def write_page(pipeline: "Pipeline", result: dict[str, Any], name: str) -> None:
         pipeline.report.note(f"no report page: {error}")
 
 
+def fetch_parts(
+    recipe: str,
+    classes: list[str],
+    data: Path,
+    named: dict[str, list[str]],
+    detectors: list[str],
+    source: Path | None,
+    dry_run: bool,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Fetch what a recipe reads for its classes, or the networks that are named by kind."""
+    with one_line_errors():
+        from replaycad import console, summary
+        from replaycad.fetch import work
+        from replaycad.fetch.parts import asked_for
+
+        parts, meant = asked_for(recipe, classes, data, named, detectors)
+        if source is not None and not source.is_dir():
+            raise typer.BadParameter(f"--from {source} is no folder")
+        with console.TerminalReport(quiet) as report:
+            if meant:
+                report.note(meant)
+            try:
+                if dry_run:
+                    found = [work.look(part) for part in parts]
+                else:
+                    found = work.fetch_all(parts, source, report)
+            except KeyboardInterrupt:
+                report.close()
+                console.print_interrupted(["what has come is kept"])
+                raise typer.Exit(130) from None
+        summary.show_fetched(found, as_json)
+
+
 def show_run(result: dict[str, Any], as_json: bool, dry_run: bool) -> None:
     """Show what a sequence came to, or would do."""
     from replaycad import summary

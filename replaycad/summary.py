@@ -9,6 +9,7 @@ from typing import Any
 from replaycad.artifacts.format import canonical_json, read_header
 from replaycad.artifacts.scores import SCORES
 from replaycad.console import format_bytes, print_json, print_line, print_table
+from replaycad.fetch.work import Found
 from replaycad.forecast import Assumptions
 from replaycad.plans import Outcome
 
@@ -17,6 +18,23 @@ FIGURES = ("image_auroc", "pixel_ap", "pixel_auroc", "aupro30", "f1_max")
 SHOWN_TENSORS = 20
 SHOWN_MATRICES = 6
 TITLES = {"image_auroc": "image AUROC", "pixel_ap": "pixel AP"}
+
+
+def show_fetched(found: Sequence[Found], as_json: bool) -> None:
+    """Print what became of each frozen network, and where the files are that it lacks."""
+    if as_json:
+        print_json({"parts": [one.document() for one in found]})
+        return
+    for one in found:
+        part = one.part
+        size = f", {format_bytes(part.num_bytes)}" if part.num_bytes else ""
+        where = f" ({part.page})" if part.page and part.page not in part.licence else ""
+        licence = f", {part.licence}{where}" if part.licence else ""
+        print_line(f"{part.title}: {one.state}{size}{licence}")
+        for path, address in one.missing.items():
+            print_line(f"  {address}" + ("  every file of the folder" if path[-1:] == "/" else ""))
+    if all(one.state == "bundled" for one in found):
+        print_line("nothing needs to be fetched: all of it comes with the package")
 
 
 def show(outcomes: Sequence[Outcome], as_json: bool, dry_run: bool) -> None:

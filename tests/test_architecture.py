@@ -16,7 +16,7 @@ TREES = {path: ast.parse(path.read_text()) for path in FILES}
 
 NETWORKS = {"diffusion", "segmentation", "detectors"}
 PURE = {"metrics", "anomaly", "mask_ops", "recipes", "class_recipes", "progress", "runtime",
-        "ranks", "cut_paste"}  # fmt: skip
+        "ranks", "cut_paste", "pickled"}  # fmt: skip
 # From the ground up; a file imports its own layer or one below, never one above.
 LAYERS = [
     {"errors"},
@@ -26,7 +26,7 @@ LAYERS = [
     {"stages"},
     {"sequence", "results", "plans", "frozen", "ledger", "execution", "making", "pipeline",
      "walk", "contact_sheet", "exchange", "privacy", "overlay", "prediction",
-     "deployment", "forecast", "fleet"},
+     "deployment", "forecast", "fleet", "fetch"},
     {"console", "doctor", "summary", "guide"},
     {"report"},
     {"session", "options"},
@@ -38,7 +38,8 @@ TORCH_FREE = [
     "errors", "recipes", "class_recipes", "progress", "plans", "sequence", "cli", "console",
     "data.samples", "data.classes", "diffusion.presets", "diffusion.memory", "options",
     "segmentation.presets", "detectors.presets", "session",
-    "detectors.encoder_files", "detectors.structures",
+    "detectors.encoder_files", "detectors.structures", "fetch.parts", "fetch.transfer",
+    "fetch.hub", "fetch.work",
 ]  # fmt: skip
 SHARED_OPTIONS = {
     "--class", "--data", "--store", "--device", "--seed", "--force", "--json", "--quiet",
@@ -62,6 +63,8 @@ OPTIONS = {
     | {"--json"},
     "import": {"--class", "--backbone", "--store", "--force", "--json"},
     "inspect": {"--verify", "--audit", "--data", "--json"},
+    "fetch": {"--recipe", "--class", "--data", "--backbone", "--segmenter", "--encoder"}
+    | {"--detector", "--from", "--dry-run", "--json", "--quiet"},
     "doctor": {"--data", "--json"},
     "help": {"--json"},
 }

@@ -163,9 +163,9 @@ def test_unknown_weights_say_how_to_get_them(run, monkeypatch, tmp_path):
     segmenter = one_line_error(run("mask", "--class", "disc", "--set", "segmenter=vit_b"))
     assert str(tmp_path / "weights" / "sam_vit_b_01ec64.pth") in segmenter
     encoder = one_line_error(run("train", "--class", "disc", "--set", "encoder=resnet34.bt_in1k"))
-    assert "hf download timm/resnet34.bt_in1k" in encoder
+    assert "replaycad fetch --encoder resnet34.bt_in1k" in encoder
     backbone = run("compress", "--class", "disc", "--set", "backbone=nobody/nothing-here")
-    assert "hf download nobody/nothing-here" in one_line_error(backbone)
+    assert "replaycad fetch --backbone nobody/nothing-here" in one_line_error(backbone)
 
 
 @pytest.mark.parametrize(("typed", "expected"), [
@@ -348,6 +348,16 @@ def test_doctor_names_versions_and_what_is_missing():
     assert {entry["kind"] for entry in document["weights"]} == {"backbone", "segmenter", "encoder"}
     assert all(entry["is_present"] or entry["hint"] for entry in document["weights"])
     assert "package" in invoke(["doctor"]).stdout
+
+
+def test_doctor_shows_one_command_for_whatever_is_missing(monkeypatch, tmp_path):
+    monkeypatch.setenv("REPLAYCAD_WEIGHTS", str(tmp_path / "weights"))
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+
+    lines = [line for line in invoke(["doctor"]).stdout.splitlines() if "replaycad fetch" in line]
+
+    assert len(lines) == 1
+    assert lines[0].endswith("replaycad fetch --recipe paper")
 
 
 @pytest.mark.parametrize(("torch", "torchvision", "expected"), [

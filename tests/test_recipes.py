@@ -58,9 +58,17 @@ def test_the_tables_name_all_27_classes():
 
 @pytest.mark.parametrize("recipe", RECIPES)
 @pytest.mark.parametrize("stage", STAGES)
-@pytest.mark.parametrize("name", [*MVTEC, *VISA, "a_new_product"])
+@pytest.mark.parametrize("name", [*MVTEC, *VISA, ""])
 def test_every_recipe_is_a_valid_config_for_every_class(recipe, stage, name):
     assert stage_config(recipe, stage, {}, name).stage == stage
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_only_the_release_is_a_table_of_its_classes(stage):
+    for recipe in ("mini", "paper", "fast"):
+        assert stage_config(recipe, stage, {}, "a_new_product") == stage_config(recipe, stage, {})
+    with pytest.raises(ConfigError, match="'release' has no settings for class 'a_new_product'"):
+        stage_config("release", stage, {}, "a_new_product")
 
 
 @pytest.mark.parametrize("recipe", ["paper", "release"])
@@ -238,7 +246,7 @@ def test_a_sequence_misses_a_network_before_it_works(tmp_path, monkeypatch):
                      "--strategy", "final", "--store", tmp_path / "store"])  # fmt: skip
 
     assert result.exit_code == 1
-    assert "curl --location" in " ".join(result.output.split())
+    assert "replaycad fetch --segmenter" in " ".join(result.output.split())
     assert not (tmp_path / "store" / "masks").exists()
 
 

@@ -7,6 +7,19 @@ from pathlib import Path
 
 from replaycad.errors import WeightsError
 
+IMAGENET = "Apache-2.0, trained on ImageNet, whose terms are for non-commercial research"
+PUBLISHED: dict[str, tuple[int, str]] = {
+    "wide_resnet50_2.racm_in1k": (276_000_000, IMAGENET),
+    "wide_resnet50_2.tv_in1k": (276_000_000, IMAGENET.replace("Apache-2.0", "BSD-3-Clause")),
+    "resnet34.bt_in1k": (87_000_000, IMAGENET),
+    "tf_efficientnet_b4.aa_in1k": (78_000_000, IMAGENET),
+    "tf_efficientnet_b6.aa_in1k": (173_000_000, IMAGENET),
+    "vit_base_patch16_224.sam_in1k": (346_000_000, IMAGENET),
+    "vit_base_patch14_reg4_dinov2.lvd142m": (346_000_000, "Apache-2.0, trained on LVD-142M"),
+    "vit_small_patch14_reg4_dinov2.lvd142m": (88_000_000, "Apache-2.0, trained on LVD-142M"),
+}
+"""Encoders of the detectors' presets: bytes of the file, about, and licence of the weights."""
+ENCODER_FILE = "model.safetensors"
 MINI_ENCODER = Path(__file__).parent.parent / "mini" / "weights" / "encoder"
 
 
@@ -50,12 +63,11 @@ def locate_encoder(name: str) -> EncoderLocation:
         if not path.is_file():
             raise WeightsError(f"encoder '{timm_name}': no file {path}", "check the path after ':'")
         return EncoderLocation(name=name, timm_name=timm_name, files=(path,))
-    cached = _hub_cache_file(f"timm/{name}", "model.safetensors")
+    cached = _hub_cache_file(f"timm/{name}", ENCODER_FILE)
     if cached is None:
         raise WeightsError(
             f"encoder '{name}' is not in the Hugging Face cache ({_hub_cache()})",
-            f"run `hf download timm/{name} model.safetensors`, or give the file as "
-            f"'{name}:FILE.safetensors'",
+            f"run: replaycad fetch --encoder {name}; or give the file as '{name}:FILE.safetensors'",
         )
     return EncoderLocation(name=name, timm_name=name, files=(cached,))
 
@@ -91,8 +103,9 @@ def _bundled(name: str, folder: Path) -> EncoderLocation:
 
 def _hub_cache() -> Path:
     """The hub's cache folder by huggingface_hub's own rules; importing it would be slow."""
-    if "HF_HUB_CACHE" in os.environ:
-        return Path(os.environ["HF_HUB_CACHE"]).expanduser()
+    for variable in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"):
+        if variable in os.environ:
+            return Path(os.path.expandvars(os.environ[variable])).expanduser()
     cache = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")) / "huggingface"
     return Path(os.environ.get("HF_HOME", cache)).expanduser() / "hub"
 

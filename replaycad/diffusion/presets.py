@@ -1,6 +1,8 @@
 """Which frozen diffusion models there are and where their files lie; imports no torch."""
 
 import json
+import shlex
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -38,6 +40,8 @@ VARIANTS = {
 """What may follow a backbone's name after a colon -> which files of its unet it means, best first;
 of the other networks `fp16` means the small files, where there are any."""
 _OPTIONAL = ("set_encoder", "spatial_encoder")
+_SMALL = (".json", ".txt")
+_DIFFUSERS_WIDTH = 1280  # of a token, where unet/config.json does not say
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,18 +63,8 @@ class BackbonePreset:
     parameters: dict[str, int] = field(default_factory=dict)  # as the published configs give them
     hub_id: str = ""  # empty: bundled with the package
     revision: str = "main"  # a commit of the hub; the same files for everybody, or none
-    files: tuple[str, ...] = ("*.json", "*.txt", "*.safetensors")  # that are fetched
-
-    @property
-    def download_command(self) -> str:
-        """What a user types to get the files; empty for a bundled model."""
-        return _download_command(self.hub_id, self.revision, self.files) if self.hub_id else ""
-
-
-def _download_command(hub_id: str, revision: str, files: tuple[str, ...]) -> str:
-    pinned = "" if revision == "main" else f" --revision {revision}"
-    # Once per pattern: what follows a single --include unasked counts as a file name.
-    return f"hf download {hub_id}{pinned}{''.join(f' --include {one!r}' for one in files)}"
+    published: tuple[str, ...] = ()  # files of that revision that `needed_files` chooses from
+    licence: str = "Apache-2.0"  # of the weights
 
 
 BACKBONES: dict[str, BackbonePreset] = {
@@ -84,18 +78,29 @@ BACKBONES: dict[str, BackbonePreset] = {
         parameters={"vae": 83_653_863, "unet": 859_520_964, "text_encoder": 123_060_480},
         hub_id="stable-diffusion-v1-5/stable-diffusion-v1-5",
         revision="451f4fe16113bff5a5d2269ed5ad43b0592e9a14",
-        # Not "*.safetensors": the folder holds the whole model in one file as well, twice.
-        files=("*.json", "*.txt", "vae/*model.safetensors", "text_encoder/*model.safetensors",
-               "unet/*model.safetensors", "unet/*model.non_ema.safetensors"),
+        published=(
+            "scheduler/scheduler_config.json", "tokenizer/",
+            *(f"{network}/config.json" for network in ("vae", "unet", "text_encoder")),
+            *(f"{network}/{stem}{ending}.safetensors"
+              for network, stem in (("vae", "diffusion_pytorch_model"), ("text_encoder", "model"),
+                                    ("unet", "diffusion_pytorch_model"))
+              for ending in ("", ".fp16")),
+            "unet/diffusion_pytorch_model.non_ema.safetensors",
+        ),
+        licence="CreativeML OpenRAIL-M",
     ),
     "ldm256": BackbonePreset(
         name="ldm256", image_size=256, latent_shape=(4, 32, 32), cross_attention_dim=1280,
         text_length=77, num_tokens=20, in_features=128, out_features=200,
         parameters={"vae": 83_653_863, "unet": 872_300_484, "text_encoder": 581_994_042},
-        # Its first revisions hold pickles only; the next message then says how to convert them.
-        files=("*.json", "*.txt", "*.safetensors", "*.bin"),
         hub_id="CompVis/ldm-text2im-large-256",
         revision="30de525ca11a880baea4962827fb6cb0bb268955",
+        published=(  # pickles alone, of which safetensors are made
+            "scheduler/scheduler_config.json", "tokenizer/",
+            *(f"{network}/config.json" for network in ("vqvae", "unet", "bert")),
+            *(f"{network}/diffusion_pytorch_model.bin" for network in ("vqvae", "unet")),
+            "bert/pytorch_model.bin",
+        ),
     ),
 }  # fmt: skip
 
@@ -127,7 +132,7 @@ def locate_backbone(name: str | Path) -> Path:
     elif preset is None and Path(place).is_dir():
         folder, hint = Path(place), "the folder needs vae, unet, text_encoder, tokenizer, scheduler"
     else:
-        folder, hint = _cached_snapshot(place, preset)
+        folder, hint = _cached_snapshot(str(name), place, preset)
     if (folder / "text_encoder_2").is_dir():
         raise WeightsError(
             f"backbone '{name}' has two text encoders",
@@ -137,8 +142,13 @@ def locate_backbone(name: str | Path) -> Path:
     return folder
 
 
-def _cached_snapshot(name: str, preset: BackbonePreset | None) -> tuple[Path, str]:
-    """Folder of a hub model in the local cache, and the hint for what it may lack."""
+def hub_place(name: str) -> tuple[str, str]:
+    """Hub id and revision of a backbone without its variant.
+
+    Raises:
+        WeightsError: it is no known name of the hub and no hub id.
+    """
+    preset = BACKBONES.get(name)
     hub_id, _, revision = (preset.hub_id, "", preset.revision) if preset else name.partition("@")
     if hub_id.count("/") != 1 or hub_id.startswith((".", "/")):
         known = ", ".join(BACKBONES)
@@ -146,14 +156,22 @@ def _cached_snapshot(name: str, preset: BackbonePreset | None) -> tuple[Path, st
             f"no backbone '{name}': it is no known name ({known}), no folder and no hub id",
             "give a known name, a folder in diffusers layout or owner/model",
         )
+    return hub_id, revision or "main"
+
+
+def fetch_command(name: str | Path) -> str:
+    """What a user types to get a backbone."""
+    return shlex.join(["replaycad", "fetch", "--backbone", str(name)])
+
+
+def _cached_snapshot(name: str, place: str, preset: BackbonePreset | None) -> tuple[Path, str]:
+    """Folder of a hub model in the local cache, and the hint for what it may lack."""
+    hub_id, revision = hub_place(place)
     # The import costs half a second, which the bundled model need not pay.
     from huggingface_hub import snapshot_download  # noqa: PLC0415
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError  # noqa: PLC0415
 
-    revision = revision or "main"
-    files = preset.files if preset else ("*.json", "*.txt", "*.safetensors")
-    command = _download_command(hub_id, revision, files)
-    hint = f"run: {command}; or give --backbone a folder that holds the files"
+    hint = f"run: {fetch_command(name)}; or give --backbone a folder that holds the files"
     if preset:
         hint += f", or {hub_id}@REVISION for another revision"
     try:
@@ -161,6 +179,59 @@ def _cached_snapshot(name: str, preset: BackbonePreset | None) -> tuple[Path, st
     except (LocalEntryNotFoundError, HFValidationError):
         message = f"the weights of backbone '{name}' ({hub_id}) are not in the Hugging Face cache"
         raise WeightsError(message, hint) from None
+
+
+def needed_files(names: Iterable[str], variant: str = "") -> dict[str, str]:
+    """Choose what is read of a model that somebody published in diffusers layout.
+
+    Args:
+        names: paths of its files; a folder with a slash behind stands for its small files.
+        variant: of `VARIANTS`, as `split_name` finds it.
+
+    Returns:
+        path of a file -> path under which `locate_backbone` looks for it: the same, but for a
+        pickle, which is chosen only where the weights come in no other form.
+
+    Raises:
+        WeightsError: a network is missing, or there are two text encoders.
+    """
+    inside: dict[str, set[str]] = {}
+    for path in names:
+        folder, _, name = path.partition("/")
+        if "/" not in name:
+            inside.setdefault(folder, set()).add(name)
+    if "text_encoder_2" in inside:
+        raise WeightsError(
+            "it has two text encoders", "use one of the Stable Diffusion 1 or 2 kind"
+        )
+    found: dict[str, str] = {}
+    for network, folders in _FOLDERS.items():
+        folder = next((folder for folder in folders if folder in inside), "")
+        if not folder:
+            if network in _OPTIONAL:
+                continue
+            raise WeightsError(f"it has no folder {network}", "use a model in diffusers layout")
+        if network in _WEIGHTS:
+            chosen = _chosen_weights(network, variant, inside[folder])
+        else:
+            chosen = {n: n for n in inside[folder] if n.endswith(_SMALL) or not n}
+        found |= {f"{folder}/{name}": f"{folder}/{read}" for name, read in chosen.items()}
+    return found
+
+
+def _chosen_weights(network: str, variant: str, names: set[str]) -> dict[str, str]:
+    stems = [f"{_WEIGHTS[network]}{ending}" for ending in _endings(network, variant)]
+    pairs = [(f"{stem}.safetensors", f"{stem}.safetensors") for stem in stems]
+    pairs += [
+        (f"{before}{stem}.bin", f"{stem}.safetensors") for stem in stems
+        for before in ("", "pytorch_")
+    ]  # fmt: skip
+    if "config.json" not in names:
+        raise WeightsError(f"its {network} has no config.json", "use a model in diffusers layout")
+    for name, read in pairs:
+        if name in names:
+            return {"config.json": "config.json", name: read}
+    raise WeightsError(f"its {network} has no {pairs[0][0]}", "use another model or variant")
 
 
 def _network_folder(folder: Path, network: str) -> Path | None:
@@ -197,17 +268,19 @@ def _no_safetensors(
     return WeightsError(
         f"backbone '{name}' has only {pickled[0].name} in {place}, and replaycad reads safetensors "
         "only",
-        f'run: python -c "import torch, safetensors.torch as s; s.save_file('
-        f"{{k: v.clone().contiguous() for k, v in torch.load('{pickled[0]}', weights_only=True)"
-        f".items()}}, '{wanted}', metadata={{'format': 'pt'}})\"",
+        f"run: {fetch_command(name)}, which converts it",
     )
 
 
+def _endings(network: str, variant: str) -> tuple[str, ...]:
+    """What may stand behind the name of a weights file, best first."""
+    if network == "unet":
+        return VARIANTS[variant]
+    return (".fp16", "") if variant == "fp16" else ("", ".fp16")
+
+
 def _weights_file(place: Path, network: str, variant: str) -> Path | None:
-    endings = VARIANTS[variant] if network == "unet" else ("", ".fp16")
-    if variant == "fp16" and network != "unet":
-        endings = (".fp16", "")
-    for ending in endings:
+    for ending in _endings(network, variant):
         path = place / f"{_WEIGHTS[network]}{ending}.safetensors"
         if path.is_file():
             return path
@@ -236,7 +309,7 @@ def backbone_files(folder: Path, variant: str = "") -> dict[str, list[Path]]:
             found[network] = [place / "config.json", weights]
         else:
             found[network] = sorted(
-                path for path in place.iterdir() if path.suffix in (".json", ".txt")
+                path for path in place.iterdir() if path.suffix in _SMALL
             )
     return found
 
@@ -253,7 +326,8 @@ def backbone_sizes(name: str | Path) -> tuple[int, int]:
     files = backbone_files(locate_backbone(name), split_name(name)[1])
     unet, vae = (read_json(files[network][0]) for network in ("unet", "vae"))
     halvings = len(vae.get("block_out_channels", (0,))) - 1
-    return int(unet.get("cross_attention_dim", 0)), int(unet.get("sample_size", 0)) * 2**halvings
+    width = unet.get("cross_attention_dim", _DIFFUSERS_WIDTH)
+    return int(width), int(unet.get("sample_size", 0)) * 2**halvings
 
 
 def read_json(path: Path) -> dict:

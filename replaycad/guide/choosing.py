@@ -16,8 +16,8 @@ Generators (`--backbone`)
 | name | size | licence of the weights | compress | comes with |
 | --- | --- | --- | --- | --- |
 | mini | 128 px | Apache-2.0, drawn here | 12 s a class, two cores | the package |
-| ldm256 | 256 px | Apache-2.0 | 27 min, `fast` 4; an H200 | `replaycad doctor` says how |
-| sd15 | 512 px | CreativeML OpenRAIL-M | 43 min; an H200 | `replaycad doctor` says how |
+| ldm256 | 256 px | Apache-2.0 | 27 min, `fast` 4; an H200 | `replaycad fetch --backbone ldm256` |
+| sd15 | 512 px | CreativeML OpenRAIL-M | 43 min; an H200 | `replaycad fetch --backbone sd15` |
 
 ldm256 is the paper's for MVTec AD, sd15 for VisA; 800 replays of a class by the paper's sampler take 2.5 and 5
 minutes on that GPU. Measured with random weights, which take as long (`python -m tests.bench.gpu`).
@@ -47,8 +47,8 @@ All are written anew here under Apache-2.0. The presets `full` and `lite` are th
 Encoders (`--encoder`), as timm states the licences: wide_resnet50_2.racm_in1k, resnet34.bt_in1k,
 EfficientNet, ViT and DINOv2 Apache-2.0, wide_resnet50_2.tv_in1k BSD-3-Clause. Most learned from ImageNet,
 whose terms are for research; whether that reaches the weights is disputed. `mini` has seen procedural
-drawings alone.
+drawings alone. `replaycad fetch --encoder NAME` brings one.
 
 Segmenters (`--segmenter`): mini with the package; vit_b, vit_l, vit_h of Segment Anything, Apache-2.0;
-`none` for surfaces that fill the image.
+`none` for surfaces that fill the image. `replaycad fetch --segmenter NAME` brings one.
 """

@@ -24,7 +24,7 @@ exercise: compare rows within a column, not columns.
 
 The commands: `replaycad run --class bottle,grid,magnetic_tile,screw --strategy finetune,replay,joint`
 with `--detector` and `--seeds`. On MVTec AD and VisA, with a GPU and the weights that
-`replaycad doctor` tells how to fetch: `make mvtec DATA=FOLDER` and `make visa DATA=FOLDER` for the
+`replaycad fetch --recipe paper` brings: `make mvtec DATA=FOLDER` and `make visa DATA=FOLDER` for the
 paper's one setting per data set, `RECIPE=release` for the authors' values class by class,
 `STRATEGY=replay,joint` to learn step by step, which the authors did not.
 

@@ -7,11 +7,20 @@ there before is lost by it. Exit code 2: an option was mistyped. 130: interrupte
     `--class` names a folder below `--data`. `replaycad doctor --data data` lists what it sees there.
 
 `segmenter '...' needs ...`, `backbone '...' lacks ...`, `encoder '...' ...`
-    Weights of the full-size models are fetched once, by the command in the message. The recipe
-    `mini`, which is the default, needs none of them. `replaycad doctor` lists what is there.
+    Weights of the full-size models are fetched once, by the command in the message, or all that a
+    recipe reads by `replaycad fetch --recipe paper`. The recipe `mini`, which is the default, needs
+    none of them. `replaycad doctor` lists what is there.
+
+`... cannot be reached`, `... may not be asked, as HF_HUB_OFFLINE is set`, `... answered with a web page`
+    The machine has no way to the place, or a proxy stands between. `replaycad fetch --recipe paper
+    --dry-run` lists every file with its address: bring them to FOLDER, those of the hub as
+    FOLDER/OWNER/MODEL/PATH, checkpoints of Segment Anything as FOLDER/sam_vit_*.pth, and type
+    `replaycad fetch --recipe paper --from FOLDER`. `HF_ENDPOINT` and `REPLAYCAD_SAM_URL` name mirrors,
+    `HF_HOME` and `REPLAYCAD_WEIGHTS` the folders in which all of it is kept.
 
 `... is damaged or not the published file: its digest should begin with ...`, `fetch the files again`
-    The download stopped early. Fetch it again.
+    Run `replaycad fetch` again: it checks every file against its digest, removes a damaged one,
+    brings it anew and goes on where it was interrupted.
 
 `a budget of ... bytes is too small for any form`, `... bytes do not hold the tokens of ...`
     Give `--budget` more, or `--keep exemplars`, which starts at the size of one small photo.

@@ -1,5 +1,6 @@
 """Which segmenters exist and where their files lie; knows nothing of torch."""
 
+import hashlib
 import json
 import os
 import re
@@ -38,10 +39,12 @@ MINI_FOLDER = Path(__file__).parent.parent / "mini" / "weights" / "sam"
 
 @dataclass(frozen=True, kw_only=True)
 class SegmenterPreset:
-    """A published segmenter: its file and its sizes."""
+    """A published segmenter: its file, its sizes and the licence of its weights."""
 
     file_name: str
     config: Mapping[str, Any]
+    num_bytes: int = 0  # of the file, about; 0: bundled
+    licence: str = "Apache-2.0"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +66,9 @@ class SegmenterFiles:
         return [self.weights] if self.config_path is None else [self.config_path, self.weights]
 
 
-def _official(file_name: str, width: int, depth: int, heads: int) -> SegmenterPreset:
+def _official(
+    file_name: str, num_bytes: int, width: int, depth: int, heads: int
+) -> SegmenterPreset:
     every = depth // 4  # the last block of each quarter attends to the whole image
     config = {
         "image_size": 1024,
@@ -73,15 +78,17 @@ def _official(file_name: str, width: int, depth: int, heads: int) -> SegmenterPr
         "encoder_num_heads": heads,
         "global_attn_indexes": tuple(range(every - 1, depth, every)),
     }
-    return SegmenterPreset(file_name=file_name, config=MappingProxyType(config))
+    return SegmenterPreset(
+        file_name=file_name, config=MappingProxyType(config), num_bytes=num_bytes
+    )
 
 
 SEGMENTERS: Mapping[str, SegmenterPreset] = MappingProxyType(
     {
         "mini": SegmenterPreset(file_name="model.safetensors", config=MappingProxyType({})),
-        "vit_b": _official("sam_vit_b_01ec64.pth", 768, 12, 12),
-        "vit_l": _official("sam_vit_l_0b3195.pth", 1024, 24, 16),
-        "vit_h": _official("sam_vit_h_4b8939.pth", 1280, 32, 16),
+        "vit_b": _official("sam_vit_b_01ec64.pth", 375_000_000, 768, 12, 12),
+        "vit_l": _official("sam_vit_l_0b3195.pth", 1_250_000_000, 1024, 24, 16),
+        "vit_h": _official("sam_vit_h_4b8939.pth", 2_565_000_000, 1280, 32, 16),
     }
 )
 
@@ -108,8 +115,7 @@ def locate(name: str) -> SegmenterFiles:
         if not path.is_file():
             raise WeightsError(
                 f"segmenter '{name}' needs {path}, which is not there",
-                f"run: curl --location --create-dirs --output {path} "
-                f"{OFFICIAL_ADDRESS}{path.name}; or use --segmenter mini",
+                f"run: replaycad fetch --segmenter {name}; or use --segmenter mini",
             )
         return _checkpoint(name, path)
     path = Path(name)
@@ -154,3 +160,24 @@ def _checkpoint(name: str, path: Path) -> SegmenterFiles:
     return SegmenterFiles(
         name=name, weights=path, config=preset.config, config_path=None, digest_tag=match[2]
     )
+
+
+def check_tag(path: Path, tag: str) -> None:
+    """Compare a file's digest with the six digits in its published name.
+
+    Raises:
+        WeightsError: they differ.
+    """
+    # The publishers do not say which digest the digits are from, so either may agree.
+    sha256, md5 = hashlib.sha256(), hashlib.md5(usedforsecurity=False)
+    with path.open("rb") as file:
+        while block := file.read(1 << 22):
+            sha256.update(block)
+            md5.update(block)
+    if tag not in (sha256.hexdigest()[:6], md5.hexdigest()[:6]):
+        names = [name for name, one in SEGMENTERS.items() if f"_{tag}." in one.file_name]
+        raise WeightsError(
+            f"{path} is damaged or not the published file: its digest should begin with {tag}, "
+            f"found sha256 {sha256.hexdigest()[:12]} and md5 {md5.hexdigest()[:12]}",
+            f"run: replaycad fetch --segmenter {names[0] if names else 'NAME'}",
+        )

@@ -1,10 +1,8 @@
 """Segment-anything behind one small class: image in, object mask out."""
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,7 +20,8 @@ from segment_anything.modeling import (
 )
 
 from replaycad.errors import WeightsError
-from replaycad.segmentation.presets import SAM_DEFAULTS, SegmenterFiles, locate
+from replaycad.pickled import read_tensors
+from replaycad.segmentation.presets import SAM_DEFAULTS, SegmenterFiles, check_tag, locate
 from replaycad.segmentation.selection import (
     MaskPolicy,
     SettledRule,
@@ -201,37 +200,8 @@ def _read_state(files: SegmenterFiles) -> dict[str, torch.Tensor]:
             raise WeightsError(
                 f"{files.weights} cannot be read: {error}", "restore the file"
             ) from None
-    _check_tag(files.weights, files.digest_tag)
-    try:
-        # Asked first: the loader's own refusal is an error of pickle, which is imported nowhere.
-        unsafe = torch.serialization.get_unsafe_globals_in_checkpoint(files.weights)
-        if unsafe:
-            raise WeightsError(
-                f"{files.weights} holds more than tensors: {', '.join(unsafe)}",
-                "use the published file",
-            )
-        state = torch.load(files.weights, map_location="cpu", weights_only=True)
-    except (RuntimeError, ValueError, EOFError, OSError) as error:
-        raise WeightsError(
-            f"{files.weights} cannot be read: {error}", "download it again"
-        ) from None
-    return dict(state)
-
-
-def _check_tag(path: Path, tag: str) -> None:
-    """Compare the file's digest with the six digits in its published name."""
-    # The publishers do not say which digest the digits are from, so either may agree.
-    sha256, md5 = hashlib.sha256(), hashlib.md5(usedforsecurity=False)
-    with path.open("rb") as file:
-        while block := file.read(1 << 22):
-            sha256.update(block)
-            md5.update(block)
-    if tag not in (sha256.hexdigest()[:6], md5.hexdigest()[:6]):
-        raise WeightsError(
-            f"{path} is damaged or not the published file: its digest should begin with {tag}, "
-            f"found sha256 {sha256.hexdigest()[:12]} and md5 {md5.hexdigest()[:12]}",
-            "download it again",
-        )
+    check_tag(files.weights, files.digest_tag)
+    return read_tensors(files.weights)
 
 
 def build_sam_from_config(config: Mapping[str, Any]) -> Sam:

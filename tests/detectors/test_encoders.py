@@ -89,7 +89,7 @@ def test_hub_cache_follows_the_environment(tmp_path, monkeypatch):
     with pytest.raises(WeightsError, match=str(tmp_path / "home" / "hub")) as caught:
         locate_encoder("resnet34.bt_in1k")
 
-    assert "hf download timm/resnet34.bt_in1k model.safetensors" in caught.value.hint
+    assert "replaycad fetch --encoder resnet34.bt_in1k;" in caught.value.hint
 
 
 def bundled(folder, weights, **changes):

@@ -8,8 +8,6 @@ import sys
 import huggingface_hub
 import pytest
 import torch
-from huggingface_hub.cli.hf import app as hf_app
-from huggingface_hub.utils import filter_repo_objects
 from safetensors.torch import load_file
 
 from replaycad.diffusion.conditioning import num_spatial_tokens
@@ -17,11 +15,14 @@ from replaycad.diffusion.presets import (
     BACKBONES,
     VARIANTS,
     backbone_files,
+    backbone_sizes,
     locate_backbone,
+    needed_files,
     scheduler_config,
     split_name,
 )
 from replaycad.errors import WeightsError
+from tests.conftest import invoke
 from tests.tiny import make_tiny_backbone
 
 
@@ -87,7 +88,7 @@ def test_missing_downloads_come_with_the_exact_command(name):
         locate_backbone(name)
 
     preset = BACKBONES[name]
-    assert f"hf download {preset.hub_id} --revision {preset.revision} --inc" in caught.value.hint
+    assert f"run: replaycad fetch --backbone {name};" in caught.value.hint
     assert "--backbone" in caught.value.hint
     assert f"{preset.hub_id}@REVISION" in caught.value.hint
 
@@ -106,38 +107,51 @@ PUBLISHED = {  # what the folders hold, as far as it matters here
     "ldm256": [
         "model_index.json", "bert/pytorch_model.bin", "tokenizer/vocab.txt",
         "scheduler/scheduler_config.json", "unet/diffusion_pytorch_model.bin",
-        "vqvae/diffusion_pytorch_model.bin", "unet/config.json",
+        "vqvae/diffusion_pytorch_model.bin", "unet/config.json", "vqvae/config.json",
+        "bert/config.json",
     ],
 }  # fmt: skip
-UNWANTED = {
+NEEDED = {
     "sd15": {
-        "v1-5-pruned.safetensors", "v1-5-pruned-emaonly.safetensors",
-        "safety_checker/model.safetensors", "text_encoder/model.fp16.safetensors",
-        *(f"{net}/diffusion_pytorch_model{end}" for net in ("vae", "unet")
-          for end in (".fp16.safetensors", ".bin")),
+        "scheduler/scheduler_config.json", "tokenizer/merges.txt", "tokenizer/vocab.json",
+        *(f"{net}/config.json" for net in ("vae", "unet", "text_encoder")),
+        "text_encoder/model.safetensors", "vae/diffusion_pytorch_model.safetensors",
+        "unet/diffusion_pytorch_model.non_ema.safetensors",
     },
-    "ldm256": set(),
+    "ldm256": set(PUBLISHED["ldm256"]) - {"model_index.json"},
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_the_hubs_own_program_understands_the_command(name, monkeypatch):
-    asked = {}
+def test_what_is_fetched_is_what_is_read_and_the_preset_knows_it(name):
+    needed = needed_files(PUBLISHED[name])
 
-    def pretend(**wanted):
-        asked.update(wanted)
-        return "somewhere"
+    assert set(needed) == NEEDED[name]
+    assert len(BACKBONES[name].revision) == 40  # a commit, which cannot move as a branch does
+    known = needed_files(BACKBONES[name].published)
+    in_folders = {"tokenizer/"} | {path for path in needed if not path.startswith("tokenizer/")}
+    assert set(known) == in_folders
 
-    monkeypatch.setattr("huggingface_hub.cli.download.snapshot_download", pretend)
-    words = shlex.split(BACKBONES[name].download_command)
 
-    hf_app(words[1:], standalone_mode=False)
+def test_a_variant_is_fetched_by_itself():
+    unet = "unet/diffusion_pytorch_model"
 
-    assert asked["repo_id"] == BACKBONES[name].hub_id
-    assert asked["revision"] == BACKBONES[name].revision
-    assert len(asked["revision"]) == 40  # a commit, which cannot move as a branch does
-    fetched = set(filter_repo_objects(PUBLISHED[name], allow_patterns=asked["allow_patterns"]))
-    assert set(PUBLISHED[name]) - fetched == UNWANTED[name]
+    assert f"{unet}.safetensors" in needed_files(PUBLISHED["sd15"], "ema")
+    small = needed_files(PUBLISHED["sd15"], "fp16")
+    assert {f"{unet}.fp16.safetensors", "text_encoder/model.fp16.safetensors"} <= set(small)
+    with pytest.raises(WeightsError, match=r"unet has no .*non_ema"):
+        needed_files(PUBLISHED["ldm256"], "non_ema")
+
+
+@pytest.mark.parametrize(("config", "width"), [({}, 1280), ({"cross_attention_dim": 48}, 48)])
+def test_a_width_that_the_unet_does_not_state_is_that_of_diffusers(tmp_path, config, width):
+    folder = make_tiny_backbone(tmp_path / "mine")
+    path = folder / "unet" / "config.json"
+    stated = json.loads(path.read_text())
+    del stated["cross_attention_dim"]
+    path.write_text(json.dumps(stated | config))
+
+    assert backbone_sizes(folder) == (width, 32)
 
 
 @pytest.mark.usefixtures("empty_cache")
@@ -145,7 +159,7 @@ def test_a_hub_id_is_looked_up_in_the_cache_alone():
     with pytest.raises(WeightsError, match="somebody/something") as caught:
         locate_backbone("somebody/something")
 
-    assert "hf download somebody/something " in caught.value.hint
+    assert "replaycad fetch --backbone somebody/something;" in caught.value.hint
 
 
 @pytest.mark.parametrize("name", ["sd15", "ldm256"])
@@ -205,10 +219,9 @@ def test_pickled_weights_are_refused_and_the_command_that_converts_them_works(
 
     with pytest.raises(WeightsError, match="safetensors only") as caught:
         locate_backbone(folder)
-    command = caught.value.hint.removeprefix("run: python")
-    subprocess.run(f"{sys.executable}{command}", shell=True, check=True)
+    command = caught.value.hint.removeprefix("run: replaycad ").partition(", which")[0]
+    assert invoke(shlex.split(command)).exit_code == 0
 
-    assert "weights_only=True" in command
     assert locate_backbone(folder) == folder
     converted = load_file(weights)
     assert set(converted) == set(tensors)
@@ -253,7 +266,7 @@ def test_a_revision_is_looked_up_by_its_commit(empty_cache):
     assert locate_backbone(f"somebody/something@{commit}") == snapshots / commit
     with pytest.raises(WeightsError) as caught:
         locate_backbone("somebody/something@" + "f" * 40)
-    assert f"hf download somebody/something --revision {'f' * 40} --include" in caught.value.hint
+    assert f"replaycad fetch --backbone somebody/something@{'f' * 40};" in caught.value.hint
 
 
 def test_the_scheduler_is_read_as_written(tmp_path):

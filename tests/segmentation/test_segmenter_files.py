@@ -40,7 +40,7 @@ def test_missing_official_file_says_where_to_get_it_and_where_to_put_it(
 
     file_name = presets.SEGMENTERS[name].file_name
     assert str(tmp_path / file_name) in failure.value.message
-    assert f"https://dl.fbaipublicfiles.com/segment_anything/{file_name}" in failure.value.hint
+    assert f"run: replaycad fetch --segmenter {name};" in failure.value.hint
 
 
 def test_a_folder_lists_config_and_weights(tmp_path):
@@ -80,6 +80,17 @@ def test_a_checkpoint_of_another_name_is_refused(tmp_path):
 def test_an_unknown_name_lists_the_known_ones():
     with pytest.raises(WeightsError, match="mini, vit_b, vit_l, vit_h"):
         presets.locate("sam9000")
+
+
+def test_the_digits_in_the_name_are_those_of_sha256_or_md5(tmp_path):
+    path = tmp_path / "sam_vit_b_01ec64.pth"
+    path.write_bytes(b"abc")
+
+    presets.check_tag(path, "ba7816")  # of the sha256 and the md5 of "abc", as RFCs give them
+    presets.check_tag(path, "900150")
+    with pytest.raises(WeightsError, match="should begin with 01ec64, found sha256 ba7816") as told:
+        presets.check_tag(path, "01ec64")
+    assert "replaycad fetch --segmenter vit_b" in told.value.hint
 
 
 def test_looking_for_files_does_not_import_torch():
