@@ -28,7 +28,7 @@ export REPLAYCAD_STORE := $(STORE)
 .DEFAULT_GOAL := help
 .SECONDEXPANSION:
 .DELETE_ON_ERROR:
-.PHONY: help install demo test test-full lint fmt bench torture fuzz docs clean mask compress replay train eval continual mvtec visa
+.PHONY: help install demo test test-commands test-full lint fmt bench torture fuzz docs clean mask compress replay train eval continual mvtec visa
 
 help: ## show this
 	@grep -hE '^[a-z%$$()/.A-Z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 44
@@ -48,6 +48,9 @@ demo: $(INSTALLED) ## draw three classes, learn them one after another, print th
 
 test: $(INSTALLED) ## run the tests
 	$(BIN)/python -m pytest
+
+test-commands: $(INSTALLED) ## the README's commands for the published results, on stand-ins of the networks
+	$(BIN)/python -m pytest -m long tests/commands
 
 test-full: $(INSTALLED) ## the full-size networks with random weights on the CPU (20 GB of memory, an hour)
 	$(BIN)/python -m pytest -m slow tests/full

@@ -7,7 +7,7 @@ end is written into the artifact, so a file never depends on a default that chan
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from replaycad.class_recipes import LDM, class_settings
+from replaycad.class_recipes import BESIDE_PROMPT_RATE, LDM, backbone_settings, class_settings
 from replaycad.errors import ConfigError
 
 STAGES = ("mask", "compress", "replay", "train", "eval")
@@ -186,7 +186,8 @@ StageConfig = MaskConfig | CompressConfig | ReplayConfig | TrainConfig | EvalCon
 # I and O of 0 are the backbone's own: the paper's 128 -> 200 (ldm256) and 128 -> 192 (sd15). What
 # differs between the paper's data sets, and between the release's classes, is in class_recipes.py.
 _PAPER_COMPRESS = CompressConfig(
-    **LDM, num_tokens=20, semantic_placement="context", init="random", num_steps=20_000,
+    **{**LDM, "embedding_learning_rate": BESIDE_PROMPT_RATE},
+    num_tokens=20, semantic_placement="context", init="random", num_steps=20_000,
     augmentation="none", alignment="none", num_variations=0, half=False,
 )  # fmt: skip
 _PAPER_REPLAY = ReplayConfig(
@@ -213,8 +214,8 @@ RECIPES: dict[str, dict[str, StageConfig]] = {
     "release": {
         **_PAPER,
         "compress": replace(
-            _PAPER_COMPRESS, semantic_placement="prompt", init="word", augmentation="policy",
-            in_features=128, out_features=200,
+            _PAPER_COMPRESS, **LDM, semantic_placement="prompt", init="word",
+            augmentation="policy", in_features=128, out_features=200,
         ),
         "replay": replace(
             _PAPER_REPLAY, num_images=200, jpeg_quality=75, mask_moves="policy"
@@ -252,6 +253,8 @@ def stage_config(
     if recipe not in RECIPES:
         raise ConfigError(f"unknown recipe '{recipe}'", f"choose from: {', '.join(RECIPES)}")
     config = replace(RECIPES[recipe][stage], **class_settings(recipe, class_name, stage))
+    if stage == "compress":
+        config = replace(config, **backbone_settings(recipe, str(overrides.get("backbone", ""))))
     hints = get_type_hints(type(config))
     valid = [entry.name for entry in fields(config)]
     values: dict[str, Any] = {}

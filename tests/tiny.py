@@ -65,10 +65,18 @@ def make_tiny_backbone(folder: Path, text: str = "clip") -> Path:
     return folder
 
 
-def write_tokenizer(folder: Path, text: str) -> Path:
-    """Write a `clip` or `ldmbert` tokenizer that knows the words of the templates."""
-    (_write_clip_tokenizer if text == "clip" else _write_bert_tokenizer)(folder)
+def write_tokenizer(folder: Path, text: str, length: int = TEXT_LENGTH) -> Path:
+    """Write a `clip` (of so many tokens) or `ldmbert` tokenizer that knows the templates' words."""
+    if text == "clip":
+        _write_clip_tokenizer(folder, length)
+    else:
+        _write_bert_tokenizer(folder)
     return folder
+
+
+def vocabulary_size(text: str) -> int:
+    """Token ids of the `clip` or `ldmbert` tokenizer."""
+    return len(_clip_vocabulary()[0] if text == "clip" else _bert_vocabulary())
 
 
 def tiny_diffusion(folder: Path, text: str = "clip") -> Diffusion:
@@ -125,7 +133,7 @@ def _bert_vocabulary() -> list[str]:
     return ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "*", "-", "close", "up", *WORDS]
 
 
-def _write_clip_tokenizer(folder: Path) -> None:
+def _write_clip_tokenizer(folder: Path, length: int) -> None:
     vocabulary, merges = _clip_vocabulary()
     folder.mkdir(parents=True)
     numbered = {token: index for index, token in enumerate(vocabulary)}
@@ -133,7 +141,7 @@ def _write_clip_tokenizer(folder: Path) -> None:
     (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges, ""]))
     config = {
         "tokenizer_class": "CLIPTokenizer",
-        "model_max_length": TEXT_LENGTH,
+        "model_max_length": length,
         "bos_token": "<|startoftext|>",
         "eos_token": "<|endoftext|>",
         "unk_token": "<|endoftext|>",
