@@ -2,12 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
 from replaycad.artifacts.masks import MasksArtifact
-from replaycad.data.classes import ClassPolicy, auto_policy, infer_policy, policy_for
+from replaycad.data.classes import ClassPolicy, MaskRule, auto_policy, infer_policy, policy_for
 from replaycad.data.images import evenly, load_image, load_images
 from replaycad.data.samples import Sample
 from replaycad.progress import Report, silent
@@ -15,6 +15,7 @@ from replaycad.recipes import MaskConfig
 
 if TYPE_CHECKING:  # the network is not needed to say that the whole frame is the object
     from replaycad.segmentation.sam import Segmenter
+    from replaycad.segmentation.selection import SettledRule
 
 SETTLE_IMAGES = 12  # how many images decide what a class's policy leaves open
 BORDER_SIZE = 64  # pixels
@@ -53,12 +54,17 @@ def make_masks(
         if config.rule != "policy":
             wanted = replace(wanted, mask_rule=config.rule)
         few = evenly(len(samples), SETTLE_IMAGES)
-        settled = segmenter.settle([load_image(samples[i].path, size) for i in few], wanted)
+        settled = segmenter.settle(
+            [load_image(samples[i].path, size) for i in few], wanted, config.rule != "policy"
+        )
         rule, reason = settled.mask_rule, settled.reason
         for index, sample in enumerate(samples):
             image = load_image(sample.path, size)
             object_masks[index] = segmenter.object_mask(image, settled)
             report.step(f"mask {class_name}", index + 1, len(samples))
+        if settled.failure:
+            report.note(_failed(class_name, wanted.mask_rule, rule, settled))
+            known = known and replace(known, mask_rule=cast(MaskRule, rule))
     policy = known or _guess(class_name, samples, object_masks, rule)
     if known is None:
         report.note(
@@ -73,6 +79,14 @@ def make_masks(
         rule=rule,
         header={**header, "policy": policy.as_dict()},
     )
+
+
+def _failed(class_name: str, wanted: str, rule: str, settled: "SettledRule") -> str:
+    """One sentence: the rule that was asked for did not prove itself, and what was done."""
+    told = f"{class_name}: masks by '{wanted}' are not of one thing ({settled.failure})"
+    if rule == wanted:
+        return f"{told}, but are kept as you asked; mask.rule=auto would look for a better rule"
+    return f"{told}, so they are made by '{rule}' ({settled.reason})"
 
 
 def _guess(
