@@ -24,7 +24,7 @@ EXEMPLAR_ENCODER = "mini"
 FOLDERS = {"--data": ("REPLAYCAD_DATA", "data"), "--store": ("REPLAYCAD_STORE", "artifacts")}
 """Option -> the environment's name for its folder, and the folder where neither names one."""
 
-STAGE_VERSIONS = {"mask": 2, "compress": 6, "replay": 3, "train": 6, "eval": 2}
+STAGE_VERSIONS = {"mask": 3, "compress": 6, "replay": 3, "train": 6, "eval": 2}
 """Raised when the code of a stage changes what it writes: files made before become stale."""
 
 
@@ -51,7 +51,7 @@ class MaskConfig:
     """Where is the object in each training image (paper A.3)."""
 
     segmenter: str = "mini"
-    rule: Literal["policy", "corners", "area", "frame"] = "policy"
+    rule: Literal["policy", "auto", "corners", "ground", "area", "frame"] = "policy"
     image_size: int = _at_least(8, 128)  # pixels at which the object is looked for and kept
     stage = "mask"
 

@@ -13,7 +13,7 @@ from replaycad.errors import ArtifactError
 
 BoolArray = NDArray[np.bool_]
 ByteArray = NDArray[np.uint8]
-MaskRule = Literal["corners", "area", "frame", "auto"]
+MaskRule = Literal["corners", "ground", "area", "frame", "auto"]
 TrainAugmentation = Literal["none", "rotate_180", "six_way", "free_rotation"]
 ReplayAugmentation = Literal["identity", "six_way", "free_rotation", "small", "one_object"]
 

@@ -43,9 +43,15 @@ there before is lost by it. Exit code 2: an option was mistyped. 130: interrupte
     Something that the artifact was made from has changed since; it says what. The next command
     makes it again. `--force` makes it again in any case, with the same bytes if nothing changed.
 
+`masks by '...' are not of one thing`
+    The rule that the class's name asks for gave masks that differ too much from image to image (a
+    screw on a perforated ground); the next rule that proved itself is taken. A rule that you set
+    yourself is kept, and the note is a warning.
+
 Masks are wrong (`replaycad inspect`: area near 0 or 1)
     Light objects on light ground deceive the bundled segmenter: `--segmenter vit_h`, or
-    `--segmenter none` for surfaces that fill the image, or `--set mask.rule=area`.
+    `--segmenter none` for surfaces that fill the image, or set a rule: `--set mask.rule=ground`
+    learns the ground from the borders of all images, `area` takes the mask that comes back in all.
 
 Replays look blurred
     The bundled generator has seen drawings alone and is small. `--backbone sd15` on a GPU draws sharp

@@ -1,7 +1,6 @@
 """Segment-anything behind one small class: image in, object mask out."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -25,15 +24,13 @@ from replaycad.segmentation.presets import SAM_DEFAULTS, SegmenterFiles, check_t
 from replaycad.segmentation.selection import (
     MaskPolicy,
     SettledRule,
-    choose_rule,
     corner_points,
-    infer_area_range,
-    most_central,
     select_by_area,
     surroundings,
     tidy,
     union_by_area,
 )
+from replaycad.segmentation.settling import most_alike, settle
 from replaycad.segmentation.stem import STRIDE, PyramidStem
 
 BoolArray = NDArray[np.bool_]
@@ -47,7 +44,7 @@ SMALL_IMAGE_PX = 256
 
 
 class Segmenter:
-    """A Sam with the two procedures of paper A.3: corner prompts and selection by area."""
+    """A Sam with the two procedures of paper A.3, corner prompts and selection by area."""
 
     def __init__(self, sam: Sam, name: str) -> None:
         self.name = name
@@ -63,30 +60,20 @@ class Segmenter:
             stability_score_thresh=0.7 if small else 0.9,
         )
 
-    def settle(self, images: Sequence[ByteArray], policy: MaskPolicy) -> SettledRule:
-        """Decide once per class what `policy` leaves open: the rule if `auto`, the area if unknown.
+    def settle(
+        self, images: Sequence[ByteArray], policy: MaskPolicy, as_typed: bool = False
+    ) -> SettledRule:
+        """Decide once per class how its masks are made: see `settling.settle`.
 
         Args:
             images: some images of the class, `[H, W, 3]` uint8 RGB each; 8 to 16 are enough.
             policy: what is known about the class.
+            as_typed: keep the rule of `policy` even where it does not prove itself.
 
         Raises:
             ValueError: if the policy names no known rule.
         """
-        if policy.mask_rule == "auto":
-            return choose_rule([self.corner_mask(image) for image in images])
-        if policy.mask_rule == "area" and policy.area_range is None:
-            return replace(self._settle_area(images), several_objects=policy.several_objects)
-        if policy.mask_rule == "area":
-            return SettledRule(
-                mask_rule="area", area_range=policy.area_range, reason="known area range",
-                several_objects=policy.several_objects,
-            )  # fmt: skip
-        if policy.mask_rule == "corners":
-            return SettledRule(mask_rule="corners", reason="known class")
-        if policy.mask_rule == "frame":
-            return SettledRule(mask_rule="frame", reason="known class")
-        raise ValueError(f"unknown mask rule '{policy.mask_rule}'")
+        return settle(self, images, policy, as_typed)
 
     def object_mask(self, image: ByteArray, policy: MaskPolicy) -> BoolArray:
         """Find the object in one image.
@@ -99,22 +86,30 @@ class Segmenter:
             `[H, W]` bool, true on the object. Where nothing was found the whole frame is the
             object, so that the mask says "anywhere" and not "nowhere".
         """
-        if policy.mask_rule not in ("corners", "area", "frame") or (
-            policy.mask_rule == "area" and policy.area_range is None
-        ):
-            policy = self.settle([image], policy)
+        rule = policy if isinstance(policy, SettledRule) else self.settle([image], policy, True)
         mask = np.zeros(image.shape[:2], dtype=np.bool_)
-        if policy.mask_rule == "corners":
+        if rule.mask_rule == "corners":
             mask = self.corner_mask(image)
-        elif policy.mask_rule == "area" and policy.area_range is not None:
-            masks, qualities = self.everything(image)
-            if policy.several_objects:
-                found = union_by_area(masks, qualities, policy.area_range)
-            else:
-                index = select_by_area(masks, qualities, policy.area_range)
-                found = None if index is None else masks[index]
-            mask = mask if found is None else tidy(found)
+        elif rule.mask_rule == "ground" and rule.ground is not None:
+            mask = rule.ground.object_mask(image)
+        elif rule.mask_rule == "area":
+            mask = self._area_mask(image, rule)
         return mask if mask.any() else np.ones_like(mask)
+
+    def _area_mask(self, image: ByteArray, rule: SettledRule) -> BoolArray:
+        """The mask or masks of "segment everything" that fit the class, empty without any."""
+        masks, qualities = self.everything(image)
+        found: BoolArray | None = None
+        if rule.several_objects and rule.area_range is not None:
+            found = union_by_area(masks, qualities, rule.area_range)
+        else:
+            index = None
+            if rule.reference is not None:
+                index = most_alike(masks, rule.reference)
+            elif rule.area_range is not None:
+                index = select_by_area(masks, qualities, rule.area_range)
+            found = None if index is None else masks[index]
+        return np.zeros(image.shape[:2], dtype=np.bool_) if found is None else tidy(found)
 
     def corner_mask(self, image: ByteArray) -> BoolArray:
         """Object `[H, W]` bool of an image `[H, W, 3]` uint8: all that the corners are not.
@@ -150,23 +145,6 @@ class Segmenter:
         return (
             [np.asarray(entry["segmentation"], dtype=np.bool_) for entry in found],
             [float(entry["predicted_iou"]) for entry in found],
-        )
-
-    def _settle_area(self, images: Sequence[ByteArray]) -> SettledRule:
-        areas = []
-        for image in images:
-            masks, _ = self.everything(image)
-            index = most_central(masks)
-            if index is not None:
-                areas.append(float(masks[index].mean()))
-        area_range = infer_area_range(areas)
-        if area_range is None:
-            return SettledRule(mask_rule="frame", reason="no image shows a plausible object")
-        low, high = area_range
-        return SettledRule(
-            mask_rule="area",
-            area_range=area_range,
-            reason=f"the most central masks suggest {low:.0%} to {high:.0%} of the image",
         )
 
 

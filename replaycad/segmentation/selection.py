@@ -10,15 +10,12 @@ from numpy.typing import NDArray
 from replaycad.mask_ops import label_components
 
 BoolArray = NDArray[np.bool_]
-Rule = Literal["corners", "area", "frame"]
+Rule = Literal["corners", "ground", "area", "frame"]
 AreaRange = tuple[float, float]
 
 CORNER_INSET_FRACTION = 0.02
 PLAUSIBLE_AREA: AreaRange = (0.02, 0.90)
 MAX_BORDER_FRACTION = 0.25  # a strip from edge to edge passes, blobs of a texture do not
-MAX_AREA_SPREAD = 0.5
-MIN_PLAUSIBLE_SHARE = 0.75
-CENTRE_TIE_FRACTION = 0.05
 AREA_RANGE_FACTOR = 1.5
 MAX_OVERLAP = 0.5
 SPECK_FRACTION = 0.001
@@ -31,7 +28,7 @@ class MaskPolicy(Protocol):
 
     @property
     def mask_rule(self) -> str:
-        """`corners`, `area`, `frame` or `auto`."""
+        """`corners`, `ground`, `area`, `frame` or `auto`."""
 
     @property
     def area_range(self) -> AreaRange | None:
@@ -42,14 +39,34 @@ class MaskPolicy(Protocol):
         """Whether an image shows several objects, each of that area, which belong together."""
 
 
-@dataclass(frozen=True, kw_only=True)
+class Finder(Protocol):
+    """What was learned over a class and finds the part in one image of it."""
+
+    def object_mask(self, image: NDArray[np.uint8]) -> BoolArray:
+        """Part `[H, W]` bool of an image `[H, W, 3]` uint8 RGB."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
 class SettledRule:
-    """How the masks of one class are made, and why; itself a `MaskPolicy`."""
+    """How the masks of one class are made, and why; itself a `MaskPolicy`.
+
+    Attributes:
+        mask_rule: what makes them.
+        area_range: least and largest area for `area`; None if the reference decides.
+        several_objects: whether masks of that area are united.
+        ground: for `ground`, what was learned over the class.
+        reference: for `area`, the mask `[H, W]` bool that comes back in the images of the class.
+        reason: one line that says why this rule.
+        failure: what is wrong with the rule that was asked for; empty if it proved itself.
+    """
 
     mask_rule: Rule
     area_range: AreaRange | None = None
     several_objects: bool = False
+    ground: Finder | None = None
+    reference: BoolArray | None = None
     reason: str = ""
+    failure: str = ""
 
 
 def corner_points(height: int, width: int) -> NDArray[np.float64]:
@@ -69,51 +86,6 @@ def is_plausible_object(mask: BoolArray) -> bool:
     """Whether a mask `[H, W]` covers 2 to 90 % of the image and at most a quarter of its border."""
     low, high = PLAUSIBLE_AREA
     return low <= float(mask.mean()) <= high and border_fraction(mask) <= MAX_BORDER_FRACTION
-
-
-def choose_rule(corner_masks: Sequence[BoolArray]) -> SettledRule:
-    """Decide how an unknown class gets its masks, from what corner prompts gave.
-
-    Corner prompts are kept when three quarters of the objects they leave are plausible and those
-    have much the same area in every image. Otherwise there is no object that stands before a
-    background, as in textures, and the whole frame is the object.
-
-    Args:
-        corner_masks: object masks `[H, W]` bool of some images of the class, by corner prompts.
-    """
-    areas = np.array([mask.mean() for mask in corner_masks if is_plausible_object(mask)])
-    share = len(areas) / max(1, len(corner_masks))
-    if share < MIN_PLAUSIBLE_SHARE:
-        return SettledRule(
-            mask_rule="frame",
-            reason=f"corner prompts found a plausible object in {share:.0%} of the images only",
-        )
-    low, median, high = np.percentile(areas, (25, 50, 75))
-    spread = float((high - low) / median)
-    if spread > MAX_AREA_SPREAD:
-        return SettledRule(
-            mask_rule="frame",
-            reason=f"areas by corner prompts vary too much (quartiles {low:.0%} to {high:.0%})",
-        )
-    return SettledRule(
-        mask_rule="corners",
-        reason=f"corner prompts found objects of much the same area (median {median:.0%})",
-    )
-
-
-def most_central(masks: Sequence[BoolArray]) -> int | None:
-    """Index of the plausible mask `[H, W]` whose centroid is nearest to the image centre.
-
-    Centroids within 5 % of the image of the nearest one count as equally central, and the largest
-    of them wins: the whole object, not a part in its middle. None if no mask is plausible.
-    """
-    places = [(_off_centre(mask), float(mask.mean()), index)
-              for index, mask in enumerate(masks) if is_plausible_object(mask)]  # fmt: skip
-    if not places:
-        return None
-    nearest = min(distance for distance, _, _ in places)
-    central = [place for place in places if place[0] <= nearest + CENTRE_TIE_FRACTION]
-    return max(central, key=lambda place: (place[1], -place[2]))[2]
 
 
 def infer_area_range(area_fractions: Sequence[float]) -> AreaRange | None:
@@ -200,12 +172,3 @@ def _without_small_parts(mask: BoolArray, smallest: float) -> BoolArray:
     keep = np.bincount(labels.ravel(), minlength=count + 1) >= smallest
     keep[0] = False
     return keep[labels]
-
-
-def _off_centre(mask: BoolArray) -> float:
-    """Distance of the centroid from the image centre, as a fraction of the image side."""
-    rows, columns = np.nonzero(mask)
-    height, width = mask.shape
-    down = (rows.mean() + 0.5) / height - 0.5
-    right = (columns.mean() + 0.5) / width - 0.5
-    return float(np.hypot(down, right))

@@ -15,6 +15,7 @@ from replaycad.recipes import MaskConfig
 
 if TYPE_CHECKING:  # the network is not needed to say that the whole frame is the object
     from replaycad.segmentation.sam import Segmenter
+    from replaycad.segmentation.selection import SettledRule
 
 SETTLE_IMAGES = 12  # how many images decide what a class's policy leaves open
 BORDER_SIZE = 64  # pixels
@@ -53,18 +54,28 @@ def make_masks(
         if config.rule != "policy":
             wanted = replace(wanted, mask_rule=config.rule)
         few = evenly(len(samples), SETTLE_IMAGES)
-        settled = segmenter.settle([load_image(samples[i].path, size) for i in few], wanted)
+        settled = segmenter.settle(
+            [load_image(samples[i].path, size) for i in few], wanted, config.rule != "policy"
+        )
         rule, reason = settled.mask_rule, settled.reason
         for index, sample in enumerate(samples):
             image = load_image(sample.path, size)
             object_masks[index] = segmenter.object_mask(image, settled)
             report.step(f"mask {class_name}", index + 1, len(samples))
+        if settled.failure:
+            report.note(_failed(class_name, wanted.mask_rule, rule, settled))
+            if config.rule == "policy" and rule != wanted.mask_rule:
+                known = None  # moves of the table are those of a product that looks otherwise
     policy = known or _guess(class_name, samples, object_masks, rule)
     if known is None:
-        report.note(
-            f"{class_name} is not in the table of classes: masks by '{rule}' ({reason}), replay "
-            f"poses by '{policy.replay_augmentation}' ({policy.reason})"
-        )
+        poses = f"'{policy.replay_augmentation}' ({policy.reason})"
+        if policy_for(class_name) is None:
+            report.note(
+                f"{class_name} is not in the table of classes: masks by '{rule}' ({reason}), "
+                f"replay poses by {poses}"
+            )
+        else:
+            report.note(f"{class_name}: replay poses follow these masks, not the table: {poses}")
     return MasksArtifact(
         class_name=class_name,
         image_ids=[sample.image_id for sample in samples],
@@ -73,6 +84,14 @@ def make_masks(
         rule=rule,
         header={**header, "policy": policy.as_dict()},
     )
+
+
+def _failed(class_name: str, wanted: str, rule: str, settled: "SettledRule") -> str:
+    """One sentence: the rule that was asked for did not prove itself, and what was done."""
+    told = f"{class_name}: masks by '{wanted}' are not of one thing ({settled.failure})"
+    if rule == wanted:
+        return f"{told}, but are kept as you asked; mask.rule=auto would look for a better rule"
+    return f"{told}, so they are made by '{rule}' ({settled.reason})"
 
 
 def _guess(

@@ -5,11 +5,9 @@ import pytest
 
 from replaycad.segmentation.selection import (
     border_fraction,
-    choose_rule,
     corner_points,
     infer_area_range,
     is_plausible_object,
-    most_central,
     select_by_area,
     surroundings,
     tidy,
@@ -53,60 +51,6 @@ def test_border_fraction_counts_every_border_pixel_once():
 )
 def test_plausible_objects_have_some_area_and_leave_the_border_free(mask, plausible):
     assert is_plausible_object(mask) is plausible
-
-
-def test_objects_of_similar_area_keep_the_corner_prompts():
-    masks = [box(20, 20, 60 + i, 60) for i in range(8)]
-
-    settled = choose_rule(masks)
-
-    assert settled.mask_rule == "corners"
-    assert "much the same area" in settled.reason
-
-
-def test_one_failure_in_eight_is_forgiven():
-    masks = [box(20, 20, 60, 60)] * 7 + [np.zeros((100, 100), dtype=bool)]
-
-    assert choose_rule(masks).mask_rule == "corners"
-
-
-def test_few_plausible_objects_mean_a_texture():
-    masks = [box(20, 20, 60, 60)] * 2 + [np.zeros((100, 100), dtype=bool)] * 6
-
-    settled = choose_rule(masks)
-
-    assert settled.mask_rule == "frame"
-    assert "25% of the images" in settled.reason
-
-
-def test_areas_all_over_the_place_mean_a_texture():
-    masks = [box(10, 10, 10 + side, 10 + side) for side in (15, 20, 30, 50, 60, 70, 80)]
-
-    settled = choose_rule(masks)
-
-    assert settled.mask_rule == "frame"
-    assert "vary too much" in settled.reason
-
-
-def test_no_masks_at_all_mean_the_frame():
-    assert choose_rule([]).mask_rule == "frame"
-
-
-def test_the_most_central_plausible_mask_wins():
-    masks = [box(0, 0, 30, 30), box(40, 35, 70, 65), np.ones((100, 100), dtype=bool)]
-
-    assert most_central(masks) == 1
-
-
-def test_the_whole_wins_over_the_part_in_its_middle():
-    masks = [box(40, 40, 60, 60), box(20, 22, 80, 82)]
-
-    assert most_central(masks) == 1
-
-
-def test_nothing_plausible_is_nothing_central():
-    assert most_central([np.ones((10, 10), dtype=bool)]) is None
-    assert most_central([]) is None
 
 
 def test_area_range_lies_around_the_median():
