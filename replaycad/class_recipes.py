@@ -33,7 +33,7 @@ BESIDE_PROMPT_RATE = 5e-4
 Deviation: section 5.1 names no rates. The release's 0.16 and 0.02 are for vectors before the text
 encoder, whose layers normalise them; behind it nothing does. On stand-ins of random weights, whose
 text states have rows of norm 28 (SD 1.5) and 36 (LDM), a rate of 0.02 drew rows to 84 in 1,000
-steps and to 75 in 250, 0.16 to 95 in 50, 0.002 to 52 in 2,000; 0.0005 leaves 32 after 1,500.
+steps and to 75 in 250, 0.16 to 95 in 50, 0.002 to 52 in 2,000; 0.0005 leaves 34 after 2,000.
 """
 
 # Deviation: section 5.1 names no number of steps; 20,000 (LDM) and 30,000 (SD 1.5) are what most of

@@ -27,7 +27,11 @@ TEMPLATES: tuple[str, ...] = tuple(
     f"{text} {PLACEHOLDER}"
     for text in (*(f"{head} {end}" for end in _COMPLETIONS for head in _HEADS), *_FIXED * 3)
 )
-"""The 81 training prompts, drawn uniformly: 45 once and 12 three times each, 57 distinct."""
+"""The 81 training prompts, drawn uniformly: 45 once and 12 three times each, 57 distinct.
+
+Deviation: section 4.2 has the one prompt "a photo of a", which is what replays are drawn with; a
+search draws among the release's 81, so that no wording becomes part of a class.
+"""
 
 GENERATION_PROMPTS = {
     "prompt": f"a photo of {PLACEHOLDER}",

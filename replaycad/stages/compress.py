@@ -44,7 +44,10 @@ from replaycad.runtime import generator, stream_seed
 
 MAX_MASK_SIZE = 256
 """Side in pixels above which stored masks are halved: ten of 512 px would weigh more than all that
-the search learns, and the VAE sees an eighth of the side anyway."""
+the search learns, and the VAE sees an eighth of the side anyway.
+
+Deviation: section 4.2 draws from masks as they were learned from; `sd15` learns from 512 px.
+"""
 
 LEAST_IMAGES = 1000
 """Images that a search reads, if there are so many: poses and variations are estimated from them. A

@@ -52,6 +52,8 @@ def evaluate(
     scores, labels, class_index, kept, ids = [], [], [], [], []
     for index, (class_name, images) in enumerate(samples.items()):
         maps, masks = _class_maps(class_name, images, detector, encoder, trained, config, report)
+        # Deviation: section 5.1 leaves open what makes an image anomalous; here its folder or its
+        # row in the table says so, also where a mask is missing or empty.
         image_labels = np.array([sample.is_anomalous for sample in images], np.uint8)
         class_scores = detector.image_scores(torch.from_numpy(maps)).numpy()
         seen = (maps, masks) if detector.localizes else ()

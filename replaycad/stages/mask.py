@@ -17,6 +17,8 @@ if TYPE_CHECKING:  # the network is not needed to say that the whole frame is th
     from replaycad.segmentation.sam import Segmenter
     from replaycad.segmentation.selection import SettledRule
 
+# Deviation: A.3 names no size. Images are squeezed to the square at which masks are kept (512 px in
+# the recipes of the large models), where Sam itself would keep their shape.
 SETTLE_IMAGES = 12  # how many images decide what a class's policy leaves open
 BORDER_SIZE = 64  # pixels
 
