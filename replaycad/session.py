@@ -1,6 +1,7 @@
 """What every command does around its work: open the pipeline, show a failure as one line."""
 
-from collections.abc import Callable, Iterator
+import shlex
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from replaycad.errors import ReplayCadError
+from replaycad.errors import ReplayCadError, WeightsError
 from replaycad.ranks import ranks
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
 
 MAX_SEEDS = 10_000
+FETCH = "replaycad fetch"
 SHARED_STAGES = ("mask", "compress", "replay", "train")  # by processes that torchrun starts
 
 
@@ -115,10 +117,31 @@ def session(
             with Pipeline(wishes, report) as pipeline:
                 try:
                     yield pipeline
+                except WeightsError as error:
+                    raise _brought_at_once(error, shared, overrides) from None
                 except KeyboardInterrupt:
                     report.close()
                     console.print_interrupted(pipeline.making.kept())
                     raise typer.Exit(130) from None
+
+
+def _brought_at_once(
+    error: WeightsError, shared: Shared, overrides: Mapping[str, Mapping[str, str]]
+) -> WeightsError:
+    """The same error with the one command that brings all networks of the recipe, not just it."""
+    named = {
+        name: fields[name] for fields in overrides.values()
+        for name in ("backbone", "segmenter", "encoder", "detector") if name in fields
+    }  # fmt: skip
+    recipe = shared.recipe or ("fast" if "backbone" in named else "")
+    if FETCH not in error.hint or recipe in ("", "mini") or "none" in named.values():
+        return error
+    typed = {"--recipe": recipe, "--class": ",".join(split_names(shared.classes))}
+    if typed["--class"] == "all":
+        typed["--data"] = str(shared.data)
+    typed |= {f"--{name}": value for name, value in named.items()}
+    command = shlex.join([*FETCH.split(), *(part for pair in typed.items() for part in pair)])
+    return WeightsError(error.message, f"run: {command}")
 
 
 def perform(

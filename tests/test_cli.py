@@ -171,7 +171,7 @@ def test_unknown_weights_say_how_to_get_them(run, monkeypatch, tmp_path):
 @pytest.mark.parametrize(("typed", "expected"), [
     (["--set", "colour=red"], "it has: segmenter, rule, image_size"),
     (["--set", "image_size=big"], "whole number"),
-    (["--set", "rule=magic"], "choose from: policy, corners, area, frame"),
+    (["--set", "rule=magic"], "choose from: policy, auto, corners, ground, area, frame"),
     (["--set", "image_size"], "write it like --set"),
     (["--recipe", "cake"], "mini, paper, release, fast"),
     (["--device", "abacus"], "auto, cpu, cuda or mps"),
