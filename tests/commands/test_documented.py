@@ -27,7 +27,7 @@ SMALL = " ".join(
     for text in (
         "mask.segmenter=mini", "mask.image_size=128", "compress.num_steps=2",
         "compress.batch_size=2", "replay.num_images=2", "replay.num_inference_steps=2",
-        "train.num_steps=1", "train.batch_size=2", "train.image_size=128",
+        "train.num_steps=1", "train.batch_size=2", "train.image_size=64",
     )
 )  # fmt: skip
 
