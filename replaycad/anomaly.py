@@ -11,7 +11,7 @@ from torch.nn import functional as F
 def cosine_distance_map(
     features: Sequence[torch.Tensor], reconstructed_features: Sequence[torch.Tensor]
 ) -> torch.Tensor:
-    """1 - cosine similarity of two feature pyramids, all levels together (detectors.md 1.3).
+    """1 - cosine similarity of two feature pyramids, all levels together, as in InvAD.
 
     Each level is L2-normalised along its channels, brought to the size of the finest level, and the
     levels are seen as one long vector per location. Interpolated unit vectors are shorter than 1,

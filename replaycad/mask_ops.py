@@ -85,7 +85,7 @@ def worn(object_masks: BoolArray, rng: np.random.Generator) -> BoolArray:
 
 
 def augmentations(name: str, num_angles: int = 24) -> list[Operation]:
-    """List the equally likely operations of a training augmentation (method (c)).
+    """List the equally likely operations of a training augmentation, as in the release.
 
     Args:
         name: one of `TRAIN_AUGMENTATIONS`.
@@ -153,7 +153,7 @@ def replay_mask(
     shift_fraction: float = 0.0,
     rotate_180: bool = False,
 ) -> BoolArray:
-    """Draw a new pose for a stored mask (method (e)).
+    """Draw a new pose for a stored mask (paper section 4.3).
 
     Args:
         object_mask: `[H, W]` bool, true on the object.

@@ -1,7 +1,7 @@
 """Exact detection and forgetting figures from sorted scores.
 
 One class is the unit: its positives and its negatives are sorted apart, and every figure follows
-from where the positives fall among the negatives (detectors.md 4). Higher scores mean more
+from where the positives fall among the negatives. Higher scores mean more
 anomalous. All figures are fractions in 0..1, and NaN where a class does not define them.
 """
 

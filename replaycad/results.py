@@ -87,7 +87,7 @@ def results_document(
     seconds: Callable[[Step], float],
     num_bytes: Callable[[Cell, str], int],
 ) -> dict[str, Any]:
-    """The document that `run` prints and keeps (design section 2).
+    """The document that `run` prints and keeps.
 
     Args:
         named: cells that were run, and what each is called; those of one name make one entry.

@@ -1,7 +1,7 @@
 """Building blocks of InvAD: equalised convolutions and the spatially modulated residual block.
 
 The published generator computes its modulated convolutions per sample, although their weights do
-not depend on the sample; ordinary convolutions give identical outputs (detectors.md 0).
+not depend on the sample; ordinary convolutions give identical outputs.
 """
 
 import math

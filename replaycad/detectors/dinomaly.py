@@ -1,6 +1,6 @@
 """Dinomaly: a noisy bottleneck and blocks of linear attention rebuild a transformer's features.
 
-Guo et al., CVPR 2025; figures as in detectors.md 2.7.
+Guo et al., CVPR 2025.
 
 Deviation: Dinomaly also decodes the encoder's class and register tokens; here its features are maps
 of patch tokens, like those of every other encoder.

@@ -1,6 +1,6 @@
 """DNE: one Gaussian over embeddings of all classes, of which each past class leaves a Gaussian.
 
-Li et al., ACM MM 2022; figures as in detectors.md 3. It judges images and points at nothing.
+Li et al., ACM MM 2022. It judges images and points at nothing.
 
 Deviation: DNE fine-tunes all of a ViT-B; here the encoder is frozen, like everywhere, two layers on
 its features learn, and a piece is pasted among the features (CutPaste) rather than in the image.

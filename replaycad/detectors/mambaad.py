@@ -1,7 +1,7 @@
 """MambaAD: state-space blocks that read maps along a Hilbert curve rebuild the features.
 
-He et al., NeurIPS 2024; figures as in detectors.md 2.4. Where the notes leave a detail open (affine
-instance norms, which convolutions have a bias), it is chosen to give the published size.
+He et al., NeurIPS 2024. Details that the paper leaves open (affine instance norms, which
+convolutions have a bias) are chosen to give the published size.
 """
 
 import math

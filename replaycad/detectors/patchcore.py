@@ -154,7 +154,7 @@ def nearest_squared_distances(queries: torch.Tensor, bank: torch.Tensor) -> torc
 
 
 class PatchCore(Detector):
-    """Memory banks of patches, one per class; nothing is trained by gradients (detectors.md 2.1).
+    """Memory banks of patches, one per class; nothing is trained by gradients (Roth et al. 2022).
 
     Args:
         channels: of the encoder's levels, from fine to coarse; the last two are used.

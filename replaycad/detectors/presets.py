@@ -109,7 +109,7 @@ DETECTORS: Mapping[str, Mapping[str, Preset]] = MappingProxyType(
             "full": PatchCorePreset(encoder="wide_resnet50_2.tv_in1k", image_size=256),
             "lite": PatchCorePreset(encoder="resnet34.bt_in1k", image_size=256),
             "mini": PatchCorePreset(bank_fraction=0.25, bank_limit=4000, projection_width=64),
-            # UCAD's memory without its prompts (detectors.md 3): 196 patches a class, which are
+            # UCAD's memory without its prompts (Liu et al. 2024): 196 patches a class, which are
             # keys and knowledge at once.
             "ucad": PatchCorePreset(bank_fraction=1.0, bank_limit=196, is_routed=True),
         },

@@ -1,6 +1,6 @@
 """RLR: features are rebuilt from a learned reference, with the image as the question alone.
 
-He et al., ECCV 2024; figures as in detectors.md 2.3.
+He et al., ECCV 2024.
 """
 
 from collections.abc import Sequence

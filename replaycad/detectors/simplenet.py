@@ -1,6 +1,6 @@
 """SimpleNet: a small discriminator tells adapted features from the same with noise added.
 
-Liu et al., CVPR 2023; figures as in detectors.md 2.2.
+Liu et al., CVPR 2023.
 """
 
 from collections.abc import Sequence

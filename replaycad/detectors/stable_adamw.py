@@ -12,7 +12,7 @@ class StableAdamW(torch.optim.Optimizer):
     """AdamW with AMSGrad and update clipping (Wortsman et al. 2023, algorithm 2).
 
     The learning rate of every tensor is divided by max(1, RMS), where RMS is the root mean square
-    of gradient over root second moment. Dinomaly is trained with it (detectors.md 2.7).
+    of gradient over root second moment. Dinomaly is trained with it.
 
     Args:
         params: parameters or groups of them.

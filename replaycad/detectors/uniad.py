@@ -1,6 +1,6 @@
 """UniAD: a transformer with a query of its own in every layer, blind to the neighbourhood.
 
-You et al., NeurIPS 2022; figures as in detectors.md 2.5.
+You et al., NeurIPS 2022.
 """
 
 from collections.abc import Sequence

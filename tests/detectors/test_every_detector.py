@@ -19,7 +19,7 @@ CONVOLUTIONAL = {
     "tf_efficientnet_b6": ((32, 40, 72, 200), (2, 4, 8, 16)),
 }
 TRANSFORMERS = {"vit_base_patch14": (768, 14), "vit_small_patch14": (384, 14)}
-PUBLISHED = {  # trained parameters, detectors.md
+PUBLISHED = {  # trained parameters, as in the papers or counted in their published networks
     ("invad", "full"): 70_768_560,
     ("invad", "lite"): 8_976_240,
     ("patchcore", "full"): 0,
