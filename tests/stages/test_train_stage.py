@@ -5,11 +5,22 @@ from collections import Counter
 
 import numpy as np
 import pytest
+import torch
 
+from replaycad.continual.penalties import IMPORTANCES
 from replaycad.data.mixture import Mixture, Source
 from replaycad.recipes import TrainConfig
 from replaycad.stages.train import train_detector
-from tests.stages.stubs import SIDE, Flats, Mirror, Plain, dots, mirror_artifact, write_sample
+from tests.stages.stubs import (
+    SIDE,
+    Flats,
+    Mirror,
+    Plain,
+    corners,
+    dots,
+    mirror_artifact,
+    write_sample,
+)
 
 HEADER = {"config": {"encoder": "plain"}, "weights": {}}
 
@@ -154,6 +165,33 @@ def test_the_artifact_says_what_it_was_trained_with(mirror):  # noqa: ARG001
     )  # fmt: skip
     assert found.class_order == ["nut", "bolt"]
     assert (found.mean, found.std) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+
+
+def test_every_step_is_taken_also_the_first_of_a_further_epoch(mirror):
+    trained([(0, range(24))], ["bolt"], num_steps=4)
+
+    assert [len(batch) for batch in mirror.shown] == [8] * 4
+
+
+def test_importances_are_of_all_images_and_add_up_over_the_detectors(mirror, monkeypatch):
+    seen = []
+
+    def counted(detector, pyramids):
+        seen.extend(value for levels in pyramids for value in corners(levels))
+        return {"gain": 5 * torch.ones_like(detector.gain)}
+
+    monkeypatch.setitem(IMPORTANCES, "mas", counted)
+    start = mirror_artifact(
+        header={"weights": {}, "config": {"penalty": "mas"}},
+        penalty={"gain": np.array([2], np.float32)},
+    )  # fmt: skip
+
+    alone = trained([(0, np.arange(511) // 2)], ["bolt"], penalty="mas")
+    beside = trained([(0, [7] * 8)], ["bolt"], penalty="mas", init=start)
+
+    assert seen == [*range(256), *[7] * 8]
+    assert alone.penalty["gain"] == 1, "their mean"
+    assert beside.penalty["gain"] == 1 + 2
 
 
 @pytest.fixture
