@@ -12,7 +12,7 @@ from replaycad.stages.eval import evaluate
 from tests.stages.stubs import SIDE, Mirror, Plain, dots, mirror_artifact, write_sample
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def mirror(monkeypatch):
     """The detector that every artifact is rebuilt as."""
     built = Mirror()
@@ -44,7 +44,7 @@ def scored(samples, config=EvalConfig(batch_size=3), trained=None):  # noqa: B00
     return evaluate(samples, trained or mirror_artifact(), Plain(), config, {})
 
 
-def test_figures_of_a_class_are_those_worked_by_hand(mirror, tmp_path):  # noqa: ARG001
+def test_figures_of_a_class_are_those_worked_by_hand(tmp_path):
     found = scored({"bolt": bolts(tmp_path)}).metrics["classes"]["bolt"]
 
     # Of four pairs one is lost: the cut of 20 against the dull one of 30.
@@ -59,7 +59,7 @@ def test_figures_of_a_class_are_those_worked_by_hand(mirror, tmp_path):  # noqa:
     assert found["aupro30"] == pytest.approx(1 - 0.5 / 61 / 0.3)
 
 
-def test_rows_come_class_by_class_in_the_order_given(mirror, tmp_path):  # noqa: ARG001
+def test_rows_come_class_by_class_in_the_order_given(tmp_path):
     found = scored({"nut": nuts(tmp_path), "bolt": bolts(tmp_path)})
 
     assert found.classes == ["nut", "bolt"]
@@ -69,7 +69,7 @@ def test_rows_come_class_by_class_in_the_order_given(mirror, tmp_path):  # noqa:
     assert found.image_scores.tolist() == [9, 5, 20, 10, 30, 40]
 
 
-def test_the_mean_counts_each_class_once_however_many_images_it_has(mirror, tmp_path):  # noqa: ARG001
+def test_the_mean_counts_each_class_once_however_many_images_it_has(tmp_path):
     found = scored({"nut": nuts(tmp_path), "bolt": bolts(tmp_path)}).metrics
 
     assert found["classes"]["nut"]["image_auroc"] == found["classes"]["nut"]["pixel_ap"] == 1.0
@@ -77,7 +77,7 @@ def test_the_mean_counts_each_class_once_however_many_images_it_has(mirror, tmp_
     assert found["mean"]["pixel_ap"] == pytest.approx((1.0 + 5 / 6) / 2)
 
 
-def test_the_maps_that_are_kept_are_those_of_their_images(mirror, tmp_path):  # noqa: ARG001
+def test_the_maps_that_are_kept_are_those_of_their_images(tmp_path):
     maps = scored({"bolt": bolts(tmp_path)}, EvalConfig(batch_size=1, keep_maps=True)).anomaly_maps
 
     assert maps.dtype == np.float16
@@ -86,7 +86,7 @@ def test_the_maps_that_are_kept_are_those_of_their_images(mirror, tmp_path):  # 
     assert scored({"bolt": bolts(tmp_path)}).anomaly_maps is None
 
 
-def test_the_stored_parameters_are_those_that_score(mirror, tmp_path):  # noqa: ARG001
+def test_the_stored_parameters_are_those_that_score(tmp_path):
     found = scored({"nut": nuts(tmp_path)}, trained=mirror_artifact(gain=2.0))
 
     assert found.image_scores.tolist() == [18, 10]
@@ -107,7 +107,7 @@ def test_pixels_of_a_detector_that_does_not_localize_are_not_judged(mirror, tmp_
     assert math.isnan(found["classes"]["nut"]["pixel_ap"])
 
 
-def test_what_a_class_does_not_define_is_left_out_of_the_mean_and_told(mirror, tmp_path):  # noqa: ARG001
+def test_what_a_class_does_not_define_is_left_out_of_the_mean_and_told(tmp_path):
     told = []
 
     class Notes:
@@ -125,7 +125,7 @@ def test_what_a_class_does_not_define_is_left_out_of_the_mean_and_told(mirror, t
     assert "image_auroc is not defined for cap; the mean leaves them out" in told
 
 
-def test_an_image_is_defective_because_its_folder_says_so_even_without_a_mask(mirror, tmp_path):  # noqa: ARG001
+def test_an_image_is_defective_because_its_folder_says_so_even_without_a_mask(tmp_path):
     images = [
         write_sample(tmp_path / "nut", "bent", dots((0, 0, 9)), is_anomalous=True),
         write_sample(tmp_path / "nut", "empty", dots((0, 0, 8)), dots()),
@@ -139,7 +139,7 @@ def test_an_image_is_defective_because_its_folder_says_so_even_without_a_mask(mi
     assert math.isnan(found.metrics["classes"]["nut"]["pixel_ap"])
 
 
-def test_a_mask_twice_as_large_is_halved_and_every_number_in_it_is_a_defect(mirror, tmp_path):  # noqa: ARG001
+def test_a_mask_twice_as_large_is_halved_and_every_number_in_it_is_a_defect(tmp_path):
     # Four pixels (VisA numbers its defects) become one; a lone one, where a halving that only
     # picks pixels would look, none.
     mask = dots((4, 2, 1), (4, 3, 1), (5, 2, 3), (5, 3, 3), (1, 7, 1), side=2 * SIDE)

@@ -10,7 +10,15 @@ from replaycad.artifacts.conditions import ConditionsArtifact
 from replaycad.artifacts.replays import ReplaysReader, ReplaysWriter
 from replaycad.continual.exemplars import encode
 from replaycad.recipes import ReplayConfig
-from replaycad.stages.replay import Kept, image_seeds, pick_rows, replay_class, vary_exemplars
+from replaycad.stages.replay import (
+    Kept,
+    image_seeds,
+    pick_rows,
+    pose_mask,
+    rebuild_conditions,
+    replay_class,
+    vary_exemplars,
+)
 
 SIZE, NUM_IMAGES = 16, 10
 DIFFUSION = SimpleNamespace(
@@ -214,6 +222,92 @@ def test_of_a_hybrid_odd_rows_are_real_and_even_ones_start_from_the_image_of_the
     for row in range(0, NUM_IMAGES, 2):
         assert np.unique(images[row, 1]).tolist() == [green(seeds[row])]
         assert np.unique(images[row, 2]).tolist() == [int(real.in_frame(seeds[row]).mean())]
+
+
+def test_a_set_of_real_images_passes_through_jpeg_too(tmp_path):
+    config = ReplayConfig(num_images=NUM_IMAGES, jpeg_quality=20)
+
+    plain, _, _ = drawn(tmp_path / "plain", conditions(**leaning()), work=vary_exemplars)
+    pressed, _, _ = drawn(
+        tmp_path / "pressed", conditions(**leaning()), config, work=vary_exemplars
+    )
+
+    assert (plain != pressed).any()
+    assert np.abs(plain.astype(int) - pressed).mean() < 20
+
+
+def test_images_of_a_part_without_poses_are_turned_by_any_angle_where_its_policy_turns_it():
+    policy = {**POLICY, "replay_augmentation": "free_rotation"}
+    turning = Kept(conditions(**{**leaning(), "poses": None}, policy=policy))
+    still = Kept(conditions(**{**leaning(), "poses": None}))
+
+    assert len({still.varied(seed).tobytes() for seed in range(30)}) == 3
+    assert len({turning.varied(seed).tobytes() for seed in range(30)}) == 30
+
+
+def test_a_killed_hybrid_keeps_its_real_rows_where_passes_are_odd(tmp_path, monkeypatch):
+    monkeypatch.setattr("replaycad.stages.replay.pass_size", lambda *_: 3)
+    kept = conditions(**leaning())
+    whole = drawn(tmp_path / "whole", kept, FOUR_AT_ONCE)
+
+    resumed = drawn(tmp_path / "killed", kept, FOUR_AT_ONCE, begun=tuple(x[:4] for x in whole))
+
+    assert np.array_equal(whole[0], resumed[0])
+
+
+def farthest(moves, **policy):
+    """How far the middle of a centred mask of 40 px is moved at most along an axis, in pixels."""
+    masks = np.zeros((1, 40, 40), bool)
+    masks[0, 18:22, 18:22] = True
+    kept = conditions(object_masks=masks, policy={**POLICY, **policy})
+    posed = [pose_mask(kept, seed, moves) for seed in range(40)]
+    return max(np.abs(np.argwhere(one).mean(0) - 19.5).max() for one in posed)
+
+
+def test_a_recipe_may_move_masks_a_little_whatever_their_policy_says():
+    wide = {"replay_augmentation": "small", "replay_shift_fraction": 0.25}
+
+    assert farthest("policy") == 0
+    assert 1 <= farthest("small") <= 2
+    assert 1 <= farthest("at_least_small") <= 2
+    assert 8 <= farthest("policy", **wide) <= 10
+    assert 1 <= farthest("small", **wide) <= 2
+    assert 8 <= farthest("at_least_small", **wide) <= 10
+
+
+def test_masks_are_drawn_from_as_they_are_moved(tmp_path):
+    policy = {**POLICY, "replay_augmentation": "small", "replay_shift_fraction": 0.25}
+    config = ReplayConfig(num_images=NUM_IMAGES, batch_size=4, mask_moves="small")
+
+    for name, told in (("policy", FOUR_AT_ONCE), ("small", config)):
+        images, masks, _ = drawn(tmp_path / name, conditions(policy=policy), told)
+        assert np.array_equal(images[:, 0] == 255, masks)
+
+
+def test_the_mask_of_a_whole_frame_stays_whole():
+    policy = {**POLICY, "replay_augmentation": "small", "replay_shift_fraction": 0.25}
+    kept = conditions(object_masks=np.ones((1, SIZE, SIZE), bool), policy=policy)
+
+    assert all(pose_mask(kept, seed, "small").all() for seed in range(20))
+
+
+def test_conditions_are_rebuilt_as_they_were_stored():
+    rng = np.random.default_rng(0)
+    stored = conditions(
+        semantic_embedding=rng.random((2, 8), np.float32),
+        semantic_variations=rng.random((3, 2, 8), np.float32),
+        spatial_weight=rng.random((4, 6), np.float32), spatial_bias=rng.random(4, np.float32),
+    )  # fmt: skip
+
+    built = rebuild_conditions(stored, DIFFUSION)
+
+    assert built.placement == "context"
+    assert np.array_equal(built.semantic_embedding, stored.semantic_embedding)
+    assert np.array_equal(built.semantic_variations, stored.semantic_variations)
+    assert np.array_equal(built.spatial_encoder.weight, stored.spatial_weight)
+    assert np.array_equal(built.spatial_encoder.bias, stored.spatial_bias)
+    beside = conditions(header={"placement": "prompt"})
+    assert rebuild_conditions(beside, DIFFUSION).placement == "prompt"
 
 
 def test_exemplars_alone_fill_a_set_with_the_image_of_each_seed(tmp_path):

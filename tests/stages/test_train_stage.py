@@ -2,6 +2,7 @@
 
 import shutil
 from collections import Counter
+from itertools import chain as joined
 
 import numpy as np
 import pytest
@@ -25,7 +26,7 @@ from tests.stages.stubs import (
 HEADER = {"config": {"encoder": "plain"}, "weights": {}}
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def mirror(monkeypatch):
     """The detector that is trained, whatever the config names."""
     built = Mirror()
@@ -41,7 +42,11 @@ def trained(values, class_order, init=None, **settings):
     return train_detector(mixture, class_order, Plain(), config, 0, HEADER, init=init)
 
 
-def test_one_image_in_a_hundred_is_above_the_threshold_and_half_are_above_the_typical(mirror):  # noqa: ARG001
+def together(batches):
+    return list(joined.from_iterable(batches))
+
+
+def test_one_image_in_a_hundred_is_above_the_threshold_and_half_are_above_the_typical():
     # 101 scores of 0 to 100: the quantile 0.99 is the hundredth of them exactly.
     limits = trained([(0, range(101))], ["bolt"]).thresholds
 
@@ -50,7 +55,7 @@ def test_one_image_in_a_hundred_is_above_the_threshold_and_half_are_above_the_ty
     assert (limits["pixel"], limits["typical_pixel"]) == (99, 50)
 
 
-def test_thresholds_of_pixels_are_quantiles_of_pixels_not_of_images(mirror, tmp_path):  # noqa: ARG001
+def test_thresholds_of_pixels_are_quantiles_of_pixels_not_of_images(tmp_path):
     # Of the 16 pixels every second of every second row is looked at; one of these four is bright.
     picture = dots((2, 2, 80))
     samples = [write_sample(tmp_path / "bolt", f"{index:03}", picture) for index in range(25)]
@@ -65,7 +70,7 @@ def test_thresholds_of_pixels_are_quantiles_of_pixels_not_of_images(mirror, tmp_
     assert (limits["pixel"], limits["typical_pixel"]) == (80, 0)
 
 
-def test_each_class_has_the_thresholds_of_its_own_images(mirror):  # noqa: ARG001
+def test_each_class_has_the_thresholds_of_its_own_images():
     # Class 1 is the first source, and class 0 comes in two parts.
     parts = [(1, range(100, 201)), (0, range(51)), (0, range(51, 101))]
 
@@ -80,7 +85,7 @@ def test_each_class_has_the_thresholds_of_its_own_images(mirror):  # noqa: ARG00
     assert limits["typical_image"] == 100
 
 
-def test_a_class_without_images_has_no_threshold_of_its_own(mirror):  # noqa: ARG001
+def test_a_class_without_images_has_no_threshold_of_its_own():
     limits = trained([(1, [7])], ["gone", "here"]).thresholds
 
     assert set(limits["by_class"]) == {"here"}
@@ -119,14 +124,14 @@ def test_balance_shows_classes_equally_often_and_without_it_images(balance, show
     trained([(0, [3] * 30), (1, [9] * 10)], ["large", "small"], epochs=1, num_steps=0,
             balance=balance)  # fmt: skip
 
-    assert Counter(sum(mirror.shown, [])) == shown
+    assert Counter(together(mirror.shown)) == shown
     assert [len(batch) for batch in mirror.shown] == [8] * 5
 
 
 def test_every_epoch_shows_every_image_once_in_another_order(mirror):
     trained([(0, range(24))], ["bolt"], epochs=2, num_steps=0, balance=False)
 
-    first, second = sum(mirror.shown[:3], []), sum(mirror.shown[3:], [])
+    first, second = together(mirror.shown[:3]), together(mirror.shown[3:])
     assert sorted(first) == sorted(second) == list(range(24))
     assert first != second
     assert mirror.progress == [0, 1 / 6, 2 / 6, 3 / 6, 4 / 6, 5 / 6]
@@ -148,7 +153,7 @@ def test_a_training_that_was_killed_is_shown_the_rest_and_nothing_twice(mirror):
     assert found.state["gain"] == 3
 
 
-def test_training_goes_on_from_the_weights_of_another_detector(mirror):  # noqa: ARG001
+def test_training_goes_on_from_the_weights_of_another_detector():
     start = mirror_artifact(gain=2.0, header={"weights": {}})
 
     found = trained([(0, [10] * 8)], ["bolt"], init=start)
@@ -157,7 +162,7 @@ def test_training_goes_on_from_the_weights_of_another_detector(mirror):  # noqa:
     assert found.thresholds["image"] == 20
 
 
-def test_the_artifact_says_what_it_was_trained_with(mirror):  # noqa: ARG001
+def test_the_artifact_says_what_it_was_trained_with():
     found = trained([(0, [10]), (1, [20])], ["nut", "bolt"])
 
     assert (found.detector, found.preset, found.encoder, found.image_size) == (
@@ -173,7 +178,7 @@ def test_every_step_is_taken_also_the_first_of_a_further_epoch(mirror):
     assert [len(batch) for batch in mirror.shown] == [8] * 4
 
 
-def test_importances_are_of_all_images_and_add_up_over_the_detectors(mirror, monkeypatch):
+def test_importances_are_of_all_images_and_add_up_over_the_detectors(monkeypatch):
     seen = []
 
     def counted(detector, pyramids):
