@@ -248,9 +248,10 @@ def test_images_of_a_part_without_poses_are_turned_by_any_angle_where_its_policy
 def test_a_killed_hybrid_keeps_its_real_rows_where_passes_are_odd(tmp_path, monkeypatch):
     monkeypatch.setattr("replaycad.stages.replay.pass_size", lambda *_: 3)
     kept = conditions(**leaning())
-    whole = drawn(tmp_path / "whole", kept, FOUR_AT_ONCE)
+    config = ReplayConfig(num_images=NUM_IMAGES, batch_size=3)
+    whole = drawn(tmp_path / "whole", kept, config)
 
-    resumed = drawn(tmp_path / "killed", kept, FOUR_AT_ONCE, begun=tuple(x[:4] for x in whole))
+    resumed = drawn(tmp_path / "killed", kept, config, begun=tuple(part[:4] for part in whole))
 
     assert np.array_equal(whole[0], resumed[0])
 
@@ -288,7 +289,7 @@ def test_the_mask_of_a_whole_frame_stays_whole():
     policy = {**POLICY, "replay_augmentation": "small", "replay_shift_fraction": 0.25}
     kept = conditions(object_masks=np.ones((1, SIZE, SIZE), bool), policy=policy)
 
-    assert all(pose_mask(kept, seed, "small").all() for seed in range(20))
+    assert all(pose_mask(kept, seed).all() for seed in range(20))
 
 
 def test_conditions_are_rebuilt_as_they_were_stored():
