@@ -221,6 +221,18 @@ def test_balanced_epochs_show_each_class_equally_often():
     assert (order == again).all()
 
 
+def test_balanced_epochs_show_other_images_of_a_large_class_in_turn():
+    class_index = np.repeat([0, 1], [2, 10])
+
+    shown = [
+        {int(row) for rows in batches(12, 4, 0, epoch, class_index=class_index) for row in rows}
+        for epoch in range(8)
+    ]
+
+    assert all(len(one) == 2 + 6 for one in shown)
+    assert set.union(*shown) == set(range(12))
+
+
 def test_balance_of_a_count_that_does_not_divide_is_off_by_one_at_most():
     class_index = np.repeat([0, 1], [1, 6])
 

@@ -1,0 +1,171 @@
+"""Scores of a detector whose maps are the pictures themselves, against figures worked by hand."""
+
+import math
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from replaycad.recipes import EvalConfig
+from replaycad.stages.eval import evaluate
+from tests.stages.stubs import SIDE, Mirror, Plain, dots, mirror_artifact, write_sample
+
+
+@pytest.fixture(autouse=True)
+def mirror(monkeypatch):
+    """The detector that every artifact is rebuilt as."""
+    built = Mirror()
+    monkeypatch.setattr("replaycad.stages.eval.build_detector", lambda *_: built)
+    return built
+
+
+def bolts(folder):
+    """Two good images (10 and 30 at most) and two defective ones (20 and 40), good ones second."""
+    return [
+        write_sample(
+            folder / "bolt", "cut", dots((1, 1, 20), (1, 2, 20)), dots((1, 1, 255), (1, 2, 255))
+        ),
+        write_sample(folder / "bolt", "dark", dots((0, 3, 10))),
+        write_sample(folder / "bolt", "dull", dots((2, 0, 30))),
+        write_sample(folder / "bolt", "hole", dots((3, 3, 40)), dots((3, 3, 255))),
+    ]
+
+
+def nuts(folder):
+    """One good and one defective image, told apart without fault."""
+    return [
+        write_sample(folder / "nut", "bent", dots((0, 0, 9)), dots((0, 0, 255))),
+        write_sample(folder / "nut", "fine", dots((0, 0, 5))),
+    ]
+
+
+def scored(samples, config=EvalConfig(batch_size=3), trained=None):  # noqa: B008
+    return evaluate(samples, trained or mirror_artifact(), Plain(), config, {})
+
+
+def test_figures_of_a_class_are_those_worked_by_hand(tmp_path):
+    found = scored({"bolt": bolts(tmp_path)}).metrics["classes"]["bolt"]
+
+    # Of four pairs one is lost: the cut of 20 against the dull one of 30.
+    assert found["image_auroc"] == 0.75
+    # The hole's pixel comes first; the two of the cut come behind one normal pixel of 30.
+    assert found["pixel_ap"] == pytest.approx(1 / 3 * 1 + 2 / 3 * 3 / 4)
+    # 61 normal pixels: the hole is above all of them, each pixel of the cut above all but one.
+    assert found["pixel_auroc"] == pytest.approx((61 + 60 + 60) / (3 * 61))
+    # At 20 four pixels are called defective and three are.
+    assert found["f1_max"] == pytest.approx(2 * 3 / (4 + 3))
+    # Half of the overlap (the hole) is there at once, the other half from 1/61 on.
+    assert found["aupro30"] == pytest.approx(1 - 0.5 / 61 / 0.3)
+
+
+def test_rows_come_class_by_class_in_the_order_given(tmp_path):
+    found = scored({"nut": nuts(tmp_path), "bolt": bolts(tmp_path)})
+
+    assert found.classes == ["nut", "bolt"]
+    assert found.class_index.tolist() == [0, 0, 1, 1, 1, 1]
+    assert found.image_ids == ["bent", "fine", "cut", "dark", "dull", "hole"]
+    assert found.image_labels.tolist() == [1, 0, 1, 0, 0, 1]
+    assert found.image_scores.tolist() == [9, 5, 20, 10, 30, 40]
+
+
+def test_the_mean_counts_each_class_once_however_many_images_it_has(tmp_path):
+    found = scored({"nut": nuts(tmp_path), "bolt": bolts(tmp_path)}).metrics
+
+    assert found["classes"]["nut"]["image_auroc"] == found["classes"]["nut"]["pixel_ap"] == 1.0
+    assert found["mean"]["image_auroc"] == (1.0 + 0.75) / 2
+    assert found["mean"]["pixel_ap"] == pytest.approx((1.0 + 5 / 6) / 2)
+
+
+def test_the_maps_that_are_kept_are_those_of_their_images(tmp_path):
+    maps = scored({"bolt": bolts(tmp_path)}, EvalConfig(batch_size=1, keep_maps=True)).anomaly_maps
+
+    assert maps.dtype == np.float16
+    assert maps[0].tolist() == dots((1, 1, 20), (1, 2, 20)).tolist()
+    assert maps[2].tolist() == dots((2, 0, 30)).tolist()
+    assert scored({"bolt": bolts(tmp_path)}).anomaly_maps is None
+
+
+def test_the_stored_parameters_are_those_that_score(tmp_path):
+    found = scored({"nut": nuts(tmp_path)}, trained=mirror_artifact(gain=2.0))
+
+    assert found.image_scores.tolist() == [18, 10]
+
+
+def test_a_detector_says_itself_what_the_score_of_a_map_is(mirror, tmp_path):
+    mirror.image_scores = lambda maps: maps.sum((1, 2))
+
+    assert scored({"bolt": bolts(tmp_path)}).image_scores.tolist() == [40, 10, 30, 40]
+
+
+def test_pixels_of_a_detector_that_does_not_localize_are_not_judged(mirror, tmp_path):
+    mirror.localizes = False
+
+    found = scored({"nut": nuts(tmp_path)}).metrics
+
+    assert found["classes"]["nut"]["image_auroc"] == 1.0
+    assert math.isnan(found["classes"]["nut"]["pixel_ap"])
+
+
+def test_what_a_class_does_not_define_is_left_out_of_the_mean_and_told(tmp_path):
+    told = []
+
+    class Notes:
+        def note(self, text):
+            told.append(text)
+
+        def step(self, *_args, **_values):
+            pass
+
+    good = [write_sample(tmp_path / "cap", "fine", dots((0, 0, 5)))]
+    samples = {"cap": good, "nut": nuts(tmp_path)}
+    found = evaluate(samples, mirror_artifact(), Plain(), EvalConfig(), {}, Notes())
+
+    assert found.metrics["mean"]["image_auroc"] == 1.0
+    assert "image_auroc is not defined for cap; the mean leaves them out" in told
+
+
+def test_an_image_is_defective_because_its_folder_says_so_even_without_a_mask(tmp_path):
+    images = [
+        write_sample(tmp_path / "nut", "bent", dots((0, 0, 9)), is_anomalous=True),
+        write_sample(tmp_path / "nut", "empty", dots((0, 0, 8)), dots()),
+        write_sample(tmp_path / "nut", "fine", dots((0, 0, 5))),
+    ]
+
+    found = scored({"nut": images})
+
+    assert found.image_labels.tolist() == [1, 1, 0]
+    assert found.metrics["classes"]["nut"]["image_auroc"] == 1.0
+    assert math.isnan(found.metrics["classes"]["nut"]["pixel_ap"])
+
+
+def test_a_mask_twice_as_large_is_halved_and_every_number_in_it_is_a_defect(tmp_path):
+    # Four pixels (VisA numbers its defects) become one; a lone one, where a halving that only
+    # picks pixels would look, none.
+    mask = dots((4, 2, 1), (4, 3, 1), (5, 2, 3), (5, 3, 3), (1, 7, 1), side=2 * SIDE)
+    image = write_sample(tmp_path / "nut", "bent", dots((2, 1, 9)), mask)
+
+    found = scored({"nut": [image]}).metrics["classes"]["nut"]
+
+    assert found["pixel_ap"] == found["pixel_auroc"] == found["f1_max"] == 1.0
+
+
+def test_what_is_scored_are_the_test_images_and_nothing_else(run, chain, tmp_path, monkeypatch):
+    shutil.copytree(chain / "detectors", tmp_path / "store" / "detectors")
+    taken = {}
+
+    def keep(samples, *_others):
+        taken.update(samples)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("replaycad.stages.eval.evaluate", keep)
+
+    run("eval", "--class", "plate,disc", "--name", "plate", "--force")
+
+    assert list(taken) == ["plate", "disc"]
+    wanted = ["test/good/000.png", "test/good/001.png", "test/spot/000.png", "test/spot/001.png"]
+    for name, samples in taken.items():
+        assert [sample.image_id for sample in samples] == wanted
+        assert {sample.class_name for sample in samples} == {name}
+        masks = [sample.mask_path and Path(sample.mask_path).name for sample in samples]
+        assert masks == [None, None, "000_mask.png", "001_mask.png"]

@@ -1,0 +1,238 @@
+"""What a detector is shown, how often, in which order, and where its thresholds lie."""
+
+import shutil
+from collections import Counter
+from itertools import chain as joined
+
+import numpy as np
+import pytest
+import torch
+
+from replaycad.continual.penalties import IMPORTANCES
+from replaycad.data.mixture import Mixture, Source
+from replaycad.recipes import TrainConfig
+from replaycad.stages.train import train_detector
+from tests.stages.stubs import (
+    SIDE,
+    Flats,
+    Mirror,
+    Plain,
+    corners,
+    dots,
+    mirror_artifact,
+    write_sample,
+)
+
+HEADER = {"config": {"encoder": "plain"}, "weights": {}}
+
+
+@pytest.fixture(autouse=True)
+def mirror(monkeypatch):
+    """The detector that is trained, whatever the config names."""
+    built = Mirror()
+    monkeypatch.setattr("replaycad.stages.train.build_detector", lambda *_: built)
+    return built
+
+
+def trained(values, class_order, init=None, **settings):
+    """Train on images of these values, a pair (class_index, values) for each source."""
+    sources = [Source(class_index=one, replays=Flats(own)) for one, own in values]
+    config = TrainConfig(**{"image_size": SIDE, "num_steps": 1, "batch_size": 8, **settings})
+    mixture = Mixture(sources, SIDE)
+    return train_detector(mixture, class_order, Plain(), config, 0, HEADER, init=init)
+
+
+def together(batches):
+    return list(joined.from_iterable(batches))
+
+
+def test_one_image_in_a_hundred_is_above_the_threshold_and_half_are_above_the_typical():
+    # 101 scores of 0 to 100: the quantile 0.99 is the hundredth of them exactly.
+    limits = trained([(0, range(101))], ["bolt"]).thresholds
+
+    assert limits["false_alarm_rate"] == 0.01
+    assert (limits["image"], limits["typical_image"]) == (99, 50)
+    assert (limits["pixel"], limits["typical_pixel"]) == (99, 50)
+
+
+def test_thresholds_of_pixels_are_quantiles_of_pixels_not_of_images(tmp_path):
+    # Of the 16 pixels every second of every second row is looked at; one of these four is bright.
+    picture = dots((2, 2, 80))
+    samples = [write_sample(tmp_path / "bolt", f"{index:03}", picture) for index in range(25)]
+    config = TrainConfig(image_size=SIDE, num_steps=1, batch_size=8)
+
+    limits = train_detector(
+        Mixture([Source(class_index=0, samples=samples)], SIDE), ["bolt"], Plain(), config, 0,
+        HEADER,
+    ).thresholds  # fmt: skip
+
+    assert (limits["image"], limits["typical_image"]) == (80, 80)
+    assert (limits["pixel"], limits["typical_pixel"]) == (80, 0)
+
+
+def test_each_class_has_the_thresholds_of_its_own_images():
+    # Class 1 is the first source, and class 0 comes in two parts.
+    parts = [(1, range(100, 201)), (0, range(51)), (0, range(51, 101))]
+
+    limits = trained(parts, ["late", "early"]).thresholds
+
+    assert set(limits["by_class"]) == {"late", "early"}
+    late, early = limits["by_class"]["late"], limits["by_class"]["early"]
+    assert (late["image"], late["typical_image"], late["pixel"]) == (99, 50, 99)
+    assert (early["image"], early["typical_image"], early["pixel"]) == (199, 150, 199)
+    # Of all 202 sorted values the quantile is 0.99 * 201 = 198.99: between 197 and 198.
+    assert limits["image"] == pytest.approx(197.99)
+    assert limits["typical_image"] == 100
+
+
+def test_a_class_without_images_has_no_threshold_of_its_own():
+    limits = trained([(1, [7])], ["gone", "here"]).thresholds
+
+    assert set(limits["by_class"]) == {"here"}
+    assert limits["by_class"]["here"]["image"] == 7
+
+
+def test_thresholds_of_very_many_images_stand_for_all_of_them(mirror):
+    # Of 511 every second is asked, which are 0 to 255: quantile 0.99 * 255 = 252.45.
+    limits = trained([(0, np.arange(511) // 2)], ["bolt"]).thresholds
+
+    assert [value for value, _, _ in mirror.asked] == list(range(256))
+    assert limits["image"] == pytest.approx(252.45)
+
+
+def test_a_memory_is_asked_for_each_image_by_its_class_and_its_place_there(mirror):
+    trained([(1, [50, 51, 52]), (0, [10, 11]), (1, [53])], ["a", "b"], batch_size=4)
+
+    assert mirror.asked == [
+        (50, 1, 0), (51, 1, 1), (52, 1, 2), (10, 0, 0), (11, 0, 1), (53, 1, 3),
+    ]  # fmt: skip
+
+
+def test_a_detector_without_a_loss_is_given_each_class_once_and_whole(mirror):
+    mirror.trained_by = "fit"
+
+    trained([(1, [50, 51, 52]), (0, [10, 11]), (1, [53])], ["a", "b"], batch_size=2,
+            detector="patchcore")  # fmt: skip
+
+    assert mirror.fitted == {0: [10, 11], 1: [50, 51, 52, 53]}
+    assert mirror.shown == []
+
+
+@pytest.mark.parametrize(("balance", "shown"), [(True, {3: 20, 9: 20}), (False, {3: 30, 9: 10})])
+def test_balance_shows_classes_equally_often_and_without_it_images(balance, shown, mirror):
+    # 40 images in batches of 8: five steps are one epoch.
+    trained([(0, [3] * 30), (1, [9] * 10)], ["large", "small"], epochs=1, num_steps=0,
+            balance=balance)  # fmt: skip
+
+    assert Counter(together(mirror.shown)) == shown
+    assert [len(batch) for batch in mirror.shown] == [8] * 5
+
+
+def test_every_epoch_shows_every_image_once_in_another_order(mirror):
+    trained([(0, range(24))], ["bolt"], epochs=2, num_steps=0, balance=False)
+
+    first, second = together(mirror.shown[:3]), together(mirror.shown[3:])
+    assert sorted(first) == sorted(second) == list(range(24))
+    assert first != second
+    assert mirror.progress == [0, 1 / 6, 2 / 6, 3 / 6, 4 / 6, 5 / 6]
+
+
+def test_a_training_that_was_killed_is_shown_the_rest_and_nothing_twice(mirror):
+    class Killed:
+        def load(self):
+            return 4, {"model.gain": np.array([3], np.float32)}
+
+    trained([(0, range(24))], ["bolt"], epochs=2, num_steps=0)
+    whole, mirror.shown = mirror.shown, []
+    config = TrainConfig(image_size=SIDE, epochs=2, batch_size=8)
+    mixture = Mixture([Source(class_index=0, replays=Flats(range(24)))], SIDE)
+
+    found = train_detector(mixture, ["bolt"], Plain(), config, 0, HEADER, checkpoint=Killed())
+
+    assert mirror.shown == whole[4:]
+    assert found.state["gain"] == 3
+
+
+def test_training_goes_on_from_the_weights_of_another_detector():
+    start = mirror_artifact(gain=2.0, header={"weights": {}})
+
+    found = trained([(0, [10] * 8)], ["bolt"], init=start)
+
+    assert found.state["gain"] == 2
+    assert found.thresholds["image"] == 20
+
+
+def test_the_artifact_says_what_it_was_trained_with():
+    found = trained([(0, [10]), (1, [20])], ["nut", "bolt"])
+
+    assert (found.detector, found.preset, found.encoder, found.image_size) == (
+        "invad", "mini", "plain", SIDE,
+    )  # fmt: skip
+    assert found.class_order == ["nut", "bolt"]
+    assert (found.mean, found.std) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+
+
+def test_every_step_is_taken_also_the_first_of_a_further_epoch(mirror):
+    trained([(0, range(24))], ["bolt"], num_steps=4)
+
+    assert [len(batch) for batch in mirror.shown] == [8] * 4
+
+
+def test_importances_are_of_all_images_and_add_up_over_the_detectors(monkeypatch):
+    seen = []
+
+    def counted(detector, pyramids):
+        seen.extend(value for levels in pyramids for value in corners(levels))
+        return {"gain": 5 * torch.ones_like(detector.gain)}
+
+    monkeypatch.setitem(IMPORTANCES, "mas", counted)
+    start = mirror_artifact(
+        header={"weights": {}, "config": {"penalty": "mas"}},
+        penalty={"gain": np.array([2], np.float32)},
+    )  # fmt: skip
+
+    alone = trained([(0, np.arange(511) // 2)], ["bolt"], penalty="mas")
+    beside = trained([(0, [7] * 8)], ["bolt"], penalty="mas", init=start)
+
+    assert seen == [*range(256), *[7] * 8]
+    assert alone.penalty["gain"] == 1, "their mean"
+    assert beside.penalty["gain"] == 1 + 2
+
+
+@pytest.fixture
+def sources(run, chain, tmp_path, monkeypatch):
+    """What `train` mixes for `plate` with replays of `disc`: a function of more options."""
+    for kind in ("conditions", "replays"):
+        shutil.copytree(chain / kind, tmp_path / "store" / kind)
+    found = []
+
+    def keep(mixed, *_others):
+        found.extend(mixed)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("replaycad.execution.Mixture", keep)
+
+    def call(*options):
+        run("train", "--class", "plate", "--past", "disc", *options)
+        return found
+
+    return call
+
+
+def test_replays_are_of_the_past_class_and_real_images_of_the_new_ones_training_set(sources):
+    past, new = sources()
+
+    assert (past.class_index, new.class_index) == (0, 1)
+    assert past.replays.header["class_name"] == "disc"
+    assert len(past) == 6
+    assert not past.samples
+    assert new.replays is None
+    assert [one.image_id for one in new.samples] == [f"train/good/{i:03}.png" for i in range(6)]
+    assert {one.class_name for one in new.samples} == {"plate"}
+    assert not any(one.is_anomalous for one in new.samples)
+
+
+def test_a_budget_of_replays_limits_the_past_and_not_the_new(sources):
+    past, new = sources("--set", "replay_budget=2")
+
+    assert (len(past), len(new)) == (2, 6)
