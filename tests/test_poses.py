@@ -1,5 +1,7 @@
 """Where a replay lies: as a training image did, or where the class's policy moves its mask."""
 
+from dataclasses import replace
+
 import numpy as np
 
 from replaycad.artifacts.conditions import ConditionsArtifact
@@ -68,3 +70,43 @@ def test_into_the_frame_go_images_and_masks_alike() -> None:
     assert found.poses.shape == (8, 3)
     assert framed.std(0).mean() < 0.4 * images.std(0).mean()
     assert (framed_masks == (framed[:, 0] > 120)).mean() > 0.97
+
+
+def _still(object_masks: np.ndarray) -> ConditionsArtifact:
+    """Conditions of a class that the table leaves as it is."""
+    conditions = _conditions(None)
+    policy = {**conditions.policy, "replay_augmentation": "identity"}
+    return replace(conditions, object_masks=object_masks, policy=policy)
+
+
+def test_the_papers_recipe_moves_the_masks_of_a_class_that_the_table_leaves_still() -> None:
+    square = np.zeros((1, 100, 100), bool)
+    square[0, 40:60, 30:70] = True
+    conditions = _still(square)
+    centres = []
+    for seed in range(60):
+        rows, columns = np.nonzero(pose_mask(conditions, seed, "small"))
+        centres.append((rows.mean() - 49.5, columns.mean() - 49.5))
+        np.testing.assert_array_equal(pose_mask(conditions, seed, "policy"), square[0])
+    farthest = np.abs(centres).max(0)
+    # 5 % of 100 pixels in one of four directions; turning by 2 degrees hardly moves the centre.
+    assert (farthest > 3).all()
+    assert (farthest < 5.5).all()
+    assert (np.abs(centres).min(1) < 0.5).all()
+
+
+def test_small_moves_leave_a_class_alone_whose_object_is_the_frame() -> None:
+    conditions = _still(np.ones((1, 32, 32), bool))
+    assert all(pose_mask(conditions, seed, "small").all() for seed in range(20))
+
+
+def test_at_least_small_moves_give_way_to_larger_ones_of_the_policy() -> None:
+    turning = _conditions(None)
+    still = _still(turning.object_masks)
+    for seed in range(10):
+        np.testing.assert_array_equal(
+            pose_mask(turning, seed, "at_least_small"), pose_mask(turning, seed, "policy")
+        )
+        np.testing.assert_array_equal(
+            pose_mask(still, seed, "at_least_small"), pose_mask(still, seed, "small")
+        )
