@@ -8,11 +8,14 @@ from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+STORAGE = "/storage"
 PAGE = b"<!DOCTYPE html><title>Please log in</title>"
 
 
 class Hub:
     """Serves models by id, each at one commit, and single files below `/sam/`.
+
+    Large files lie on a storage of their own, to which the hub sends whoever asks for one.
 
     `asked` lists method, path and range of every request. Paths in `drops` lose their connection
     after so many bytes, once; paths in `pages` are answered with a login page, or those
@@ -80,7 +83,10 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
             self.answer(with_body=True)
 
         def answer(self, with_body: bool) -> None:
-            path = self.path.partition("?")[0]
+            raw = self.path.partition("?")[0]
+            path = raw.removeprefix(STORAGE)
+            if path == raw and is_large(path) and path not in hub.pages and self.redirect(path):
+                return None
             hub.asked.append((self.command, path, self.headers.get("Range", "")))
             if {path, f"{self.command} {path}"} & hub.pages:
                 return self.send(200, PAGE, {"Content-Type": "text/html"}, with_body)
@@ -97,6 +103,25 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
                 return self.send(200, hub.checkpoints[path.removeprefix("/sam/")], {}, with_body)
             return self.send(404, b"", {"X-Error-Code": "RepoNotFound"}, with_body)
 
+        def redirect(self, path: str) -> bool:
+            """Send on to the storage, saying what the hub knows of the file; False for others."""
+            file = re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path)
+            if not file or not self.knows(file[1], file[2]):
+                return False
+            commit, files = hub.models[file[1]]
+            if file[3] not in files:
+                return False
+            told = {
+                "Location": f"{hub.address}{STORAGE}{path}", "X-Repo-Commit": commit,
+                "ETag": '"of the answer, not of the file"',
+                "X-Linked-Etag": f'"{etag(file[3], files[file[3]])}"',
+                "X-Linked-Size": str(len(files[file[3]])),
+            }  # fmt: skip
+            if self.command == "HEAD":
+                hub.asked.append((self.command, path, ""))
+            self.send(302, b"", told, with_body=False)
+            return True
+
         def knows(self, hub_id: str, revision: str) -> bool:
             return hub_id in hub.models and revision in ("main", hub.models[hub_id][0])
 
@@ -109,12 +134,12 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
         def send(
             self, status: int, content: bytes, headers: dict[str, str], with_body: bool
         ) -> None:
-            path = self.path.partition("?")[0]
+            path = self.path.partition("?")[0].removeprefix(STORAGE)
             begin = int(re.sub(r"\D", "", self.headers.get("Range", "")) or 0)
             if path in hub.spoiled and with_body:
                 content = content[:-1] + bytes([content[-1] ^ 1])
             content = content[begin:]
-            self.send_response(206 if begin else status)
+            self.send_response(206 if begin and status == 200 else status)
             for name, value in {"Content-Length": str(len(content)), **headers}.items():
                 self.send_header(name, value)
             self.end_headers()
