@@ -5,12 +5,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from replaycad.errors import ConfigError, WeightsError
+from replaycad.artifacts.scores import ScoresArtifact
+from replaycad.errors import ArtifactError, ConfigError, WeightsError
 from replaycad.making import Wishes
 from replaycad.pipeline import Pipeline
 from replaycad.progress import silent
 from replaycad.sequence import comparison, steps
-from replaycad.walk import _bytes_kept, _check_networks, _fitting, _remembered
+from replaycad.walk import _bytes_kept, _check_networks, _fitting, _remembered, _scores
 from tests.stages.stubs import mirror_artifact
 
 PLANNED = steps(comparison(["a", "b"], ("finetune", "replay")), "run")
@@ -113,3 +114,20 @@ def test_what_a_penalty_needs_is_counted_in_the_last_detector(tmp_path):
 
     # Six numbers of four bytes, shared by two classes.
     assert _remembered(by_step, cell) == 12
+
+
+def test_scores_that_another_command_put_there_are_not_taken_for_those_of_a_run(tmp_path):
+    figures = {"a": {"image_auroc": 0.75}}
+    ScoresArtifact(
+        classes=["a"], image_scores=np.zeros(1, np.float32), image_labels=np.zeros(1, np.uint8),
+        class_index=np.zeros(1, np.int64), image_ids=["0"], metrics={"classes": figures},
+        header={"key": "mine"},
+    ).save(tmp_path / "one.safetensors")  # fmt: skip
+
+    def outcome(key):
+        plan = SimpleNamespace(path=tmp_path / "one.safetensors", key=key, label="scores/one")
+        return SimpleNamespace(plan=plan)
+
+    assert _scores(outcome("mine")) == figures
+    with pytest.raises(ArtifactError, match="scores/one was replaced by another command"):
+        _scores(outcome("other"))

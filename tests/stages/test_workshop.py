@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from replaycad.artifacts.checkpoints import Checkpoint
 from replaycad.artifacts.conditions import ConditionsArtifact
 from replaycad.artifacts.masks import MasksArtifact
 from replaycad.artifacts.replays import ReplaysWriter
@@ -161,6 +162,42 @@ def test_what_is_drawn_at_random_is_stale_for_another_seed(stage, options, run, 
     ((state, reason),) = states(run, stage, *options, "--seed", "1")
     assert state == "stale"
     assert "seed 0 -> 1" in reason
+
+
+def test_forms_are_tried_on_images_that_none_of_them_holds(workshop, monkeypatch):
+    holds = {"exemplars": [0, 3], "hybrid": [3], "conditions": []}
+    bare = ConditionsArtifact(
+        class_name="bolt", spatial_weight=None, spatial_bias=None, policy={},
+        semantic_embedding=np.zeros((0, 0), np.float32), object_masks=np.zeros((0, 8, 8), bool),
+    )  # fmt: skip
+    asked, shown = [], []
+
+    def keep(_samples, _masks, config, header, _seed, checkpoint):
+        asked.append((config.keep, config.budget, checkpoint.key))
+        return replace(bare, header={**header, "form": config.keep}), holds[config.keep]
+
+    def separations(_tried, samples, *_others):
+        shown.extend(samples)
+        return {"exemplars": 0.6, "hybrid": 0.7, "conditions": 0.72}
+
+    monkeypatch.setattr("replaycad.continual.choice.TRIED_LEAST", 2)
+    monkeypatch.setattr("replaycad.continual.choice.TRIED_ON", 3)
+    monkeypatch.setattr(workshop, "_keep", keep)
+    monkeypatch.setattr(workshop, "_separations", separations)
+    header = {"config": {"keep": "auto"}, "inputs": {}, "weights": {}}
+    config = replace(CONFIG, keep="auto", budget=50_000)
+
+    kept = workshop._choose(
+        list("abcdefg"), SimpleNamespace(class_name="bolt"), config, None, header, 0,
+        Checkpoint("none", "k"),
+    )  # fmt: skip
+
+    assert asked == [(form, 50_000, f"k {form}") for form in holds]
+    # Left are b, c, e, f and g, of these three, evenly.
+    assert shown == ["b", "e", "g"]
+    assert kept.header["form"] == "hybrid", "conditions are not better by a margin"
+    assert kept.header["separations"] == {"exemplars": 0.6, "hybrid": 0.7, "conditions": 0.72}
+    assert kept.header["config"] == {"keep": "auto"}
 
 
 def write_replays(store, name, class_name, value):
