@@ -103,5 +103,8 @@ def test_normalised_scores_keep_the_order_and_put_the_threshold_at_one():
     scores = torch.tensor([0.0, 1.0, 2.0, 3.0, 5.0])
 
     assert anomaly.normalized_scores(scores, thresholds).tolist() == [-0.5, 0.0, 0.5, 1.0, 2.0]
+    wide = {"image": 9.0, "typical_image": 8.0, "pixel": 5.0, "typical_pixel": 1.0}
+    pixels = anomaly.normalized_scores(scores, wide, "pixel")
+    assert pixels.tolist() == [-0.25, 0.0, 0.25, 0.5, 1.0], "pixels have limits of their own"
     constant = anomaly.normalized_scores(scores, thresholds, "pixel")
     assert torch.isfinite(constant).all(), "a detector that says the same of all pixels"

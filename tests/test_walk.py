@@ -1,13 +1,18 @@
-"""A run looks for its networks before it works."""
+"""A run looks for its networks before it works, and counts what it kept."""
 
+from types import SimpleNamespace
+
+import numpy as np
 import pytest
 
-from replaycad.errors import ConfigError, WeightsError
+from replaycad.artifacts.scores import ScoresArtifact
+from replaycad.errors import ArtifactError, ConfigError, WeightsError
 from replaycad.making import Wishes
 from replaycad.pipeline import Pipeline
 from replaycad.progress import silent
 from replaycad.sequence import comparison, steps
-from replaycad.walk import _check_networks, _fitting
+from replaycad.walk import _bytes_kept, _check_networks, _fitting, _remembered, _scores
+from tests.stages.stubs import mirror_artifact
 
 PLANNED = steps(comparison(["a", "b"], ("finetune", "replay")), "run")
 
@@ -48,3 +53,81 @@ def test_a_missing_encoder_is_named_at_once(tmp_path):
     )  # fmt: skip
     with Pipeline(wishes, silent) as pipeline, pytest.raises(WeightsError, match=r"none\.safe"):
         _check_networks(pipeline, PLANNED)
+
+
+def test_joint_keeps_the_files_of_a_classes_training_images_and_of_no_other(tmp_path):
+    for place, size in (
+        ("a/train/good/0.png", 100), ("a/train/good/1.png", 30), ("a/test/good/0.png", 7000),
+        ("a/test/cut/0.png", 7000), ("a/ground_truth/cut/0.png", 7000), ("b/train/good/0.png", 5),
+    ):  # fmt: skip
+        path = tmp_path / place
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(bytes(size))
+    (cell,) = comparison(["a", "b"], ("joint",))
+
+    with _with({}, tmp_path) as pipeline:
+        found = [_bytes_kept(pipeline, {}, cell, name) for name in ("a", "b")]
+
+    assert found == [130, 5]
+
+
+def _made(cells, tmp_path):
+    """A file for every compress and train step, of 10, 20, ... bytes in their order."""
+    by_step = {}
+    for step in steps(cells, "run"):
+        path = tmp_path / f"{step.stage} {step.name}"
+        path.write_bytes(bytes(10 * (len(by_step) + 1)))
+        by_step[step] = SimpleNamespace(plan=SimpleNamespace(path=path))
+    return by_step
+
+
+def test_a_class_weighs_what_its_own_strategy_keeps_of_it(tmp_path):
+    cells = comparison(["a", "b"], ("replay", "exemplars", "final", "none", "finetune"))
+    by_step = _made(cells, tmp_path)
+    sizes = {step.name: outcome.plan.path.stat().st_size for step, outcome in by_step.items()
+             if step.stage == "compress"}  # fmt: skip
+
+    with _with({}, tmp_path) as pipeline:
+        found = {
+            cell.strategy: [_bytes_kept(pipeline, by_step, cell, one) for one in ("a", "b")]
+            for cell in cells
+        }
+
+    assert found == {
+        "replay": [sizes["a"], sizes["b"]],
+        "exemplars": [sizes["a-exemplars"], sizes["b-exemplars"]],
+        "final": [sizes["a"], 0],
+        "none": [sizes["a-none"], sizes["b-none"]],
+        "finetune": [0, 0],
+    }
+    assert len(set(sizes.values())) == 6
+
+
+def test_what_a_penalty_needs_is_counted_in_the_last_detector(tmp_path):
+    (cell,) = comparison(["a", "b"], ("ewc",))
+    by_step = _made([cell], tmp_path)
+    sizes = {"run-ewc-1": 500, "run-ewc-2": 6}
+    for step, outcome in by_step.items():
+        if step.stage == "train":
+            kept = {"gain": np.zeros(sizes[step.name], np.float32)}
+            mirror_artifact(penalty=kept).save(outcome.plan.path)
+
+    # Six numbers of four bytes, shared by two classes.
+    assert _remembered(by_step, cell) == 12
+
+
+def test_scores_that_another_command_put_there_are_not_taken_for_those_of_a_run(tmp_path):
+    figures = {"a": {"image_auroc": 0.75}}
+    ScoresArtifact(
+        classes=["a"], image_scores=np.zeros(1, np.float32), image_labels=np.zeros(1, np.uint8),
+        class_index=np.zeros(1, np.int64), image_ids=["0"], metrics={"classes": figures},
+        header={"key": "mine"},
+    ).save(tmp_path / "one.safetensors")  # fmt: skip
+
+    def outcome(key):
+        plan = SimpleNamespace(path=tmp_path / "one.safetensors", key=key, label="scores/one")
+        return SimpleNamespace(plan=plan)
+
+    assert _scores(outcome("mine")) == figures
+    with pytest.raises(ArtifactError, match="scores/one was replaced by another command"):
+        _scores(outcome("other"))

@@ -1,5 +1,6 @@
 """What of a class goes into its conditions: which images, masks, poses and real images."""
 
+import shutil
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -12,6 +13,7 @@ from replaycad.artifacts.masks import MasksArtifact
 from replaycad.continual.exemplars import decode
 from replaycad.diffusion.alignment import Alignment
 from replaycad.diffusion.conditioning import Conditions
+from replaycad.mask_ops import WORN_SHARE
 from replaycad.recipes import CompressConfig
 from replaycad.stages import compress as stage
 from tests.conftest import states
@@ -142,6 +144,53 @@ def test_masks_of_conditions_are_spoilt_as_asked(bolts, encoded):
     assert np.array_equal(encoded[0][0] > 127, masks_of()), "images are as they were"
 
 
+def test_noisy_masks_are_some_of_them_grown_or_shrunk(bolts, encoded):
+    compressed(bolts, replace(SETTINGS, spoil_masks="noisy", augmentation="none"))
+
+    changed = ((encoded[1][0] > 127) != masks_of()).any((1, 2))
+    assert changed.sum() == round(WORN_SHARE * COUNT)
+
+
+@pytest.mark.usefixtures("encoded")
+@pytest.mark.parametrize("half", [True, False])
+def test_conditions_are_stored_in_half_the_bits_where_asked(bolts, half):
+    assert compressed(bolts, replace(SETTINGS, half=half)).half == half
+
+
+@pytest.mark.usefixtures("encoded")
+def test_the_coefficients_that_are_kept_are_spread_over_all_augmentations(bolts, monkeypatch):
+    monkeypatch.setattr(stage, "MAX_POSES", 4)
+    numbered = torch.arange(2 * COUNT).float().reshape(2, COUNT, 1)
+    found = SimpleNamespace(coefficients=numbered)
+    monkeypatch.setattr(stage, "principal_variation", lambda *_: found)
+
+    kept = compressed(bolts, replace(SETTINGS, num_variations=1))
+
+    # Four of 14, evenly from 0 to 13: 0, 13/3, 26/3 and 13, rounded.
+    assert kept.coefficients[:, 0].tolist() == [0, 4, 9, 13]
+
+
+@pytest.mark.parametrize(("keep", "budget", "room"), [
+    ("conditions", 100_000, 100_000), ("hybrid", 100_000, 50_000), ("hybrid", 0, 100_000),
+])  # fmt: skip
+def test_conditions_may_fill_a_budget_and_half_of_it_beside_real_images(
+    keep, budget, room, bolts, monkeypatch
+):
+    asked = []
+
+    def fitted(found, most):
+        asked.append(most)
+        return found
+
+    monkeypatch.setattr(stage, "fitted", fitted)
+    config = replace(SETTINGS, keep=keep, budget=budget)
+
+    assert stage.within_budget("conditions", config, bolts[1]) == "conditions"
+    assert asked == [room]
+    assert stage.within_budget("conditions", SETTINGS, bolts[1]) == "conditions"
+    assert asked == [room], "without a budget nothing is made to fit"
+
+
 @pytest.fixture
 def ordered(monkeypatch):
     """Images cover their class in the order 4, 2, 0, 6, 1, 3, 5; image i lies at i degrees."""
@@ -194,27 +243,54 @@ def test_real_images_are_moved_to_the_poses_of_the_whole_class(bolts, monkeypatc
     assert sorted(map(str, found.header["symmetries"])) == sorted(map(str, turns))
 
 
-def test_a_policy_that_changes_makes_conditions_stale(run, tmp_path):
+def test_conditions_are_of_the_training_images_of_their_class(run, monkeypatch):
+    taken = []
+
+    def keep(samples, masks, *_others):
+        taken.extend([samples, masks])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(stage, "compress_class", keep)
+
+    run("compress", "--class", "plate")
+
+    samples, masks = taken
+    assert [one.image_id for one in samples] == [f"train/good/{i:03}.png" for i in range(6)]
+    assert {one.class_name for one in samples} == {masks.class_name} == {"plate"}
+
+
+@pytest.mark.parametrize(("change", "reason"), [
+    ("policy", "policy changed"), ("masks", "masks/disc changed"),
+])  # fmt: skip
+def test_conditions_are_stale_when_masks_or_policy_are_others(change, reason, run, tmp_path):
     assert run("compress", "--class", "disc").exit_code == 0
     path = tmp_path / "store" / "masks" / "disc.safetensors"
     masks = MasksArtifact.load(path)
     policy = {**masks.header["policy"], "train_augmentation": "rotate_180"}
+    changed = {
+        "policy": {"header": {**masks.header, "policy": policy}},
+        "masks": {"object_masks": ~masks.object_masks},
+    }
     assert states(run, "compress", "--class", "disc") == [("hit", "")]
 
-    replace(masks, header={**masks.header, "policy": policy}).save(path)
+    replace(masks, **changed[change]).save(path)
 
-    assert states(run, "compress", "--class", "disc") == [("stale", "policy changed")]
+    assert states(run, "compress", "--class", "disc") == [("stale", reason)]
 
 
-def test_a_policy_that_changes_makes_replays_stale(run, tmp_path):
-    assert run("compress", "--class", "disc").exit_code == 0
-    assert run("replay", "--class", "disc").exit_code == 0
+@pytest.mark.parametrize("change", ["policy", "placement"])
+def test_replays_are_stale_when_policy_or_placement_are_others(change, run, chain, tmp_path):
+    for kind in ("conditions", "replays"):
+        shutil.copytree(chain / kind, tmp_path / "store" / kind)
     path = tmp_path / "store" / "conditions" / "disc.safetensors"
     conditions = ConditionsArtifact.load(path)
+    policy = {**conditions.policy, "replay_augmentation": "free_rotation"}
+    changed = {
+        "policy": {"policy": policy, "header": {**conditions.header, "policy": policy}},
+        "placement": {"header": {**conditions.header, "placement": "prompt"}},
+    }
     assert states(run, "replay", "--class", "disc") == [("hit", "")]
 
-    replace(conditions, policy={**conditions.policy, "replay_augmentation": "free_rotation"}).save(
-        path
-    )
+    replace(conditions, **changed[change]).save(path)
 
     assert states(run, "replay", "--class", "disc") == [("stale", "policy changed")]
