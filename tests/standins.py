@@ -32,6 +32,10 @@ SAM_FILE, SAM_BYTES = "sam_vit_h_4b8939.pth", b"stand-in of sam_vit_h 24706186"
 
 _OLD_NAMES = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
 _THIN = {"block_out_channels": [32, 32, 32, 32], "layers_per_block": 1}
+_VAE = {
+    **VAE, "block_out_channels": [8, 8, 8, 8], "layers_per_block": 1, "norm_num_groups": 8,
+    "up_block_types": ["UpDecoderBlock2D"] * 4,
+}  # fmt: skip
 _SCHEDULE = {
     "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear",
     "num_train_timesteps": 1000, "clip_sample": False,
@@ -120,7 +124,7 @@ def write_visa(folder: Path) -> Path:
 
 
 def _vae() -> AutoencoderKL:
-    return AutoencoderKL(**{**VAE, **_THIN, "up_block_types": ["UpDecoderBlock2D"] * 4})
+    return AutoencoderKL(**_VAE)
 
 
 def _unet(name: str) -> UNet2DConditionModel:
@@ -144,8 +148,7 @@ def _configs(folder: Path, vae: str, unet: str, text: tuple[str, str, dict]) -> 
              if unet != "ldm256" or k != "cross_attention_dim"}  # fmt: skip
     place, kind, text_sizes = text
     for name, config in {
-        vae: {"_class_name": "AutoencoderKL", **VAE, **_THIN,
-              "up_block_types": ["UpDecoderBlock2D"] * 4},
+        vae: {"_class_name": "AutoencoderKL", **_VAE},
         "unet": {"_class_name": "UNet2DConditionModel", **sizes},
         place: {"model_type": kind, **text_sizes},
     }.items():  # fmt: skip
