@@ -6,7 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
+from replaycad.prediction import DetectorGraph
 from replaycad.recipes import EvalConfig
 from replaycad.stages.eval import evaluate
 from tests.stages.stubs import SIDE, Mirror, Plain, dots, mirror_artifact, write_sample
@@ -148,6 +150,21 @@ def test_a_mask_twice_as_large_is_halved_and_every_number_in_it_is_a_defect(tmp_
     found = scored({"nut": [image]}).metrics["classes"]["nut"]
 
     assert found["pixel_ap"] == found["pixel_auroc"] == found["f1_max"] == 1.0
+
+
+def test_a_verdict_is_by_the_thresholds_of_the_class_that_is_named():
+    def limits(start):
+        return {"typical_image": start, "image": start + 10, "typical_pixel": 0, "pixel": start}
+
+    thresholds = {**limits(10), "by_class": {"bolt": limits(20), "nut": limits(30)}}
+    graph = DetectorGraph(mirror_artifact(thresholds=thresholds), Plain())
+    image = torch.full((1, 3, SIDE, SIDE), 30, dtype=torch.uint8)
+
+    judged = {"": graph, "bolt": graph.of_class("bolt"), "nut": graph.of_class("nut")}
+    found = {name: [float(part.max()) for part in one(image)] for name, one in judged.items()}
+
+    # Score and map value of 30: how far from the typical (10, 20, 30; 0) to the threshold.
+    assert found == {"": [2.0, 3.0], "bolt": [1.0, 1.5], "nut": [0.0, 1.0]}
 
 
 def test_what_is_scored_are_the_test_images_and_nothing_else(run, chain, tmp_path, monkeypatch):

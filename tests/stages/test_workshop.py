@@ -13,12 +13,14 @@ from replaycad.artifacts.conditions import ConditionsArtifact
 from replaycad.artifacts.masks import MasksArtifact
 from replaycad.artifacts.replays import ReplaysWriter
 from replaycad.artifacts.store import Store
+from replaycad.continual import coverage
 from replaycad.diffusion import alignment
+from replaycad.errors import ArtifactError
 from replaycad.execution import Workshop
 from replaycad.progress import silent
 from replaycad.recipes import CompressConfig, ReplayConfig, TrainConfig
 from tests.conftest import states
-from tests.stages.stubs import SIDE, dots, mirror_artifact, write_sample
+from tests.stages.stubs import SIDE, Mirror, Plain, dots, mirror_artifact, write_sample
 
 CONFIG = CompressConfig(num_variations=0)
 HEADER = {"inputs": {"images/bolt": "a"}, "class_name": "bolt"}
@@ -198,6 +200,45 @@ def test_forms_are_tried_on_images_that_none_of_them_holds(workshop, monkeypatch
     assert kept.header["form"] == "hybrid", "conditions are not better by a margin"
     assert kept.header["separations"] == {"exemplars": 0.6, "hybrid": 0.7, "conditions": 0.72}
     assert kept.header["config"] == {"keep": "auto"}
+
+
+def test_masks_of_other_images_are_refused(workshop, tmp_path):
+    masks = MasksArtifact(
+        class_name="bolt", image_ids=["one", "two"], object_masks=np.ones((2, 8, 8), bool),
+        area_fraction=np.ones(2, np.float32), rule="frame", header={"policy": {}},
+    )  # fmt: skip
+    masks.save(tmp_path / "masks.safetensors")
+    samples = [SimpleNamespace(image_id=name) for name in ("two", "one")]
+
+    with pytest.raises(ArtifactError, match="holds the masks of other images"):
+        workshop.compress(
+            None, "bolt", samples, tmp_path / "masks.safetensors", CONFIG, ReplayConfig(), 0
+        )
+
+
+def test_forms_are_judged_by_images_and_pixels_alike(monkeypatch):
+    def paste(images, _generator):
+        spoilt, masks = images.copy(), np.zeros((len(images), SIDE, SIDE), bool)
+        spoilt[:, :, 0, 0], masks[:, 0, 0] = 9, True
+        return spoilt, masks
+
+    class Blind(Mirror):
+        def anomaly_maps(self, features):
+            return super().anomaly_maps(features).flip(1, 2)
+
+    memories = {1: Mirror(), 2: Blind()}
+    monkeypatch.setattr(coverage, "cut_and_paste", paste)
+    monkeypatch.setattr(coverage, "_memory", lambda drawn, *_: memories[len(drawn)])
+    monkeypatch.setattr(coverage, "PASTINGS", 3)
+    real = np.zeros((1, 3, SIDE, SIDE), np.uint8)
+
+    found = coverage.separations(
+        {"exemplars": real, "conditions": np.concatenate([real, real])}, real, Plain(), None
+    )
+
+    # The blind one sees that an image is spoilt and not where: its pixels that count are as those
+    # of the ground, so all 64 of the four maps are called defective and three of them are.
+    assert found == {"exemplars": 1.0, "conditions": (1 + 3 / 64) / 2}
 
 
 def write_replays(store, name, class_name, value):

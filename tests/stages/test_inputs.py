@@ -1,0 +1,96 @@
+"""What a stage reads stands among its inputs, and nothing that it reads may change unseen."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from replaycad.artifacts.conditions import ConditionsArtifact
+from replaycad.artifacts.format import read_header
+from tests.conftest import states
+from tests.toy import draw_object
+
+
+@pytest.fixture
+def header_of(chain):
+    return lambda name, store=chain: read_header(store / f"{name}.safetensors")
+
+
+def test_each_stage_names_all_that_it_reads(header_of):
+    content = {
+        name: header_of(name)["content_id"]
+        for name in ("masks/disc", "conditions/disc", "replays/disc", "detectors/plate")
+    }
+    inputs = {
+        name: header_of(name)["inputs"] for name in (*content, "scores/plate")
+    }
+    disc = inputs["masks/disc"]["images/disc"]
+    plate = inputs["detectors/plate"]["images/plate"]
+
+    assert inputs["masks/disc"] == {"images/disc": disc}
+    assert inputs["conditions/disc"] == {
+        "images/disc": disc, "masks/disc": content["masks/disc"],
+        "policy": inputs["conditions/disc"]["policy"],
+    }  # fmt: skip
+    assert inputs["replays/disc"] == {
+        "conditions/disc": content["conditions/disc"], "policy": inputs["replays/disc"]["policy"],
+    }  # fmt: skip
+    assert inputs["detectors/plate"] == {
+        "images/plate": plate, "replays/disc": content["replays/disc"],
+        "preset": inputs["detectors/plate"]["preset"], "class order": " + disc + plate",
+    }  # fmt: skip
+    assert inputs["scores/plate"] == {
+        "images/disc": inputs["scores/plate"]["images/disc"],
+        "images/plate": inputs["scores/plate"]["images/plate"],
+        "detectors/plate": content["detectors/plate"], "class order": "disc,plate",
+    }  # fmt: skip
+    seen = [disc, plate, inputs["scores/plate"]["images/disc"],
+            inputs["scores/plate"]["images/plate"]]  # fmt: skip
+    assert len(set(seen)) == 4, "training and test images of two classes"
+
+
+def test_a_detector_names_the_one_that_it_goes_on_from(run, header_of, tmp_path):
+    store = tmp_path / "store"
+    assert run("train", "--class", "disc").exit_code == 0
+
+    assert run("train", "--class", "plate", "--init", "disc").exit_code == 0
+
+    inputs = header_of("detectors/plate", store)["inputs"]
+    assert inputs["detectors/disc"] == header_of("detectors/disc", store)["content_id"]
+    assert inputs["class order"] == "disc +  + plate"
+
+
+@pytest.mark.parametrize(("part", "stage", "reason"), [
+    ("train", "train", "images/plate changed"), ("test", "eval", "images/plate changed"),
+])  # fmt: skip
+def test_a_changed_image_makes_stale_what_was_made_from_it(
+    part, stage, reason, run, chain, data, tmp_path
+):
+    own = shutil.copytree(data, tmp_path / "own")
+    shutil.copytree(chain, tmp_path / "store")
+    commands = {
+        "train": ("train", "--class", "plate", "--past", "disc"),
+        "eval": ("eval", "--class", "disc,plate"),
+    }
+    draw_object("plate", 5).save(own / "plate" / part / "good" / "000.png")
+
+    for command in commands.values():
+        found = states(run, *command, data=own)
+        assert found == [("stale", reason) if command[0] == stage else ("hit", "")]
+
+
+def test_training_draws_the_replays_anew_of_conditions_that_changed(run, chain, tmp_path):
+    shutil.copytree(chain, tmp_path / "store")
+    path = tmp_path / "store" / "conditions" / "disc.safetensors"
+    command = ("train", "--class", "plate", "--past", "disc")
+    assert states(run, *command) == [("hit", "")]
+
+    conditions = ConditionsArtifact.load(path)
+    conditions.semantic_embedding[:] = np.flip(conditions.semantic_embedding, 0)
+    conditions.save(path)
+
+    result = run(*command, "--dry-run", "--json")
+    (outcome,) = json.loads(result.stdout)["outcomes"]
+    assert outcome["state"] == "stale"
+    assert "replays/disc will be made anew" in outcome["reason"]
