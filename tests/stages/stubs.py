@@ -59,6 +59,7 @@ class Mirror(Detector):
     Attributes:
         shown: values at the upper left corner of each image, for every batch of `loss`.
         progress: share of the training that was done at each of them.
+        noise: a number drawn at each of them.
         fitted: likewise for every class that `fit` was given.
         streams: seed of the random stream that came with each.
         shrunk: how often it was asked to shrink.
@@ -71,6 +72,7 @@ class Mirror(Detector):
         self.trained_by = trained_by
         self.shown: list[list[int]] = []
         self.progress: list[float] = []
+        self.noise: list[float] = []
         self.fitted: dict[int, list[int]] = {}
         self.streams: dict[int, int] = {}
         self.shrunk = 0
@@ -80,6 +82,7 @@ class Mirror(Detector):
         """No number that could move the gain."""
         self.shown.append(corners(features))
         self.progress.append(progress)
+        self.noise.append(float(torch.rand(())))
         return 0 * self.gain.sum()
 
     def fit(

@@ -181,12 +181,15 @@ def test_a_training_that_was_killed_is_shown_the_rest_and_nothing_twice(mirror):
 
     trained([(0, range(24))], ["bolt"], epochs=2, num_steps=0)
     whole, mirror.shown = mirror.shown, []
+    noise, mirror.noise = mirror.noise, []
     config = TrainConfig(image_size=SIDE, epochs=2, batch_size=8)
     mixture = Mixture([Source(class_index=0, replays=Flats(range(24)))], SIDE)
 
     found = train_detector(mixture, ["bolt"], Plain(), config, 0, HEADER, checkpoint=Killed())
 
     assert mirror.shown == whole[4:]
+    assert mirror.noise == noise[4:], "and draws the rest"
+    assert len(set(noise)) == 6, "of each step anew"
     assert found.state["gain"] == 3
 
 
