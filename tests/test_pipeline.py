@@ -214,7 +214,7 @@ from replaycad.progress import SilentReport
 import json
 facts = json.loads(sys.argv[1])
 wishes = Wishes(data=Path(facts["data"]), root=Path(facts["root"]), overrides=facts["overrides"],
-                device="cpu", save_every_seconds=0.0)
+                recipe="mini", device="cpu", save_every_seconds=0.0)
 class Slow(SilentReport):
     def step(self, what, done, total, **values):
         if what in ("train", "search") and done >= 2:
@@ -267,6 +267,7 @@ def test_a_killed_stage_goes_on_from_its_checkpoint_to_the_same_bytes(
     result = run(stage, "--class", *arguments)
 
     assert result.exit_code == 0, result.output
+    assert f"going on from the checkpoint at step {kept[0]} of 3" in result.stderr
     assert sha256(store, name) == sha256(chain, name)
     assert not checkpoint.exists(), "cleared once the artifact is there"
 

@@ -58,7 +58,11 @@ class Mirror(Detector):
 
     Attributes:
         shown: values at the upper left corner of each image, for every batch of `loss`.
+        progress: share of the training that was done at each of them.
+        noise: a number drawn at each of them.
         fitted: likewise for every class that `fit` was given.
+        streams: seed of the random stream that came with each.
+        shrunk: how often it was asked to shrink.
         asked: of every image that `fitted_maps` was asked for: this value, class and place.
     """
 
@@ -68,21 +72,30 @@ class Mirror(Detector):
         self.trained_by = trained_by
         self.shown: list[list[int]] = []
         self.progress: list[float] = []
+        self.noise: list[float] = []
         self.fitted: dict[int, list[int]] = {}
+        self.streams: dict[int, int] = {}
+        self.shrunk = 0
         self.asked: list[tuple[int, int, int]] = []
 
     def loss(self, features: Sequence[torch.Tensor], progress: float = 0.0) -> torch.Tensor:
         """No number that could move the gain."""
         self.shown.append(corners(features))
         self.progress.append(progress)
+        self.noise.append(float(torch.rand(())))
         return 0 * self.gain.sum()
 
     def fit(
         self, features: Iterable[Sequence[torch.Tensor]], class_index: int,
-        generator: torch.Generator,  # noqa: ARG002
+        generator: torch.Generator,
     ) -> None:  # fmt: skip
         """Remember which images these are."""
+        self.streams[class_index] = generator.initial_seed()
         self.fitted[class_index] = [value for levels in features for value in corners(levels)]
+
+    def shrink(self) -> None:
+        """Count how often that is asked."""
+        self.shrunk += 1
 
     def anomaly_maps(self, features: Sequence[torch.Tensor]) -> torch.Tensor:
         """The picture, `[B, H, W]`."""

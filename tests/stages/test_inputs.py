@@ -1,13 +1,16 @@
 """What a stage reads stands among its inputs, and nothing that it reads may change unseen."""
 
-import json
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from replaycad.artifacts.conditions import ConditionsArtifact
 from replaycad.artifacts.format import read_header
+from replaycad.making import Wishes
+from replaycad.pipeline import Pipeline
+from replaycad.progress import silent
 from tests.conftest import states
 from tests.toy import draw_object
 
@@ -80,17 +83,43 @@ def test_a_changed_image_makes_stale_what_was_made_from_it(
         assert found == [("stale", reason) if command[0] == stage else ("hit", "")]
 
 
-def test_training_draws_the_replays_anew_of_conditions_that_changed(run, chain, tmp_path):
-    shutil.copytree(chain, tmp_path / "store")
-    path = tmp_path / "store" / "conditions" / "disc.safetensors"
-    command = ("train", "--class", "plate", "--past", "disc")
-    assert states(run, *command) == [("hit", "")]
-
+def other_conditions(store):
+    """Put other conditions in the place of those that are there."""
+    path = store / "conditions" / "disc.safetensors"
     conditions = ConditionsArtifact.load(path)
     conditions.semantic_embedding[:] = np.flip(conditions.semantic_embedding, 0)
     conditions.save(path)
 
-    result = run(*command, "--dry-run", "--json")
-    (outcome,) = json.loads(result.stdout)["outcomes"]
-    assert outcome["state"] == "stale"
-    assert "replays/disc will be made anew" in outcome["reason"]
+
+def test_training_waits_for_the_replays_of_conditions_that_changed(run, chain, tmp_path):
+    store = shutil.copytree(chain, tmp_path / "store")
+    command = ("train", "--class", "plate", "--past", "disc")
+    assert states(run, *command) == [("hit", "")]
+
+    other_conditions(store)
+
+    ((state, reason),) = states(run, *command)
+    assert state == "stale"
+    assert "replays/disc will be made anew" in reason
+
+
+def test_replays_of_other_conditions_are_drawn_anew_as_they_were_before(chain, tmp_path):
+    store, drawn = shutil.copytree(chain, tmp_path / "store"), []
+
+    def prepared():
+        wishes = Wishes(data=tmp_path, root=store, overrides={}, recipe="mini", seed=5)
+        with Pipeline(wishes, silent) as pipeline:
+            pipeline._replay = lambda *arguments, **_: (
+                drawn.append(arguments) or SimpleNamespace(was_made=False)
+            )
+            pipeline._prepare_replays("disc")
+        return drawn
+
+    assert prepared() == []
+    other_conditions(store)
+    ((name, class_name, config, seed),) = prepared()
+    assert (name, class_name, config.num_images, seed) == ("disc", "disc", 6, 0)
+
+    drawn.clear()
+    (store / "conditions" / "disc.safetensors").unlink()
+    assert prepared() == [], "drawn elsewhere and copied"

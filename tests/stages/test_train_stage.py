@@ -30,16 +30,21 @@ HEADER = {"config": {"encoder": "plain"}, "weights": {}}
 def mirror(monkeypatch):
     """The detector that is trained, whatever the config names."""
     built = Mirror()
-    monkeypatch.setattr("replaycad.stages.train.build_detector", lambda *_: built)
+
+    def build(_detector, _preset, _channels, _strides, _image_size, seed):
+        built.weights_seed = seed
+        return built
+
+    monkeypatch.setattr("replaycad.stages.train.build_detector", build)
     return built
 
 
-def trained(values, class_order, init=None, **settings):
+def trained(values, class_order, init=None, seed=0, **settings):
     """Train on images of these values, a pair (class_index, values) for each source."""
     sources = [Source(class_index=one, replays=Flats(own)) for one, own in values]
     config = TrainConfig(**{"image_size": SIDE, "num_steps": 1, "batch_size": 8, **settings})
     mixture = Mixture(sources, SIDE)
-    return train_detector(mixture, class_order, Plain(), config, 0, HEADER, init=init)
+    return train_detector(mixture, class_order, Plain(), config, seed, HEADER, init=init)
 
 
 def together(batches):
@@ -118,6 +123,38 @@ def test_a_detector_without_a_loss_is_given_each_class_once_and_whole(mirror):
     assert mirror.shown == []
 
 
+def test_the_streams_of_a_fit_belong_to_a_class_by_name_and_to_a_seed(mirror):
+    mirror.trained_by, found = "fit", []
+    for order, seed in ((["a", "b"], 0), (["b", "a"], 0), (["a", "b"], 1)):
+        trained([(0, [10]), (1, [50])], order, seed=seed, detector="patchcore")
+        found.append(dict(zip(order, mirror.streams.values(), strict=True)))
+
+    assert found[0] == found[1]
+    assert len({*found[0].values(), *found[2].values()}) == 4
+
+
+@pytest.mark.parametrize(("banks", "gain", "shrunk"), [("replace", 1, 0), ("extend", 2, 1)])
+def test_banks_are_replaced_or_extended_and_then_shrunk(banks, gain, shrunk, mirror):
+    mirror.trained_by = "fit"
+    start = mirror_artifact(gain=2.0, detector="patchcore", header={"weights": {}})
+
+    found = trained([(0, [10])], ["a"], init=start, detector="patchcore", banks=banks)
+
+    assert (found.state["gain"], mirror.shrunk) == (gain, shrunk)
+
+
+def test_weights_and_the_order_of_the_images_belong_to_the_seed(mirror):
+    found = []
+    for seed in (0, 1, 0):
+        mirror.shown = []
+        trained([(0, range(24))], ["bolt"], num_steps=3, seed=seed)
+        found.append((mirror.weights_seed, mirror.shown))
+
+    assert found[0] == found[2]
+    assert found[0][0] != found[1][0]
+    assert found[0][1] != found[1][1]
+
+
 @pytest.mark.parametrize(("balance", "shown"), [(True, {3: 20, 9: 20}), (False, {3: 30, 9: 10})])
 def test_balance_shows_classes_equally_often_and_without_it_images(balance, shown, mirror):
     # 40 images in batches of 8: five steps are one epoch.
@@ -144,12 +181,15 @@ def test_a_training_that_was_killed_is_shown_the_rest_and_nothing_twice(mirror):
 
     trained([(0, range(24))], ["bolt"], epochs=2, num_steps=0)
     whole, mirror.shown = mirror.shown, []
+    noise, mirror.noise = mirror.noise, []
     config = TrainConfig(image_size=SIDE, epochs=2, batch_size=8)
     mixture = Mixture([Source(class_index=0, replays=Flats(range(24)))], SIDE)
 
     found = train_detector(mixture, ["bolt"], Plain(), config, 0, HEADER, checkpoint=Killed())
 
     assert mirror.shown == whole[4:]
+    assert mirror.noise == noise[4:], "and draws the rest"
+    assert len(set(noise)) == 6, "of each step anew"
     assert found.state["gain"] == 3
 
 

@@ -20,7 +20,7 @@ from replaycad.execution import Workshop
 from replaycad.progress import silent
 from replaycad.recipes import CompressConfig, ReplayConfig, TrainConfig
 from tests.conftest import states
-from tests.stages.stubs import SIDE, Mirror, Plain, dots, mirror_artifact, write_sample
+from tests.stages.stubs import SIDE, Flats, Mirror, Plain, dots, mirror_artifact, write_sample
 
 CONFIG = CompressConfig(num_variations=0)
 HEADER = {"inputs": {"images/bolt": "a"}, "class_name": "bolt"}
@@ -200,6 +200,39 @@ def test_forms_are_tried_on_images_that_none_of_them_holds(workshop, monkeypatch
     assert kept.header["form"] == "hybrid", "conditions are not better by a margin"
     assert kept.header["separations"] == {"exemplars": 0.6, "hybrid": 0.7, "conditions": 0.72}
     assert kept.header["config"] == {"keep": "auto"}
+
+
+def test_each_form_is_judged_by_all_its_replays_and_by_the_real_images(
+    workshop, tmp_path, monkeypatch
+):
+    values = {"exemplars": [1, 2, 3], "conditions": [7]}
+    found = {}
+
+    def draw(kept, path, header, _config, seed):
+        found[kept] = (header["key"], seed)
+        images = Flats(values[kept]).images(range(len(values[kept])))
+        with ReplaysWriter(path, {"class_name": "bolt", **header}, len(images), SIDE) as writer:
+            writer.append(images, np.ones((len(images), SIDE, SIDE), bool),
+                          np.arange(len(images)))  # fmt: skip
+            writer.close()
+
+    def judge(drawn, real, *_others):
+        found["drawn"] = {form: images[:, 0, 0, 0].tolist() for form, images in drawn.items()}
+        found["real"] = real[:, 0, 0, 0].tolist()
+        return dict.fromkeys(drawn, 0.123456)
+
+    monkeypatch.setattr(workshop, "_draw", draw)
+    monkeypatch.setattr(workshop, "_judge", lambda: None)
+    monkeypatch.setattr(coverage, "separations", judge)
+    real = [write_sample(tmp_path, str(one), dots((0, 0, one))) for one in (40, 50)]
+
+    told = workshop._separations({form: form for form in values}, real, None, {}, 3)
+
+    assert told == {"exemplars": 0.1235, "conditions": 0.1235}
+    assert found == {
+        "drawn": values, "real": [40, 50], "exemplars": ("exemplars", 3),
+        "conditions": ("conditions", 3),
+    }  # fmt: skip
 
 
 def test_masks_of_other_images_are_refused(workshop, tmp_path):
