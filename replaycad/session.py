@@ -133,8 +133,9 @@ def _brought_at_once(
         name: fields[name] for fields in overrides.values()
         for name in ("backbone", "segmenter", "encoder", "detector") if name in fields
     }  # fmt: skip
-    recipe = shared.recipe or ("fast" if "backbone" in named else "")
-    if FETCH not in error.hint or recipe in ("", "mini") or "none" in named.values():
+    recipe = shared.recipe or ("fast" if named.get("backbone", "mini") != "mini" else "")
+    is_own = any(value == "none" or Path(value).exists() for value in named.values())
+    if FETCH not in error.hint or recipe in ("", "mini") or is_own:
         return error
     typed = {"--recipe": recipe, "--class": ",".join(split_names(shared.classes))}
     if typed["--class"] == "all":

@@ -4,14 +4,16 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from replaycad.artifacts.format import canonical_json, read_header
 from replaycad.artifacts.scores import SCORES
 from replaycad.console import format_bytes, print_json, print_line, print_table
-from replaycad.fetch.work import Found
 from replaycad.forecast import Assumptions
 from replaycad.plans import Outcome
+
+if TYPE_CHECKING:  # what fetches is imported by the one command that fetches
+    from replaycad.fetch.work import Found
 
 METRICS = ("image_auroc", "pixel_ap")
 FIGURES = ("image_auroc", "pixel_ap", "pixel_auroc", "aupro30", "f1_max")
@@ -20,7 +22,7 @@ SHOWN_MATRICES = 6
 TITLES = {"image_auroc": "image AUROC", "pixel_ap": "pixel AP"}
 
 
-def show_fetched(found: Sequence[Found], as_json: bool) -> None:
+def show_fetched(found: Sequence["Found"], as_json: bool) -> None:
     """Print what became of each frozen network, and where the files are that it lacks."""
     if as_json:
         print_json({"parts": [one.document() for one in found]})

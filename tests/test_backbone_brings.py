@@ -102,3 +102,22 @@ def test_sizes_are_read_off_the_configs(ground):
     assert not is_bundled_kind("sd15")
     assert not is_bundled_kind("ldm256")  # known by name, wherever its files are
     assert not is_bundled_kind(str(make_tiny_backbone(ground / "folder")))
+
+
+@pytest.mark.parametrize(
+    ("backbone", "command"),
+    [("mini", "replaycad fetch --encoder resnet34.bt_in1k;"),
+     ("sd15", "run: replaycad fetch --recipe fast --class disc --backbone sd15 --encoder")],
+)  # fmt: skip
+def test_a_missing_network_names_the_recipe_only_where_one_is_meant(
+    ground, monkeypatch, backbone, command
+):
+    monkeypatch.setenv("HF_HUB_CACHE", str(ground / "none"))
+    monkeypatch.setenv("REPLAYCAD_WEIGHTS", str(ground / "none"))
+
+    refused = invoke(["train", "--class", "disc", "--data", ground / "data", "--store",
+                      ground / "store", "--encoder", "resnet34.bt_in1k", "--set",
+                      f"compress.backbone={backbone}"])  # fmt: skip
+
+    assert refused.exit_code == 1
+    assert command in " ".join(refused.stderr.split())
