@@ -20,7 +20,7 @@ NEWEST    := $(lastword $(CLASSES))
 PAST      := $(filter-out $(NEWEST),$(CLASSES))
 
 # The authors' order; the last class is the one that is real in the paper's single training.
-in_order = $(shell $(BIN)/python -c "from replaycad.class_recipes import $(1) as names; print(*names, sep=',')")
+in_order = $(shell $(BIN)/python -c "from replaycad.config.paper_classes import $(1) as names; print(*names, sep=',')")
 
 export REPLAYCAD_DATA := $(DATA)
 export REPLAYCAD_STORE := $(STORE)

@@ -70,7 +70,7 @@ def _between_ends(line: BoolArray) -> BoolArray:
     return before & after
 
 
-def worn(object_masks: BoolArray, rng: np.random.Generator) -> BoolArray:
+def perturbed(object_masks: BoolArray, rng: np.random.Generator) -> BoolArray:
     """Grow or shrink `WORN_SHARE` of the masks `[N, H, W]` bool by `WORN_FRACTION` (Table 5).
 
     The paper says how many masks change, and neither which nor by how much.

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import torch
 
+from replaycad.distributed import ranks
 from replaycad.errors import ConfigError
-from replaycad.ranks import ranks
 
 
 def resolve_device(name: str) -> torch.device:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
-from replaycad.cli import app
+from replaycad.cli.commands import app
 from tests.toy import SIZE, write_toy
 
 ENCODER = "test_resnet.r160_in1k"

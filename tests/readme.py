@@ -8,9 +8,9 @@ from pathlib import Path
 import typer
 
 from replaycad.artifacts.inspection import artifact_table
-from replaycad.cli import app
+from replaycad.cli.commands import app
+from replaycad.config.recipes import CompressConfig, stage_config
 from replaycad.diffusion.presets import BACKBONES
-from replaycad.recipes import CompressConfig, stage_config
 from replaycad.stages.compress import MAX_MASK_SIZE
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -19,7 +19,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from replaycad.class_recipes import MVTEC, VISA
+from replaycad.config.paper_classes import MVTEC, VISA
 from replaycad.diffusion.presets import BACKBONES
 from tests.diffusion.published import CLIP, LDMBERT, UNETS, VAE
 from tests.hub import Hub

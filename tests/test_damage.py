@@ -52,8 +52,8 @@ def test_nothing_is_written_if_an_input_changed_while_it_was_read(
     (copies / "store" / f"{made}.safetensors").unlink()
     saving = "close" if stage == "replay" else "save"
     monkeypatch.setattr(kind, saving, lambda *_: pytest.fail("it was written"))
-    check = "replaycad.plans.Plan.check_inputs"
-    from replaycad.plans import Plan
+    check = "replaycad.engine.staleness.Plan.check_inputs"
+    from replaycad.engine.staleness import Plan
 
     original = Plan.check_inputs
 
@@ -79,10 +79,10 @@ def test_nothing_is_written_if_an_input_changed_while_it_was_read(
 
 def test_an_image_that_changes_leaves_no_checkpoint_either(copies, models, monkeypatch):
     from replaycad.artifacts.checkpoints import Checkpoint
-    from replaycad.making import Wishes
+    from replaycad.engine.builder import RunSettings
 
     (copies / "store" / "conditions" / "disc.safetensors").unlink()
-    monkeypatch.setitem(Wishes.__init__.__kwdefaults__, "save_every_seconds", 0.0)
+    monkeypatch.setitem(RunSettings.__init__.__kwdefaults__, "save_every_seconds", 0.0)
     original = Checkpoint.save
 
     def change_then_save(checkpoint, step, tensors):
@@ -142,7 +142,7 @@ def test_the_json_beside_up_to_date_scores_is_mended(copies, models):
 
 def test_an_image_that_came_after_the_masks_does_not_stop_the_contact_sheet(copies):
     from replaycad.artifacts.store import Store
-    from replaycad.contact_sheet import pictures_of
+    from replaycad.experiments.contact_sheet import pictures_of
 
     good = copies / "data" / "disc" / "train" / "good"
     before = pictures_of(copies / "data", Store(copies / "store"), "disc", "disc")

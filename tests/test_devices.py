@@ -10,11 +10,11 @@ from torch import nn
 from typer.testing import Result
 
 from replaycad.detectors.presets import DETECTORS
-from replaycad.pipeline import Pipeline
+from replaycad.engine.pipeline import Pipeline
 from replaycad.progress import SilentReport
 from tests.conftest import Models, invoke
+from tests.engine.test_pipeline import wishes
 from tests.pretended import pretended
-from tests.test_pipeline import wishes
 
 MIXED: dict[str, Callable[[torch.Tensor], object]] = {
     "two operands": lambda x: x + torch.ones(3),

@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from replaycad.class_recipes import VISA
+from replaycad.config.paper_classes import VISA
 from replaycad.detectors.encoder_files import PUBLISHED, locate_encoder
 from replaycad.detectors.presets import DETECTORS
 from replaycad.diffusion.presets import BACKBONES, backbone_files, locate_backbone, needed_files
@@ -22,9 +22,9 @@ from replaycad.errors import ConfigError, WeightsError
 from replaycad.fetch import converting, parts, transfer
 from replaycad.fetch.parts import parts_of_recipe
 from replaycad.segmentation import presets as segmenters
+from tests.cli.test_cli import one_line_error
 from tests.conftest import invoke
 from tests.hub import Hub
-from tests.test_cli import one_line_error
 from tests.tiny import make_tiny_backbone
 
 SD, LDM = BACKBONES["sd15"], BACKBONES["ldm256"]
@@ -218,7 +218,7 @@ def test_an_interrupted_command_leaves_what_came_and_the_next_goes_on(
             stop["left"] -= 1
             raise KeyboardInterrupt
 
-    monkeypatch.setattr("replaycad.console.TerminalReport.step", interrupt)
+    monkeypatch.setattr("replaycad.cli.console.TerminalReport.step", interrupt)
 
     result = fetch(*what)
     parts_left = [name for name in files_below(cache) if name.endswith(".part")]

@@ -7,7 +7,7 @@ import pytest
 
 from replaycad.artifacts.store import Store
 from replaycad.errors import ConfigError
-from replaycad.forecast import Assumptions, advice, assumed, forecast, measured
+from replaycad.experiments.forecast import Assumptions, advice, assumed, forecast, measured
 from tests.conftest import invoke
 
 PLAIN = Assumptions(

@@ -9,7 +9,7 @@ import pytest
 from typer.main import get_command
 
 from replaycad import guide
-from replaycad.cli import app
+from replaycad.cli.commands import app
 from tests.conftest import invoke
 from tests.toy import write_toy
 

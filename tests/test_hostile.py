@@ -80,7 +80,7 @@ def test_what_is_no_exif_is_no_failure(tmp_path):
 
 
 def test_a_folder_that_nobody_may_enter_is_one_line(data, tmp_path, monkeypatch):
-    from replaycad.pipeline import Pipeline
+    from replaycad.engine.pipeline import Pipeline
 
     def refuse(*_):
         raise PermissionError(13, "Permission denied", "/store/masks/disc.safetensors")

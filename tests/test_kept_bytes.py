@@ -8,11 +8,11 @@ from replaycad.artifacts.conditions import ConditionsArtifact
 from replaycad.artifacts.masks import MasksArtifact
 from replaycad.artifacts.replay_writer import ReplaysWriter
 from replaycad.artifacts.replays import ReplaysReader
+from replaycad.config.recipes import CompressConfig, ReplayConfig
 from replaycad.data.classes import POLICIES
 from replaycad.data.samples import train_samples
 from replaycad.diffusion.presets import BACKBONES
 from replaycad.mask_ops import resize_masks
-from replaycad.recipes import CompressConfig, ReplayConfig
 from replaycad.stages import compress as stage
 from replaycad.stages.replay import replay_class
 from tests.tiny import IN_FEATURES, OUT_FEATURES, tiny_diffusion

@@ -16,10 +16,10 @@ from replaycad.mask_ops import (
     bounding_boxes,
     label_components,
     pack_bits,
+    perturbed,
     replay_mask,
     shift,
     unpack_bits,
-    worn,
 )
 
 
@@ -268,10 +268,10 @@ def test_three_of_ten_masks_grow_or_shrink_by_a_twentieth_of_the_width():
     masks = np.zeros((40, 60, 60), np.bool_)
     masks[:, 20:40, 15:45] = True
 
-    spoilt = worn(masks, np.random.default_rng(0))
+    spoilt = perturbed(masks, np.random.default_rng(0))
 
     areas = spoilt.sum((1, 2))
     assert set(areas.tolist()) == {20 * 30, 26 * 36, 14 * 24}
     assert np.count_nonzero(areas != 600) == 12
-    assert np.array_equal(spoilt, worn(masks, np.random.default_rng(0)))
+    assert np.array_equal(spoilt, perturbed(masks, np.random.default_rng(0)))
     assert masks.sum() == 40 * 600, "the given masks stay as they are"

@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 
 from replaycad.artifacts.detector import DetectorArtifact
 from replaycad.detectors.build import build_detector
+from replaycad.distributed import Ranks, ranks
 from replaycad.errors import ConfigError
-from replaycad.ranks import Ranks, ranks
 from tests.conftest import invoke
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -57,7 +57,7 @@ from replaycad.detectors.build import build_detector
 from replaycad.detectors.optimization import make_optimizers, optimize_step
 from replaycad.detectors.presets import preset_for
 from replaycad.detectors.shared_norm import share
-from replaycad.ranks import average_gradients, join, leave, ranks
+from replaycad.distributed import average_gradients, join, leave, ranks
 
 own, training = ranks(), preset_for("invad", "mini").training
 join(torch.device("cpu"))

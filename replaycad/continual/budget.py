@@ -8,8 +8,8 @@ import numpy as np
 from replaycad.artifacts.conditions import ConditionsArtifact
 from replaycad.artifacts.frequencies import have_places
 from replaycad.artifacts.packing import finest_step
-from replaycad.data.images import evenly
-from replaycad.recipes import CompressConfig
+from replaycad.config.recipes import CompressConfig
+from replaycad.data.images import evenly_spaced
 
 IMAGE_BUDGET = 200_000  # bytes of a file with real images, unless the config says how many
 HEADER_BYTES = 4_000  # of a file, about; what is written in the end is counted exactly
@@ -23,7 +23,7 @@ seeds, 64 poses, image AUROC / pixel AP: 68.8 / 9.2 in floats, 68.7 / 9.1 at 1/2
 FINEST_SEEN, FINE_SEEN, COARSEST_SEEN = 0.02, 0.08, 0.5
 """The same of packed frequencies, in units of the picture's latents: replays of six held-out
 classes and four real ones lie 48 to 51, 38 to 43 and 27 to 36 dB from those of unrounded tokens."""
-_TRIED = 64  # steps between these two, evenly in their logarithm
+_TRIED = 64  # steps between these two, evenly_spaced in their logarithm
 
 
 def affordable(
@@ -110,7 +110,7 @@ def _rounded(kept: ConditionsArtifact, room: int, steps: list[float]) -> Conditi
 def _with_rows(kept: ConditionsArtifact, number: int) -> ConditionsArtifact:
     """Poses and coefficients of fewer training images, the same ones."""
     poses, coefficients = (
-        None if rows is None else rows[evenly(len(rows), number)]
+        None if rows is None else rows[evenly_spaced(len(rows), number)]
         for rows in (kept.poses, kept.coefficients)
     )
     return replace(kept, poses=poses, coefficients=coefficients)

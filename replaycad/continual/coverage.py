@@ -6,13 +6,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from replaycad.cut_paste import windows
+from replaycad.config.recipes import Form
+from replaycad.detectors.cut_paste import windows
 from replaycad.detectors.encoders import Encoder
 from replaycad.detectors.patchcore import PatchCore
 from replaycad.detectors.structures import PatchCorePreset
 from replaycad.mask_ops import Operation, apply_to_images, augmentations
 from replaycad.metrics import image_auroc, pixel_ap
-from replaycad.recipes import Form
 
 BANK_LIMIT = 32_768  # patches of the drawn images: all of 128 bundled ones; a coreset takes longer
 PASTED_AREA = (0.01, 0.05)  # of an image

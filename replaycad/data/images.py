@@ -88,7 +88,7 @@ def load_images(samples: Sequence[HasPath], size: int) -> ByteArray:
     return images
 
 
-def evenly(total: int, count: int) -> NDArray[np.int64]:
+def evenly_spaced(total: int, count: int) -> NDArray[np.int64]:
     """Which images stand for all: at most `count` of 0..total-1, evenly spaced, rising, `[n]`."""
     return np.unique(np.linspace(0, total - 1, min(total, count)).round().astype(np.int64))
 

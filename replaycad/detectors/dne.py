@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from replaycad.cut_paste import windows
+from replaycad.detectors.cut_paste import windows
 from replaycad.detectors.interface import Detector, evaluating
 from replaycad.detectors.structures import DNEPreset
 from replaycad.errors import ConfigError

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from types import MappingProxyType
 
+from replaycad.config.recipes import TrainConfig
 from replaycad.detectors.structures import (
     DinomalyPreset,
     DNEPreset,
@@ -18,7 +19,6 @@ from replaycad.detectors.structures import (
     UniADPreset,
 )
 from replaycad.errors import ConfigError
-from replaycad.recipes import TrainConfig
 
 # Deviation: section 5.1 trains InvAD as its authors do; those train 300 epochs of MVTec AD and 100
 # of VisA, and 200 of both is what ReplayCAD's release trains.
@@ -226,7 +226,7 @@ def preset_for(detector: str, preset: str) -> Preset:
     return presets[preset]
 
 
-def settle(config: TrainConfig) -> TrainConfig:
+def resolve_defaults(config: TrainConfig) -> TrainConfig:
     """The config with every 0 and "" replaced by what the detector's preset says.
 
     Raises:

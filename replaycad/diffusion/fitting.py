@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from replaycad.config.recipes import CompressConfig
 from replaycad.diffusion.presets import (
     BACKBONES,
     backbone_files,
@@ -12,7 +13,6 @@ from replaycad.diffusion.presets import (
     split_name,
 )
 from replaycad.errors import ConfigError
-from replaycad.recipes import CompressConfig
 
 _LONGEST_TEMPLATE = 8  # tokens before the placeholder: a start and "a close-up photo of the"
 _UNET_WIDTH = 1280  # diffusers' own, where a config names none

@@ -9,6 +9,7 @@ import struct
 from dataclasses import dataclass
 from pathlib import Path
 
+from replaycad.config.recipes import CompressConfig, ReplayConfig
 from replaycad.diffusion.presets import (
     BACKBONES,
     backbone_files,
@@ -18,7 +19,6 @@ from replaycad.diffusion.presets import (
     split_name,
 )
 from replaycad.errors import WeightsError
-from replaycad.recipes import CompressConfig, ReplayConfig
 
 BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 """Precision -> bytes of one number of unet and text encoder; the VAE always takes 4."""

@@ -12,13 +12,13 @@ from diffusers import (
     UniPCMultistepScheduler,
 )
 
+from replaycad.config.recipes import ReplayConfig
 from replaycad.diffusion.backbones import SCHEDULE, Diffusion
 from replaycad.diffusion.cell_unet import CellUNet, Guess
 from replaycad.diffusion.conditioning import Conditions
 from replaycad.diffusion.prompts import GENERATION_PROMPTS, Prompts, encode_texts, unconditional
 from replaycad.errors import ConfigError
 from replaycad.progress import Report, silent
-from replaycad.recipes import ReplayConfig
 from replaycad.runtime import generator
 
 _CPU_ROWS = 8

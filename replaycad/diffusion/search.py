@@ -15,6 +15,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch.nn import functional as F
 
+from replaycad.config.recipes import CompressConfig
 from replaycad.diffusion.backbones import Diffusion
 from replaycad.diffusion.cell_unet import CellUNet
 from replaycad.diffusion.conditioning import Conditions
@@ -24,7 +25,6 @@ from replaycad.diffusion.prompts import TEMPLATES, Prompts
 from replaycad.diffusion.stopping import DRAWS, Plateau
 from replaycad.errors import ConfigError, TrainingError
 from replaycad.progress import Report, silent
-from replaycad.recipes import CompressConfig
 from replaycad.runtime import free_memory_bytes, generator
 
 CHECK_EVERY = 25

@@ -4,6 +4,7 @@ import copy
 
 import torch
 
+from replaycad.config.recipes import CompressConfig
 from replaycad.diffusion.backbones import Diffusion
 from replaycad.diffusion.conditioning import Conditions, SpatialEncoder
 from replaycad.diffusion.fitting import Shape, check_fits, default_spatial_sizes
@@ -12,7 +13,6 @@ from replaycad.diffusion.presets import BACKBONES
 from replaycad.diffusion.prompts import DEFAULT_INIT_WORD, random_embedding, word_embedding
 from replaycad.diffusion.variation import Variation
 from replaycad.errors import ConfigError
-from replaycad.recipes import CompressConfig
 from replaycad.runtime import generator
 
 _NUM_SUBSETS, _SUBSET_SIZE = 8, 8  # what the set encoder's start value is averaged over

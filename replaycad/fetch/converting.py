@@ -20,7 +20,7 @@ def convert(source: Path, target: Path) -> None:
         ArtifactError: the disk became full, or is closed; no half file is left.
     """
     check_space(target.parent, source.stat().st_size)
-    from replaycad.pickled import read_tensors  # noqa: PLC0415 - torch
+    from replaycad.torch_files import read_tensors  # noqa: PLC0415 - torch
 
     arrays = {}
     for name, tensor in read_tensors(source).items():

@@ -5,14 +5,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from replaycad.class_recipes import MVTEC, TABLE_ONLY, VISA
-from replaycad.data.samples import find_classes
-from replaycad.detectors.encoder_files import ENCODER_FILE, PUBLISHED
-from replaycad.detectors.presets import settle
-from replaycad.diffusion.presets import BACKBONES, hub_place, needed_files, split_name
-from replaycad.errors import ConfigError, DatasetError
-from replaycad.frozen import NO_SEGMENTER
-from replaycad.recipes import (
+from replaycad.config.paper_classes import MVTEC, TABLE_ONLY, VISA
+from replaycad.config.recipes import (
     CompressConfig,
     MaskConfig,
     ReplayConfig,
@@ -20,6 +14,12 @@ from replaycad.recipes import (
     TrainConfig,
     stage_config,
 )
+from replaycad.data.samples import find_classes
+from replaycad.detectors.encoder_files import ENCODER_FILE, PUBLISHED
+from replaycad.detectors.presets import resolve_defaults
+from replaycad.diffusion.presets import BACKBONES, hub_place, needed_files, split_name
+from replaycad.engine.inputs import NO_SEGMENTER
+from replaycad.errors import ConfigError, DatasetError
 from replaycad.segmentation.presets import OFFICIAL_ADDRESS, SEGMENTERS
 
 KINDS = ("backbone", "segmenter", "encoder")
@@ -226,7 +226,7 @@ def _named_in(config: StageConfig) -> list[tuple[str, str]]:
     if isinstance(config, CompressConfig | ReplayConfig):
         return [("backbone", config.backbone)] if config.backbone else []
     if isinstance(config, TrainConfig):
-        return [("encoder", settle(config).encoder)]
+        return [("encoder", resolve_defaults(config).encoder)]
     return []
 
 

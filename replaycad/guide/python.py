@@ -3,7 +3,7 @@
 A pipeline is a data folder, a store and settings, named as by `--set`. Each stage gives an outcome:
 whether it ran (`was_made`), how long that took, and the artifact's `plan.path`.
 
-    >>> from replaycad.pipeline import Pipeline
+    >>> from replaycad.engine.pipeline import Pipeline
     >>> settings = {"compress.num_steps": 10, "replay.num_images": 8, "train.detector": "patchcore"}
     >>> pipeline = Pipeline.of("data", "artifacts", settings)
 
@@ -31,7 +31,7 @@ A detector of a new class beside the replays of an old one, and its figures on t
 
 Verdicts on images, as arrays; a score of 1 is the threshold:
 
-    >>> from replaycad.prediction import load_predictor
+    >>> from replaycad.inference.predict import load_predictor
     >>> import numpy as np, torch
     >>> predictor = load_predictor(pipeline.store, "plate", "", torch.device("cpu"))
     >>> image_scores, anomaly_maps = predictor(np.zeros((2, 128, 128, 3), np.uint8))
@@ -40,7 +40,8 @@ Verdicts on images, as arrays; a score of 1 is the threshold:
 
 A comparison, as `replaycad run`; what was made above is not made again:
 
-    >>> from replaycad import sequence, walk
+    >>> from replaycad.experiments import plan as sequence
+    >>> from replaycad.experiments import run as walk
     >>> cells = sequence.comparison(["disc", "plate"], ["finetune", "replay"])
     >>> found = walk.run_sequence(pipeline, cells, "run")["document"]["strategies"]
     >>> 0 <= found["replay"]["image_auroc"]["mean_past"] <= 1

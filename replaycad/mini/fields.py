@@ -54,7 +54,7 @@ class Dice:
         return self.generator.standard_normal(shape, dtype=np.float32)
 
     def rough(self, *shape: int) -> Field:
-        """Return float32 numbers of zero mean and unit variance, evenly spread and cheap."""
+        """Return float32 numbers of zero mean and unit variance, evenly_spaced spread and cheap."""
         raw = np.frombuffer(self.generator.bytes(2 * math.prod(shape)), dtype=np.int16)
         return raw.astype(np.float32).reshape(shape) * np.float32(math.sqrt(3) / 32768)
 

@@ -17,7 +17,6 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from replaycad.contact_sheet import draw_sheet
 from replaycad.continual.coverage import pyramids
 from replaycad.data.images import load_images
 from replaycad.data.samples import find_classes, test_samples, train_samples
@@ -25,14 +24,15 @@ from replaycad.detectors.encoders import IMAGENET_MEAN, IMAGENET_STD, Encoder, l
 from replaycad.detectors.patchcore import PatchCore
 from replaycad.detectors.structures import PatchCorePreset
 from replaycad.diffusion.backbones import load_backbone
-from replaycad.making import Wishes
+from replaycad.engine.builder import RunSettings
+from replaycad.engine.pipeline import Pipeline
+from replaycad.engine.staleness import input_header
+from replaycad.experiments.contact_sheet import draw_sheet
 from replaycad.metrics import image_auroc
 from replaycad.mini.pretrain.encoder import OUT_INDICES, TIMM_NAME
 from replaycad.mini.pretrain.pool import Pool, open_pool
 from replaycad.mini.pretrain.sam import WHOLE_FRAME
 from replaycad.mini.world import HELD_OUT_SEED, draw_class, write_dataset
-from replaycad.pipeline import Pipeline
-from replaycad.plans import input_header
 from replaycad.progress import silent
 from replaycad.runtime import generator
 from replaycad.segmentation.sam import load_segmenter
@@ -158,7 +158,7 @@ def inversion(
     classes = find_classes(data)
     tables: dict[str, dict[str, Figures]] = {figure: {} for figure in FIGURES}
     for kind in ("real", *CONDITIONINGS):
-        wishes = Wishes(
+        wishes = RunSettings(
             data=data, root=work / kind, seed=seed,
             overrides={
                 "compress": CONDITIONINGS.get(kind, {}),

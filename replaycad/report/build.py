@@ -14,16 +14,15 @@ from replaycad.artifacts.atomic import write_text
 from replaycad.artifacts.format import read_header
 from replaycad.artifacts.scores import ScoresArtifact
 from replaycad.artifacts.store import Store
-from replaycad.console import format_bytes
-from replaycad.contact_sheet import pictures_of
 from replaycad.data.samples import test_samples
+from replaycad.engine.timings import Ledger
 from replaycad.errors import ArtifactError, DatasetError
-from replaycad.ledger import Ledger
-from replaycad.prediction import load_predictor
+from replaycad.experiments.contact_sheet import pictures_of
+from replaycad.experiments.results import FIGURES
+from replaycad.experiments.tables import METRICS, TITLES, format_bytes, fraction, strategy_row
+from replaycad.inference.predict import load_predictor
 from replaycad.report import plots
 from replaycad.report.pictures import extremes, pixels_as_data
-from replaycad.results import FIGURES, METRICS
-from replaycad.summary import TITLES, fraction, strategy_row
 
 WORDS = {"mean": "mean", "mean_past": "past", "fm": "forgetting", "joint_gap": "gap to joint"}
 _LOW, _HIGH = (178, 24, 43), (33, 102, 172)  # red and blue, which few eyes confuse

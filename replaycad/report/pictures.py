@@ -11,8 +11,8 @@ from PIL import Image
 from replaycad.artifacts.scores import ScoresArtifact
 from replaycad.data.images import read_picture, square_pixels
 from replaycad.data.samples import Sample
-from replaycad.overlay import overlay
-from replaycad.prediction import Predictor
+from replaycad.inference.overlay import overlay
+from replaycad.inference.predict import Predictor
 
 SIDE = 112  # px of a picture on the page
 QUALITY = 70

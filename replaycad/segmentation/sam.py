@@ -19,7 +19,6 @@ from segment_anything.modeling import (
 )
 
 from replaycad.errors import WeightsError
-from replaycad.pickled import read_tensors
 from replaycad.segmentation.presets import SAM_DEFAULTS, SegmenterFiles, check_tag, locate
 from replaycad.segmentation.selection import (
     MaskPolicy,
@@ -32,6 +31,7 @@ from replaycad.segmentation.selection import (
 )
 from replaycad.segmentation.settling import most_alike, settle
 from replaycad.segmentation.stem import STRIDE, PyramidStem
+from replaycad.torch_files import read_tensors
 
 BoolArray = NDArray[np.bool_]
 ByteArray = NDArray[np.uint8]

@@ -9,10 +9,11 @@ import torch
 
 from replaycad.artifacts.conditions import ConditionsArtifact
 from replaycad.artifacts.masks import MasksArtifact
+from replaycad.config.recipes import CompressConfig
 from replaycad.continual.budget import IMAGE_BUDGET, MAX_POSES, affordable, fitted
 from replaycad.continual.coverage import symmetries
 from replaycad.continual.exemplars import coverage_order, describe, encode, fill
-from replaycad.data.images import evenly, load_images
+from replaycad.data.images import evenly_spaced, load_images
 from replaycad.data.samples import Sample
 from replaycad.detectors.encoders import Encoder
 from replaycad.diffusion.alignment import (
@@ -35,11 +36,10 @@ from replaycad.mask_ops import (
     apply_to_masks,
     augmentations,
     bounding_boxes,
+    perturbed,
     resize_masks,
-    worn,
 )
 from replaycad.progress import Report, silent
-from replaycad.recipes import CompressConfig
 from replaycad.runtime import generator, stream_seed
 
 MAX_MASK_SIZE = 256
@@ -90,7 +90,7 @@ def compress_class(
     """
     policy = masks.header["policy"]
     augmentation = "none" if config.augmentation == "none" else policy["train_augmentation"]
-    read = evenly(len(samples), max(config.num_steps * config.batch_size, LEAST_IMAGES))
+    read = evenly_spaced(len(samples), max(config.num_steps * config.batch_size, LEAST_IMAGES))
     samples = [samples[row] for row in read]
     images = load_images(samples, diffusion.image_size)
     spatial = config.conditioning != "semantic"
@@ -101,7 +101,7 @@ def compress_class(
         # The poses say how the class moves, better than the policy's guess.
         augmentation = "none"
         found, images, resized = _into_frame(images, resized, policy["mask_rule"], seed)
-        poses = found.poses[evenly(len(samples), MAX_POSES)].numpy()
+        poses = found.poses[evenly_spaced(len(samples), MAX_POSES)].numpy()
         how = "turn freely" if found.is_free else "lie alike"
         report.note(
             f"{masks.class_name}: images {how}; moved onto each other they keep {found.left:.0%} "
@@ -126,7 +126,7 @@ def compress_class(
     )  # fmt: skip
     if coefficients is not None:
         rows = coefficients.flatten(0, 1)
-        coefficients = rows[evenly(len(rows), MAX_POSES)]
+        coefficients = rows[evenly_spaced(len(rows), MAX_POSES)]
     kept = _masks_to_keep(resized, masks.class_name, config, report)
     return _artifact(
         masks.class_name, conditions, kept, poses, coefficients, policy, config, header
@@ -137,7 +137,7 @@ def _masks_to_keep(
     object_masks: np.ndarray, class_name: str, config: CompressConfig, report: Report
 ) -> np.ndarray:
     """M of `[N, H, W]` bool, at most `MAX_MASK_SIZE` wide."""
-    chosen = evenly(len(object_masks), config.num_masks)
+    chosen = evenly_spaced(len(object_masks), config.num_masks)
     if len(chosen) < config.num_masks:
         report.note(
             f"{class_name}: {len(chosen)} masks stored, for there are no more "
@@ -186,7 +186,7 @@ def keep_exemplars(
         whole = np.ones((len(images), image_size, image_size), np.bool_)
         found, framed, _ = _into_frame(images, whole, policy["mask_rule"], seed)
         poses = found.poses.numpy()
-        targets = poses[evenly(len(samples), MAX_EXEMPLAR_POSES)]
+        targets = poses[evenly_spaced(len(samples), MAX_EXEMPLAR_POSES)]
     if policy["train_augmentation"] in ("rotate_180", "six_way"):
         operations = augmentations(policy["train_augmentation"])
     else:
@@ -289,7 +289,7 @@ def _spoilt(object_masks: np.ndarray, config: CompressConfig, seed: int) -> np.n
     if config.spoil_masks == "box":
         return bounding_boxes(object_masks)
     if config.spoil_masks == "noisy":
-        return worn(object_masks, np.random.default_rng(stream_seed(seed, "noisy-masks")))
+        return perturbed(object_masks, np.random.default_rng(stream_seed(seed, "noisy-masks")))
     return object_masks
 
 

@@ -8,6 +8,7 @@ import torch
 
 from replaycad.artifacts.detector import DetectorArtifact
 from replaycad.artifacts.scores import ScoresArtifact
+from replaycad.config.recipes import EvalConfig
 from replaycad.data.images import load_anomaly_mask, load_images
 from replaycad.data.samples import Sample
 from replaycad.detectors.build import build_detector
@@ -16,7 +17,6 @@ from replaycad.detectors.interface import Detector
 from replaycad.errors import ArtifactError
 from replaycad.metrics import class_metrics, mean_over_classes
 from replaycad.progress import Report, silent
-from replaycad.recipes import EvalConfig
 
 
 def evaluate(

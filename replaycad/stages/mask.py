@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from replaycad.artifacts.masks import MasksArtifact
+from replaycad.config.recipes import MaskConfig
 from replaycad.data.classes import ClassPolicy, auto_policy, infer_policy, policy_for
-from replaycad.data.images import evenly, load_image, load_images
+from replaycad.data.images import evenly_spaced, load_image, load_images
 from replaycad.data.samples import Sample
 from replaycad.progress import Report, silent
-from replaycad.recipes import MaskConfig
 
 if TYPE_CHECKING:  # the network is not needed to say that the whole frame is the object
     from replaycad.segmentation.sam import Segmenter
@@ -55,7 +55,7 @@ def make_masks(
         wanted = known or auto_policy(class_name)
         if config.rule != "policy":
             wanted = replace(wanted, mask_rule=config.rule)
-        few = evenly(len(samples), SETTLE_IMAGES)
+        few = evenly_spaced(len(samples), SETTLE_IMAGES)
         settled = segmenter.settle(
             [load_image(samples[i].path, size) for i in few], wanted, config.rule != "policy"
         )
@@ -100,6 +100,6 @@ def _guess(
     class_name: str, samples: Sequence[Sample], object_masks: np.ndarray, rule: str
 ) -> ClassPolicy:
     """How a class moves, from its masks and from a few small images that show their borders."""
-    few = evenly(len(samples), SETTLE_IMAGES)
+    few = evenly_spaced(len(samples), SETTLE_IMAGES)
     images = load_images([samples[index] for index in few], BORDER_SIZE)
     return infer_policy(class_name, object_masks, images, rule)

@@ -9,6 +9,7 @@ from PIL import Image
 
 from replaycad.artifacts.conditions import ConditionsArtifact
 from replaycad.artifacts.replay_writer import ReplaysWriter
+from replaycad.config.recipes import ReplayConfig
 from replaycad.continual.exemplars import decode, vary
 from replaycad.diffusion.alignment import beyond_border, to_pose
 from replaycad.diffusion.backbones import Diffusion
@@ -17,7 +18,6 @@ from replaycad.diffusion.sampling import pass_size, sample
 from replaycad.errors import ArtifactError
 from replaycad.mask_ops import Operation, replay_mask, resize_masks
 from replaycad.progress import Report, silent
-from replaycad.recipes import ReplayConfig
 from replaycad.runtime import stream_seed
 
 SMALL_DEGREES, SMALL_SHIFT = 2, 0.05

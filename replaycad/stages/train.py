@@ -10,24 +10,24 @@ import torch
 from numpy.typing import NDArray
 
 from replaycad.artifacts.detector import DetectorArtifact
+from replaycad.config.recipes import TrainConfig
 from replaycad.continual.penalties import IMPORTANCES, Penalty, added, normalized
-from replaycad.data.images import evenly
+from replaycad.data.images import evenly_spaced
 from replaycad.data.mixture import Mixture, batches
 from replaycad.detectors.build import build_detector
 from replaycad.detectors.encoders import Encoder
 from replaycad.detectors.feature_cache import FeatureCache
 from replaycad.detectors.interface import Detector
 from replaycad.detectors.optimization import make_optimizers, optimize_step
-from replaycad.detectors.presets import preset_for, settle
+from replaycad.detectors.presets import preset_for, resolve_defaults
 from replaycad.detectors.shared_norm import share
+from replaycad.distributed import average_gradients, ranks, wait
 from replaycad.errors import ArtifactError, ConfigError, TrainingError
 from replaycad.progress import Report, silent
-from replaycad.ranks import average_gradients, ranks, wait
-from replaycad.recipes import TrainConfig
 from replaycad.runtime import generator, global_stream, stream_seed
 
 FALSE_ALARM_RATE = 0.01  # of the thresholds, on normal training images
-THRESHOLD_IMAGES = 256  # at most, evenly over the training set
+THRESHOLD_IMAGES = 256  # at most, evenly_spaced over the training set
 IMPORTANCE_IMAGES = 256  # that a penalty's importances are the mean of, likewise
 
 
@@ -76,7 +76,7 @@ def train_detector(
         ArtifactError: if `init` is another kind of detector, or remembers nothing for the penalty.
         ConfigError: if a penalty is asked of a detector without a loss.
     """
-    config = settle(config)
+    config = resolve_defaults(config)
     device = next(encoder.buffers()).device
     detector = build_detector(
         config.detector, config.preset, encoder.channels, encoder.strides, config.image_size,
@@ -155,7 +155,7 @@ def _importances(
     detector: Detector, features: FeatureCache, mixture: Mixture, config: TrainConfig, seed: int
 ) -> dict[str, torch.Tensor]:
     """Of every weight to the classes just learned, with a mean of 1."""
-    rows = evenly(len(mixture), IMPORTANCE_IMAGES)
+    rows = evenly_spaced(len(mixture), IMPORTANCE_IMAGES)
     chunks = np.array_split(rows, math.ceil(len(rows) / config.batch_size))
     device = next(detector.parameters()).device
     with global_stream(device, seed, "importances", 0):
@@ -331,7 +331,7 @@ def _thresholds(
     The first serve where nobody says which class an image is of. An image that a memory holds is
     measured as if it did not.
     """
-    rows = evenly(len(mixture), THRESHOLD_IMAGES)
+    rows = evenly_spaced(len(mixture), THRESHOLD_IMAGES)
     classes = mixture.class_index
     places = np.empty(len(classes), np.int64)  # of each image among those of its class
     for one in np.unique(classes):

@@ -11,12 +11,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from replaycad.config.recipes import CompressConfig, ReplayConfig, stage_config
 from replaycad.diffusion.backbones import load_backbone
 from replaycad.diffusion.posterior import Posterior
 from replaycad.diffusion.sampling import pass_size, sample
 from replaycad.diffusion.search import search
 from replaycad.diffusion.start import start_conditions
-from replaycad.recipes import CompressConfig, ReplayConfig, stage_config
 from replaycad.runtime import peak_memory_bytes, resolve_device
 from tests.full_size import random_diffusion
 

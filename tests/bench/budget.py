@@ -14,12 +14,12 @@ from statistics import fmean, pstdev
 from typing import Any
 
 from replaycad.artifacts.format import read_header
+from replaycad.config.recipes import TrainConfig
 from replaycad.data.samples import find_classes
+from replaycad.engine.builder import RunSettings
+from replaycad.engine.pipeline import Pipeline
 from replaycad.errors import BudgetError
-from replaycad.making import Wishes
-from replaycad.pipeline import Pipeline
 from replaycad.progress import silent
-from replaycad.recipes import TrainConfig
 
 FORMS = ("exemplars", "conditions", "hybrid", "auto")
 FIGURES = ("image_auroc", "pixel_ap")
@@ -63,7 +63,7 @@ def main() -> None:
     parser.add_argument("--encoder", default="mini")
     typed = parser.parse_args()
     classes = typed.order or find_classes(typed.data)
-    wishes = Wishes(
+    wishes = RunSettings(
         data=typed.data, root=typed.store,
         overrides={
             "replay": {"num_images": str(typed.num)},

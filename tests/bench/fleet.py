@@ -13,11 +13,11 @@ from pathlib import Path
 import ray
 
 from replaycad.data.samples import find_classes
-from replaycad.fleet import perform_on_ray
-from replaycad.making import Wishes
-from replaycad.pipeline import Pipeline
+from replaycad.engine.builder import RunSettings
+from replaycad.engine.pipeline import Pipeline
+from replaycad.experiments.plan import comparison, steps
+from replaycad.experiments.ray_engine import perform_on_ray
 from replaycad.progress import silent
-from replaycad.sequence import comparison, steps
 
 
 def seconds(data: Path, num_workers: int) -> float:
@@ -25,7 +25,7 @@ def seconds(data: Path, num_workers: int) -> float:
     ray.init(num_cpus=num_workers, log_to_driver=False, logging_level=logging.ERROR)
     try:
         with tempfile.TemporaryDirectory() as folder:
-            wishes = Wishes(data=data, root=folder, overrides={}, device="cpu")
+            wishes = RunSettings(data=data, root=folder, overrides={}, device="cpu")
             cells = comparison(find_classes(data), ["replay"], [0], [""], [0], 1)
             planned = [one for one in steps(cells, "fleet", 0) if one.stage in ("mask", "compress")]
             start = time.perf_counter()

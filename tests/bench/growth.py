@@ -29,7 +29,7 @@ from pathlib import Path
 from replaycad.artifacts.replays import ReplaysReader
 from replaycad.data.mixture import Mixture, Source
 from replaycad.detectors.encoders import load_encoder
-from replaycad.recipes import TrainConfig
+from replaycad.config.recipes import TrainConfig
 from replaycad.runtime import peak_memory_bytes
 from replaycad.stages.train import train_detector
 

@@ -16,7 +16,7 @@ import torch
 from replaycad.artifacts.detector import DetectorArtifact
 from replaycad.detectors.build import build_detector
 from replaycad.detectors.encoders import load_encoder
-from replaycad.prediction import DetectorGraph, Predictor
+from replaycad.inference.predict import DetectorGraph, Predictor
 from tests.bench.pairs import paired
 
 SIZE, LEVELS = 256, (2, 3)

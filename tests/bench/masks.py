@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from replaycad.data.classes import auto_policy, policy_for
-from replaycad.data.images import evenly, load_image
+from replaycad.data.images import evenly_spaced, load_image
 from replaycad.data.samples import find_classes, train_samples
 from replaycad.mini.demo import CLASSES
 from replaycad.mini.world import HELD_OUT_SEED, draw, draw_class
@@ -41,7 +41,7 @@ def measure(
     """
     policy = policy_for(name) or auto_policy(name)
     named = replace(policy, mask_rule="corners") if policy.mask_rule == "auto" else policy
-    few = [images[index] for index in evenly(len(images), SETTLE_IMAGES)]
+    few = [images[index] for index in evenly_spaced(len(images), SETTLE_IMAGES)]
     row: dict[str, Any] = {"class": name}
     for column, wanted, as_typed in (("named", named, True), ("proven", policy, False)):
         start = time.perf_counter()
@@ -88,7 +88,7 @@ def main() -> None:
     segmenter, rows = load_segmenter(typed.segmenter), []
     for name in find_classes(typed.data) if typed.data else ():
         samples = train_samples(typed.data, name)
-        paths = [samples[index].path for index in evenly(len(samples), typed.num)]
+        paths = [samples[index].path for index in evenly_spaced(len(samples), typed.num)]
         images = [load_image(path, typed.size) for path in paths]
         rows.append(measure(segmenter, name, images, []))
         sys.stdout.write(json.dumps(rows[-1]) + "\n")

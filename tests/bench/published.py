@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
+from replaycad.config.recipes import CompressConfig
 from replaycad.diffusion.backbones import Diffusion, mask_images
 from replaycad.diffusion.cell_unet import CellUNet
 from replaycad.diffusion.conditioning import Conditions
@@ -21,7 +22,6 @@ from replaycad.diffusion.prompts import (
     unconditional,
 )
 from replaycad.diffusion.sampling import make_scheduler
-from replaycad.recipes import CompressConfig
 
 
 class PublishedSearch:

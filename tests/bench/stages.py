@@ -14,6 +14,7 @@ from sklearn.metrics import average_precision_score, precision_recall_curve, roc
 
 from replaycad.artifacts.conditions import ConditionsArtifact
 from replaycad.artifacts.format import read_header
+from replaycad.config.recipes import CompressConfig, ReplayConfig, TrainConfig, stage_config
 from replaycad.data.images import load_images
 from replaycad.data.mixture import Mixture, Source
 from replaycad.data.samples import Sample, find_classes, train_samples
@@ -21,7 +22,7 @@ from replaycad.detectors.build import build_detector
 from replaycad.detectors.encoders import load_encoder
 from replaycad.detectors.feature_cache import FeatureCache
 from replaycad.detectors.optimization import make_optimizers, optimize_step
-from replaycad.detectors.presets import preset_for, settle
+from replaycad.detectors.presets import preset_for, resolve_defaults
 from replaycad.diffusion.backbones import Diffusion, load_backbone
 from replaycad.diffusion.conditioning import Conditions
 from replaycad.diffusion.posterior import Posterior, encode_posterior
@@ -29,14 +30,13 @@ from replaycad.diffusion.sampling import sample
 from replaycad.diffusion.search import search
 from replaycad.diffusion.start import start_conditions
 from replaycad.diffusion.variation import principal_variation
-from replaycad.making import Wishes
+from replaycad.engine.builder import RunSettings
+from replaycad.engine.pipeline import Pipeline
+from replaycad.experiments.plan import comparison
+from replaycad.experiments.run import run_sequence
 from replaycad.metrics import pixel_metrics
-from replaycad.pipeline import Pipeline
 from replaycad.progress import silent
-from replaycad.recipes import CompressConfig, ReplayConfig, TrainConfig, stage_config
-from replaycad.sequence import comparison
 from replaycad.stages.replay import rebuild_conditions
-from replaycad.walk import run_sequence
 from tests.bench.backbone import CLASSES, configs
 from tests.bench.pairs import paired, taken, told
 from tests.bench.published import PublishedSearch, noise_loss, published_images
@@ -202,7 +202,7 @@ def train_step(
     is_compiled: bool = False,
 ) -> dict:
     """Steps of InvAD's training, images and features included: encoded anew, and kept."""
-    config = settle(TrainConfig(detector="invad", preset=preset))
+    config = resolve_defaults(TrainConfig(detector="invad", preset=preset))
     chosen = preset_for("invad", preset)
     training = chosen.training
     if preset == "mini":
@@ -284,7 +284,7 @@ def fast_replays(data: Path, classes: list[str]) -> dict:
     figures = {}
     with tempfile.TemporaryDirectory() as folder:
         for sampler, steps in (("dpm++", "10"), ("ddim", "50")):
-            wishes = Wishes(
+            wishes = RunSettings(
                 data=data, root=Path(folder),
                 overrides={
                     "replay": {"sampler": sampler, "num_inference_steps": steps,
@@ -329,7 +329,8 @@ def whole_run(
     """
     spent = dict.fromkeys(("mask", "compress", "replay", "train", "eval"), 0.0)
     with tempfile.TemporaryDirectory() as folder:
-        wishes = Wishes(data=data, root=Path(folder), overrides={"train": {"detector": "invad"}})
+        detector = {"train": {"detector": "invad"}}
+        wishes = RunSettings(data=data, root=Path(folder), overrides=detector)
         with Pipeline(wishes, silent) as pipeline:
             cells = comparison(classes, ("replay",))
             for outcome in run_sequence(pipeline, cells, "bench")["outcomes"]:
@@ -349,7 +350,7 @@ def measure(data: Path, backbones: list[str]) -> list[dict]:
     rows = [metrics(), *(compress_step(name) for name in backbones if name in CLASSES)]
     loss_row, published = compress_to_loss(data, classes)
     with tempfile.TemporaryDirectory() as folder:
-        wishes = Wishes(data=data, root=Path(folder), overrides={})
+        wishes = RunSettings(data=data, root=Path(folder), overrides={})
         with Pipeline(wishes, silent) as pipeline:
             path = pipeline.compress(classes[0]).plan.path
         drawing = replay(ConditionsArtifact.load(path))

@@ -26,14 +26,14 @@ import torch
 from replaycad.artifacts.conditions import ConditionsArtifact
 from replaycad.artifacts.format import read_header
 from replaycad.artifacts.masks import MasksArtifact
+from replaycad.config.recipes import ReplayConfig
 from replaycad.data.classes import ClassPolicy
 from replaycad.diffusion.backbones import load_backbone
 from replaycad.diffusion.sampling import sample
+from replaycad.engine.pipeline import Pipeline
+from replaycad.experiments.plan import KEEPING
 from replaycad.mini.world import HELD_OUT_SEED, ClassSpec, draw, draw_class, write_dataset
-from replaycad.pipeline import Pipeline
-from replaycad.recipes import ReplayConfig
 from replaycad.segmentation.sam import load_segmenter
-from replaycad.sequence import KEEPING
 from replaycad.stages.replay import rebuild_conditions
 
 FIRST_SEED = HELD_OUT_SEED + 2_000

@@ -15,7 +15,7 @@ import pytest
 
 from replaycad.artifacts.conditions import ConditionsArtifact
 from replaycad.artifacts.replays import ReplaysReader
-from replaycad.class_recipes import MVTEC, VISA
+from replaycad.config.paper_classes import MVTEC, VISA
 from tests.hub import Hub
 from tests.learned import closest_rows
 from tests.standins import publish, write_mvtec, write_visa

@@ -11,15 +11,15 @@ from replaycad.artifacts.conditions import CONDITIONS, ConditionsArtifact
 from replaycad.artifacts.detector import DetectorArtifact
 from replaycad.artifacts.format import write
 from replaycad.artifacts.replays import ReplaysReader
-from replaycad.continual.choice import chosen_form, tried_drawing
+from replaycad.config.recipes import ReplayConfig
 from replaycad.continual.coverage import cut_and_paste, distance, separations, symmetries
 from replaycad.continual.exemplars import coverage_order, decode, encode, fill, vary
+from replaycad.continual.representations import chosen_form, tried_drawing
 from replaycad.data.images import load_images
 from replaycad.data.samples import train_samples
 from replaycad.detectors.encoders import load_encoder
 from replaycad.errors import ArtifactError
 from replaycad.mask_ops import Operation, apply_to_images, augmentations
-from replaycad.recipes import ReplayConfig
 from replaycad.runtime import generator
 from replaycad.stages.replay import Kept
 from tests.conftest import states
@@ -229,7 +229,7 @@ def test_every_second_replay_of_a_hybrid_is_real_and_the_others_start_from_real_
 def test_auto_keeps_the_very_images_of_the_form_that_tells_images_it_lacks_apart(
     run, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr("replaycad.continual.choice.TRIED_LEAST", 2)  # of six images
+    monkeypatch.setattr("replaycad.continual.representations.TRIED_LEAST", 2)  # of six images
     path = tmp_path / "store" / "conditions" / "disc.safetensors"
     assert run("compress", "--class", "disc", *EXEMPLARS).exit_code == 0
     one = len(ConditionsArtifact.load(path).exemplars[0])

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from replaycad.data.images import (
-    evenly,
+    evenly_spaced,
     load_anomaly_mask,
     load_image,
     load_images,
@@ -287,7 +287,7 @@ def test_arrays_are_resized_like_files(tmp_path):
 
 
 def test_images_that_stand_for_all_are_spread_evenly():
-    assert evenly(9, 3).tolist() == [0, 4, 8]
-    assert evenly(3, 9).tolist() == [0, 1, 2]
-    assert evenly(5, 1).tolist() == [0]
-    assert evenly(0, 4).tolist() == []
+    assert evenly_spaced(9, 3).tolist() == [0, 4, 8]
+    assert evenly_spaced(3, 9).tolist() == [0, 1, 2]
+    assert evenly_spaced(5, 1).tolist() == [0]
+    assert evenly_spaced(0, 4).tolist() == []

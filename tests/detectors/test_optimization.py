@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import nn
 
+from replaycad.config.recipes import TrainConfig
 from replaycad.detectors.optimization import make_optimizers, optimize_step, rate_factor
-from replaycad.detectors.presets import DETECTORS, preset_for, settle
+from replaycad.detectors.presets import DETECTORS, preset_for, resolve_defaults
 from replaycad.detectors.stable_adamw import StableAdamW
 from replaycad.detectors.structures import OptimizerSettings, TrainingSettings
-from replaycad.recipes import TrainConfig
 
 ADAM = OptimizerSettings(learning_rate=1.0, betas=(0.0, 0.99))
 TRAINING = TrainingSettings(optimizers=(ADAM,))
@@ -83,14 +83,16 @@ def test_each_parameter_belongs_to_the_optimiser_that_its_name_says():
 
 
 def test_what_is_not_typed_comes_from_the_preset():
-    paper = settle(TrainConfig(preset="full"))
-    typed = settle(TrainConfig(preset="full", num_steps=7, encoder="mini", learning_rate=1.0))
+    paper = resolve_defaults(TrainConfig(preset="full"))
+    typed = resolve_defaults(
+        TrainConfig(preset="full", num_steps=7, encoder="mini", learning_rate=1.0)
+    )
 
     assert (paper.encoder, paper.image_size) == ("wide_resnet50_2.racm_in1k", 256)
     assert (paper.num_steps, paper.epochs, paper.batch_size) == (0, 200, 32)
     assert paper.learning_rate == 4e-3
     assert (typed.encoder, typed.num_steps, typed.epochs, typed.learning_rate) == ("mini", 7, 0, 1)
-    assert settle(typed) == typed
+    assert resolve_defaults(typed) == typed
 
 
 def test_every_detector_has_a_full_and_a_mini_preset_that_say_how_long_to_train():

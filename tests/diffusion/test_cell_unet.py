@@ -8,6 +8,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler
 
+from replaycad.config.recipes import CompressConfig
 from replaycad.diffusion.backbones import load_backbone
 from replaycad.diffusion.cell_unet import CellUNet
 from replaycad.diffusion.patch_codec import PatchCodec
@@ -16,7 +17,6 @@ from replaycad.diffusion.search import search
 from replaycad.diffusion.set_encoder import SetEncoder
 from replaycad.diffusion.start import start_conditions
 from replaycad.errors import ConfigError
-from replaycad.recipes import CompressConfig
 from tests import tiny
 
 TEXT, SPATIAL, WIDTH = 5, 2, 16

@@ -9,6 +9,7 @@ import sys
 import pytest
 import torch
 
+from replaycad.config.recipes import CompressConfig, ReplayConfig, stage_config
 from replaycad.diffusion import search as loop
 from replaycad.diffusion.conditioning import Conditions, SpatialEncoder
 from replaycad.diffusion.memory import (
@@ -25,7 +26,6 @@ from replaycad.diffusion.presets import BACKBONES
 from replaycad.diffusion.search import search
 from replaycad.errors import ConfigError, WeightsError
 from replaycad.progress import SilentReport
-from replaycad.recipes import CompressConfig, ReplayConfig, stage_config
 from tests.conftest import Run
 from tests.tiny import IN_FEATURES, LATENT_SHAPE, OUT_FEATURES, WIDTH, make_tiny_backbone
 
@@ -210,7 +210,7 @@ def test_the_bundled_unet_is_not_checkpointed(diffusion):
 def test_memory_is_told_without_torch():
     code = (
         "import sys\nfrom replaycad.diffusion.memory import needed_bytes\n"
-        "from replaycad.recipes import CompressConfig\n"
+        "from replaycad.config.recipes import CompressConfig\n"
         "needed_bytes(CompressConfig(backbone='sd15'), True)\nsys.exit('torch' in sys.modules)"
     )
 

@@ -6,12 +6,12 @@ import pytest
 import torch
 from diffusers import LDMTextToImagePipeline, StableDiffusionPipeline
 
+from replaycad.config.recipes import CompressConfig, ReplayConfig
 from replaycad.diffusion.conditioning import Conditions, SpatialEncoder
 from replaycad.diffusion.posterior import Posterior
 from replaycad.diffusion.prompts import Prompts, encode_texts, tokenize, unconditional
 from replaycad.diffusion.sampling import _denoise, _noise, make_scheduler
 from replaycad.diffusion.search import search
-from replaycad.recipes import CompressConfig, ReplayConfig
 from tests.tiny import IN_FEATURES, LATENT_SHAPE, OUT_FEATURES, TEXT_LENGTH, WIDTH
 
 NUM_TOKENS = 5

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import torch
 
+from replaycad.config.recipes import ReplayConfig
 from replaycad.diffusion.conditioning import Conditions, SpatialEncoder
 from replaycad.diffusion.sampling import _predict, make_scheduler, pass_size, sample
 from replaycad.errors import ConfigError
 from replaycad.progress import SilentReport
-from replaycad.recipes import ReplayConfig
 from tests.tiny import (
     IN_FEATURES,
     LATENT_SHAPE,

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from replaycad.config.recipes import CompressConfig
 from replaycad.diffusion import stopping
 from replaycad.diffusion.conditioning import Conditions, SpatialEncoder
 from replaycad.diffusion.posterior import Posterior, encode_posterior
@@ -18,7 +19,6 @@ from replaycad.diffusion.start import start_conditions
 from replaycad.diffusion.variation import principal_variation
 from replaycad.errors import ConfigError, TrainingError
 from replaycad.progress import SilentReport
-from replaycad.recipes import CompressConfig
 from tests.tiny import IN_FEATURES, LATENT_SHAPE, OUT_FEATURES, WIDTH
 
 CONFIG = CompressConfig(

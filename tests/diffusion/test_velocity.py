@@ -7,12 +7,12 @@ import pytest
 import torch
 from torch import nn
 
+from replaycad.config.recipes import CompressConfig, ReplayConfig
 from replaycad.diffusion.posterior import Posterior
 from replaycad.diffusion.sampling import make_scheduler, sample
 from replaycad.diffusion.search import search
 from replaycad.diffusion.start import start_conditions
 from replaycad.progress import SilentReport
-from replaycad.recipes import CompressConfig, ReplayConfig
 from tests.tiny import IN_FEATURES, LATENT_SHAPE, OUT_FEATURES
 
 SEARCH = CompressConfig(

@@ -5,11 +5,11 @@ import dataclasses
 import pytest
 import torch
 
+from replaycad.config.recipes import CompressConfig, stage_config
 from replaycad.diffusion.posterior import Posterior
 from replaycad.diffusion.search import search
 from replaycad.diffusion.start import start_conditions
 from replaycad.diffusion.variation import principal_variation
-from replaycad.recipes import CompressConfig, stage_config
 from tests.learned import closest_rows, standing_still, tied
 from tests.tiny import IN_FEATURES, LATENT_SHAPE, OUT_FEATURES, WIDTH
 

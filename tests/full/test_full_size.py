@@ -12,12 +12,12 @@ from replaycad.artifacts.conditions import ConditionsArtifact
 from replaycad.artifacts.masks import MasksArtifact
 from replaycad.artifacts.replay_writer import ReplaysWriter
 from replaycad.artifacts.replays import ReplaysReader
+from replaycad.config.recipes import CompressConfig, ReplayConfig, stage_config
 from replaycad.data.classes import POLICIES
 from replaycad.data.samples import train_samples
 from replaycad.diffusion.memory import ALIVE
 from replaycad.diffusion.presets import BACKBONES
 from replaycad.diffusion.prompts import tokenize
-from replaycad.recipes import CompressConfig, ReplayConfig, stage_config
 from replaycad.runtime import peak_memory_bytes
 from replaycad.stages.compress import compress_class
 from replaycad.stages.replay import replay_class

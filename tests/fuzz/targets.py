@@ -23,16 +23,16 @@ from replaycad.artifacts.format import canonical_json, content_id
 from replaycad.artifacts.layout import NUMPY_NAMES, encode, header_id, plain
 from replaycad.artifacts.reading import byte_view
 from replaycad.artifacts.store import Store
+from replaycad.cli.session import split_names, split_seeds, split_sizes
+from replaycad.config.recipes import STAGES, stage_config
 from replaycad.continual.exemplars import decode
 from replaycad.data.images import load_anomaly_mask, load_image
 from replaycad.data.samples import VISA_TABLE, find_classes, test_samples, train_samples
 from replaycad.data.survey import survey
+from replaycad.engine.staleness import recorded_values, split_settings
 from replaycad.errors import ReplayCadError
-from replaycad.exchange import checked_token
-from replaycad.plans import recorded_values, split_settings
-from replaycad.prediction import find_images
-from replaycad.recipes import STAGES, stage_config
-from replaycad.session import split_names, split_seeds, split_sizes
+from replaycad.inference.predict import find_images
+from replaycad.textual_inversion import checked_token
 from tests.artifacts.artifact_examples import LOADERS, WRITERS, header_of
 
 Target = Callable[[Path, bytes], None]

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from replaycad.config.recipes import MaskConfig
 from replaycad.progress import SilentReport
-from replaycad.recipes import MaskConfig
 from replaycad.stages.mask import make_masks
 from tests.segmentation.test_ground import toy_class
 from tests.segmentation.test_proof import iou

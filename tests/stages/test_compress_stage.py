@@ -10,11 +10,11 @@ import torch
 
 from replaycad.artifacts.conditions import ConditionsArtifact
 from replaycad.artifacts.masks import MasksArtifact
+from replaycad.config.recipes import CompressConfig
 from replaycad.continual.exemplars import decode
 from replaycad.diffusion.alignment import Alignment
 from replaycad.diffusion.conditioning import Conditions
 from replaycad.mask_ops import WORN_SHARE
-from replaycad.recipes import CompressConfig
 from replaycad.stages import compress as stage
 from tests.conftest import states
 from tests.stages.stubs import write_sample
@@ -107,7 +107,7 @@ def test_of_very_many_images_as_many_are_read_as_the_steps_can_see(bolts, encode
 
     found = compressed(bolts, config)
 
-    # Four of seven, evenly: 0, 2, 4, 6.
+    # Four of seven, evenly_spaced: 0, 2, 4, 6.
     assert np.array_equal(encoded[0][0] > 127, masks_of()[::2])
     assert np.array_equal(encoded[1][0] > 127, masks_of()[::2])
     assert np.array_equal(found.object_masks, masks_of()[::2])
@@ -166,7 +166,7 @@ def test_the_coefficients_that_are_kept_are_spread_over_all_augmentations(bolts,
 
     kept = compressed(bolts, replace(SETTINGS, num_variations=1))
 
-    # Four of 14, evenly from 0 to 13: 0, 13/3, 26/3 and 13, rounded.
+    # Four of 14, evenly_spaced from 0 to 13: 0, 13/3, 26/3 and 13, rounded.
     assert kept.coefficients[:, 0].tolist() == [0, 4, 9, 13]
 
 

@@ -8,8 +8,8 @@ import pytest
 
 from replaycad.artifacts.conditions import ConditionsArtifact
 from replaycad.artifacts.format import read_header
-from replaycad.making import Wishes
-from replaycad.pipeline import Pipeline
+from replaycad.engine.builder import RunSettings
+from replaycad.engine.pipeline import Pipeline
 from replaycad.progress import silent
 from tests.conftest import states
 from tests.toy import draw_object
@@ -107,7 +107,7 @@ def test_replays_of_other_conditions_are_drawn_anew_as_they_were_before(chain, t
     store, drawn = shutil.copytree(chain, tmp_path / "store"), []
 
     def prepared():
-        wishes = Wishes(data=tmp_path, root=store, overrides={}, recipe="mini", seed=5)
+        wishes = RunSettings(data=tmp_path, root=store, overrides={}, recipe="mini", seed=5)
         with Pipeline(wishes, silent) as pipeline:
             pipeline._replay = lambda *arguments, **_: (
                 drawn.append(arguments) or SimpleNamespace(was_made=False)

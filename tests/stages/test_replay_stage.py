@@ -8,8 +8,8 @@ import torch
 
 from replaycad.artifacts.conditions import ConditionsArtifact
 from replaycad.artifacts.replays import ReplaysReader, ReplaysWriter
+from replaycad.config.recipes import ReplayConfig
 from replaycad.continual.exemplars import encode
-from replaycad.recipes import ReplayConfig
 from replaycad.stages.replay import (
     Kept,
     image_seeds,

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
+from replaycad.config.recipes import TrainConfig
 from replaycad.continual.penalties import IMPORTANCES
 from replaycad.data.mixture import Mixture, Source
-from replaycad.recipes import TrainConfig
 from replaycad.stages.train import train_detector
 from tests.stages.stubs import (
     SIDE,
@@ -250,7 +250,7 @@ def sources(run, chain, tmp_path, monkeypatch):
         found.extend(mixed)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("replaycad.execution.Mixture", keep)
+    monkeypatch.setattr("replaycad.engine.workshop.Mixture", keep)
 
     def call(*options):
         run("train", "--class", "plate", "--past", "disc", *options)

@@ -13,12 +13,12 @@ from replaycad.artifacts.conditions import ConditionsArtifact
 from replaycad.artifacts.masks import MasksArtifact
 from replaycad.artifacts.replays import ReplaysWriter
 from replaycad.artifacts.store import Store
+from replaycad.config.recipes import CompressConfig, ReplayConfig, TrainConfig
 from replaycad.continual import coverage
 from replaycad.diffusion import alignment
+from replaycad.engine.workshop import Workshop
 from replaycad.errors import ArtifactError
-from replaycad.execution import Workshop
 from replaycad.progress import silent
-from replaycad.recipes import CompressConfig, ReplayConfig, TrainConfig
 from tests.conftest import states
 from tests.stages.stubs import SIDE, Flats, Mirror, Plain, dots, mirror_artifact, write_sample
 
@@ -118,7 +118,7 @@ def test_a_search_is_the_same_for_every_budget_and_form(searched):
 
 
 def test_the_oldest_search_is_forgotten_first(searched, monkeypatch):
-    monkeypatch.setattr("replaycad.execution.REMEMBERED", 2)
+    monkeypatch.setattr("replaycad.engine.workshop.REMEMBERED", 2)
 
     assert [searched(seed=seed) for seed in (0, 1, 2)] == [1, 2, 3]
     assert [searched(seed=1), searched(seed=2), searched(seed=0)] == [2, 3, 4]
@@ -182,8 +182,8 @@ def test_forms_are_tried_on_images_that_none_of_them_holds(workshop, monkeypatch
         shown.extend(samples)
         return {"exemplars": 0.6, "hybrid": 0.7, "conditions": 0.72}
 
-    monkeypatch.setattr("replaycad.continual.choice.TRIED_LEAST", 2)
-    monkeypatch.setattr("replaycad.continual.choice.TRIED_ON", 3)
+    monkeypatch.setattr("replaycad.continual.representations.TRIED_LEAST", 2)
+    monkeypatch.setattr("replaycad.continual.representations.TRIED_ON", 3)
     monkeypatch.setattr(workshop, "_keep", keep)
     monkeypatch.setattr(workshop, "_separations", separations)
     header = {"config": {"keep": "auto"}, "inputs": {}, "weights": {}}
@@ -195,7 +195,7 @@ def test_forms_are_tried_on_images_that_none_of_them_holds(workshop, monkeypatch
     )  # fmt: skip
 
     assert asked == [(form, 50_000, f"k {form}") for form in holds]
-    # Left are b, c, e, f and g, of these three, evenly.
+    # Left are b, c, e, f and g, of these three, evenly_spaced.
     assert shown == ["b", "e", "g"]
     assert kept.header["form"] == "hybrid", "conditions are not better by a margin"
     assert kept.header["separations"] == {"exemplars": 0.6, "hybrid": 0.7, "conditions": 0.72}

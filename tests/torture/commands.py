@@ -118,10 +118,10 @@ def run(arguments: Sequence[str], log: Path, user: int | None = None) -> Child:
 
 
 def _perform(arguments: Sequence[str]) -> int:
-    from replaycad.cli import app
-    from replaycad.making import Wishes
+    from replaycad.cli.commands import app
+    from replaycad.engine.builder import RunSettings
 
-    Wishes.__init__.__kwdefaults__["save_every_seconds"] = 0.0  # a checkpoint after every step
+    RunSettings.__init__.__kwdefaults__["save_every_seconds"] = 0.0  # a checkpoint after every step
     try:
         app(list(arguments))
     except SystemExit as end:

@@ -1,0 +1,261 @@
+"""What a command ends with: one table, or one JSON document, on stdout."""
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from replaycad.artifacts.format import canonical_json, read_header
+from replaycad.artifacts.scores import SCORES
+from replaycad.cli.console import print_json, print_line, print_table
+from replaycad.engine.staleness import Outcome
+from replaycad.experiments.forecast import Assumptions
+from replaycad.experiments.tables import METRICS, TITLES, format_bytes, fraction, strategy_row
+
+if TYPE_CHECKING:  # what fetches is imported by the one command that fetches
+    from replaycad.fetch.work import Found
+
+FIGURES = ("image_auroc", "pixel_ap", "pixel_auroc", "aupro30", "f1_max")
+SHOWN_TENSORS = 20
+SHOWN_MATRICES = 6
+
+
+def show_fetched(found: Sequence["Found"], as_json: bool) -> None:
+    """Print what became of each frozen network, and where the files are that it lacks."""
+    if as_json:
+        print_json({"parts": [one.document() for one in found]})
+        return
+    for one in found:
+        part = one.part
+        size = f", {format_bytes(part.num_bytes)}" if part.num_bytes else ""
+        where = f" ({part.page})" if part.page and part.page not in part.licence else ""
+        licence = f", {part.licence}{where}" if part.licence else ""
+        print_line(f"{part.title}: {one.state}{size}{licence}")
+        for path, address in one.missing.items():
+            print_line(f"  {address}" + ("  every file of the folder" if path[-1:] == "/" else ""))
+    if all(one.state == "bundled" for one in found):
+        print_line("nothing needs to be fetched: all of it comes with the package")
+
+
+def show(outcomes: Sequence[Outcome], as_json: bool, dry_run: bool) -> None:
+    """Print what stage invocations came to.
+
+    Args:
+        outcomes: in the order done.
+        as_json: print a document instead of a table.
+        dry_run: say what would be done.
+    """
+    if as_json:
+        print_json({"outcomes": [_document(outcome, dry_run) for outcome in outcomes]})
+    elif dry_run:
+        rows = [[str(o.plan.path), o.plan.state, _needs(o), o.plan.reason] for o in outcomes]
+        print_table(("artifact", "state", "memory on gpu / cpu", "why"), rows)
+    else:
+        for outcome in outcomes:
+            if outcome.plan.stage == "eval":
+                _print_metrics(_metrics(outcome.plan.path))
+        rows = [_row(outcome) for outcome in outcomes]
+        print_table(("file", "state", "bytes", "images/s", "seconds", "peak memory"), rows)
+        print_line(f"next: {outcomes[-1].next_command}")
+
+
+def show_results(document: Mapping[str, Any], files: Sequence[Path], as_json: bool) -> None:
+    """Print the results of a sequence: strategies side by side, then each step x class matrix.
+
+    Args:
+        document: as `sequence.results_document` gives it.
+        files: that hold it.
+        as_json: print the document itself.
+    """
+    if as_json:
+        print_json(document)
+        return
+    classes, strategies = document["classes"], document["strategies"]
+    print_table(
+        ("strategy", *(f"{TITLES[m]} {f}" for m in METRICS for f in ("mean", "past", "fm", "gap")),
+         "bytes/class", "seconds"),
+        [strategy_row(name, entry) for name, entry in strategies.items()],
+    )  # fmt: skip
+    for name, reason in document.get("left_out", {}).items():
+        print_line(f"left out: {name}: {reason}")
+    for name, entry in strategies.items() if len(strategies) <= SHOWN_MATRICES else ():
+        for metric in METRICS:
+            print_line("")
+            print_line(f"{name}: {TITLES[metric]} after each step")
+            print_table(
+                ("step", *classes),
+                [
+                    [f"{step} + {classes[step - 1]}", *map(fraction, row)]
+                    for step, row in enumerate(entry[metric]["matrix"], start=1)
+                ],
+            )
+    print_line("")
+    for file in files:
+        print_line(f"written: {file}")
+
+
+def show_artifact(facts: Mapping[str, Any], checked: Mapping[str, str], as_json: bool) -> None:
+    """Print what an artifact is.
+
+    Args:
+        facts: as `artifacts.inspection.describe` gives them.
+        checked: file -> recomputed content id; empty if nothing was recomputed.
+        as_json: print one document instead of tables.
+    """
+    if as_json:
+        print_json({**facts, "verified": dict(checked)} if checked else dict(facts))
+        return
+    rows = [
+        [name, value if isinstance(value, str) else canonical_json(value)]
+        for name, value in facts.items()
+        if name not in ("tensors", "shards") and value not in ({}, [], None, "")
+    ]
+    width = max(len(name) for name, _ in rows)
+    for name, text in rows:
+        print_line(f"{name:<{width}}  {text}")
+    print_line("")
+    print_table(
+        ("tensor", "dtype", "shape", "bytes"),
+        [
+            [e["name"], e["dtype"], "x".join(map(str, e["shape"])), format_bytes(e["num_bytes"])]
+            for e in facts["tensors"][:SHOWN_TENSORS]
+        ],
+    )
+    if len(facts["tensors"]) > SHOWN_TENSORS:
+        print_line(f"and {len(facts['tensors']) - SHOWN_TENSORS} more tensors")
+    for path in checked:
+        print_line(f"verified: {path}")
+
+
+def show_verdict(told: Mapping[str, Any], as_json: bool) -> None:
+    """Print one image's verdict at once, as one line.
+
+    Args:
+        told: as `prediction.predict` gives it.
+        as_json: as JSON, for a program that reads along.
+    """
+    if as_json:
+        text = canonical_json(dict(told))
+    elif "error" in told:
+        text = f"error: {told['error']}"
+    else:
+        text = f"{told['verdict']:<9}  {told['score']:7.3f}  {told['image']}"
+    print_line(text.replace("\n", "\\n"))
+    sys.stdout.flush()
+
+
+def show_audit(facts: Mapping[str, Any], as_json: bool) -> None:
+    """Print how near replays come to training images.
+
+    Args:
+        facts: as `privacy.audit_file` gives them.
+        as_json: print one document instead of a table.
+    """
+    if as_json:
+        print_json(dict(facts))
+        return
+    print_table(
+        ("nearest training image, median", "of a replay", "of an image", "least ratio", "copies"),
+        [
+            [kind, f"{found['replay_to_image']:.3g}", f"{found['image_to_image']:.3g}",
+             f"{found['ratio']:.2f}", str(len(found["near_copies"]))]
+            for kind, found in ((kind, facts[kind]) for kind in ("pixels", "features"))
+        ],
+    )  # fmt: skip
+    copies = facts["near_copies"]
+    print_line(
+        f"{facts['class_name']}: {len(copies)} of {facts['num_replays']} replays are near copies "
+        f"of one of {facts['num_images']} training images"
+        + (f": {', '.join(map(str, copies[:SHOWN_TENSORS]))}" if copies else "")
+    )
+    if facts["num_kept_images"]:
+        print_line(f"and its conditions hold {facts['num_kept_images']} real images")
+
+
+def _row(outcome: Outcome) -> list[str]:
+    peak = outcome.peak_memory_bytes
+    return [
+        str(outcome.plan.path),
+        "made" if outcome.was_made else "up to date",
+        format_bytes(outcome.num_bytes),
+        _images_per_second(outcome),
+        f"{outcome.seconds:.1f}" if outcome.seconds else "-",
+        format_bytes(peak) if peak else "-",
+    ]
+
+
+def _needs(outcome: Outcome) -> str:
+    return " / ".join(f"about {format_bytes(value)}" for value in outcome.needs.values()) or "-"
+
+
+def _images_per_second(outcome: Outcome) -> str:
+    if not outcome.was_made or not outcome.seconds:
+        return "-"
+    return f"{outcome.num_images / outcome.seconds:.1f}"
+
+
+def _document(outcome: Outcome, dry_run: bool) -> dict[str, Any]:
+    plan = outcome.plan
+    document: dict[str, Any] = {
+        "stage": plan.stage,
+        "name": plan.name,
+        "file": str(plan.path),
+        "state": plan.state,
+        "reason": plan.reason,
+        "key": plan.key,
+    }
+    if dry_run:
+        return document | {"memory_bytes": dict(outcome.needs) or None}
+    document |= {
+        "was_made": outcome.was_made,
+        "num_bytes": outcome.num_bytes,
+        "num_images": outcome.num_images,
+        "seconds": outcome.seconds,
+        "peak_memory_bytes": outcome.peak_memory_bytes,
+        "next": outcome.next_command,
+    }
+    if plan.stage == "eval":
+        document["metrics"] = _metrics(plan.path)
+    return document
+
+
+def _metrics(path: Path) -> dict[str, Any]:
+    return read_header(path, SCORES)["metrics"]
+
+
+def _print_metrics(metrics: Mapping[str, Any]) -> None:
+    rows = [
+        [name, *(fraction(figures.get(figure)) for figure in FIGURES)]
+        for name, figures in (*metrics["classes"].items(), ("mean", metrics["mean"]))
+    ]
+    print_table(("class", *FIGURES), rows)
+    print_line("")
+
+
+def show_forecast(
+    given: Assumptions, plans: Sequence[Mapping[str, float]], advice: str, as_json: bool
+) -> None:
+    """Print what a sequence would cost, and from what that was reckoned.
+
+    Args:
+        given: what is assumed.
+        plans: as `forecast.forecast` gives them.
+        advice: a sentence, or nothing.
+        as_json: print a document instead.
+    """
+    if as_json:
+        print_json({"assumptions": asdict(given), "plans": list(plans), "advice": advice})
+        return
+    print_line(", ".join(f"{name} {value:g}" for name, value in asdict(given).items()))
+    titles = {
+        "trainings": "trainings", "devices": "devices", "prepare_h": "prepare h",
+        "train_h": "train h", "eval_h": "eval h", "wall_h": "in all h",
+        "last_step_h": "last class h", "stored_gb": "stored GB", "moved_gb": "moved GB",
+        "dollars": "dollars",
+    }  # fmt: skip
+    rows = [[f"{plan[name]:,.{0 if plan[name] >= 100 or name in ('trainings', 'devices') else 2}f}"
+             for name in titles] for plan in plans]  # fmt: skip
+    print_table(list(titles.values()), rows)
+    if advice:
+        print_line(advice)

@@ -1,0 +1,317 @@
+"""What every command does around its work: open the pipeline, show a failure as one line."""
+
+import shlex
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from replaycad.distributed import ranks
+from replaycad.errors import ReplayCadError, WeightsError
+
+if TYPE_CHECKING:
+    from replaycad.engine.pipeline import Pipeline
+    from replaycad.engine.staleness import Outcome
+
+
+MAX_SEEDS = 10_000
+FETCH = "replaycad fetch"
+SHARED_STAGES = ("mask", "compress", "replay", "train")  # by processes that torchrun starts
+
+
+@dataclass(frozen=True)
+class Shared:
+    """The options that mean the same in every command, in the order in which commands list them."""
+
+    classes: list[str]
+    data: Path
+    store: str
+    recipe: str
+    settings: list[str]
+    device: str
+    seed: int
+    force: bool
+    dry_run: bool
+    as_json: bool
+    quiet: bool
+
+
+def split_names(texts: list[str]) -> list[str]:
+    """Split at commas, drop blanks and repeats, keep the order."""
+    parts = [part.strip() for text in texts for part in text.split(",")]
+    return list(dict.fromkeys(part for part in parts if part))
+
+
+def split_seeds(text: str, first: int) -> list[int]:
+    """Which seeds: `3` for three from `first` on, `0,4` for these, nothing for `first` alone."""
+    try:
+        numbers = list(dict.fromkeys(int(part) for part in text.split(","))) if text else [1]
+    except ValueError:
+        numbers = []
+    if len(numbers) == 1 and "," not in text and 0 < numbers[0] <= MAX_SEEDS:
+        return list(range(first, first + numbers[0]))
+    if not numbers or min(numbers) < 0 or "," not in text:
+        raise typer.BadParameter(f"'{text}' is neither a number of seeds nor a list such as 0,1,2")
+    return numbers
+
+
+def split_sizes(text: str) -> list[int]:
+    """Bytes, comma separated, such as 25000, 25kB or 1.5MB (1 kB is 1,000 bytes)."""
+    found = []
+    for part in text.split(",") if text else []:
+        number, unit = part.strip(), 1
+        for name, size in (("kb", 1_000), ("mb", 1_000_000)):
+            if number.lower().endswith(name):
+                number, unit = number[:-2].strip(), size
+        try:
+            found.append(round(float(number) * unit))
+        except (ValueError, OverflowError):
+            found.append(0)
+        if found[-1] <= 0:
+            raise typer.BadParameter(f"'{part}' is no number of bytes, such as 25000 or 25kB")
+    return list(dict.fromkeys(found))
+
+
+@contextmanager
+def one_line_errors() -> Iterator[None]:
+    """Show a foreseen failure as one line and leave with exit code 1."""
+    try:
+        yield
+    except ReplayCadError as error:
+        from replaycad.cli import console
+
+        console.print_error(error)
+        raise typer.Exit(1) from None
+    except PermissionError as error:
+        # Whether a file is there cannot be asked in a folder that nobody may enter.
+        from replaycad.cli import console
+
+        hint = "check the permissions of its folder"
+        console.print_error(ReplayCadError(f"{error.filename} is not permitted to you", hint))
+        raise typer.Exit(1) from None
+
+
+@contextmanager
+def session(
+    shared: Shared, stage: str | None, choices: dict[str, str]
+) -> Iterator["Pipeline"]:
+    """Open the pipeline for one command; an interruption says what was kept and leaves with 130."""
+    if ranks().count > 1 and stage not in SHARED_STAGES:
+        raise typer.BadParameter(f"torchrun serves {', '.join(SHARED_STAGES)}")
+    with one_line_errors():
+        from replaycad.cli import console
+        from replaycad.engine import staleness as plans
+        from replaycad.engine.builder import RunSettings
+        from replaycad.engine.pipeline import Pipeline
+
+        overrides = plans.split_settings(
+            [f"{name}={text}" for name, text in choices.items() if text] + shared.settings, stage
+        )
+        with console.TerminalReport(shared.quiet) as report:
+            wishes = RunSettings(
+                data=shared.data, root=shared.store, overrides=overrides, device=shared.device,
+                seed=shared.seed, recipe=shared.recipe, force=shared.force, dry_run=shared.dry_run,
+            )  # fmt: skip
+            with Pipeline(wishes, report) as pipeline:
+                try:
+                    yield pipeline
+                except WeightsError as error:
+                    raise _brought_at_once(error, shared, overrides) from None
+                except KeyboardInterrupt:
+                    report.close()
+                    console.print_interrupted(pipeline.builder.kept())
+                    raise typer.Exit(130) from None
+
+
+def _brought_at_once(
+    error: WeightsError, shared: Shared, overrides: Mapping[str, Mapping[str, str]]
+) -> WeightsError:
+    """The same error with the one command that brings all networks of the recipe, not just it."""
+    named = {
+        name: fields[name] for fields in overrides.values()
+        for name in ("backbone", "segmenter", "encoder", "detector") if name in fields
+    }  # fmt: skip
+    recipe = shared.recipe or ("fast" if named.get("backbone", "mini") != "mini" else "")
+    is_own = any(value == "none" or Path(value).exists() for value in named.values())
+    if FETCH not in error.hint or recipe in ("", "mini") or is_own:
+        return error
+    typed = {"--recipe": recipe, "--class": ",".join(split_names(shared.classes))}
+    if typed["--class"] == "all":
+        typed["--data"] = str(shared.data)
+    typed |= {f"--{name}": value for name, value in named.items()}
+    command = shlex.join([*FETCH.split(), *(part for pair in typed.items() for part in pair)])
+    return WeightsError(error.message, f"run: {command}")
+
+
+def perform(
+    shared: Shared,
+    stage: str,
+    choices: dict[str, str],
+    work: Callable[["Pipeline", list[str]], list["Outcome"]],
+) -> None:
+    """One command of one stage: parse, work, one summary.
+
+    Processes of torchrun share the classes of a stage, or the batches of a training; the first of
+    them tells what came of it.
+    """
+    own = ranks()
+    if own.count > 1 and not shared.dry_run:
+        _work_together(replace(shared, quiet=shared.quiet or own.rank > 0), stage, choices, work)
+        shared = replace(shared, force=False)  # what they have made is up to date
+    if own.rank:
+        return
+    with session(shared, stage, choices) as pipeline:
+        from replaycad.cli import output as summary
+
+        names = pipeline.class_names(split_names(shared.classes), stored=stage == "replay")
+        summary.show(work(pipeline, names), shared.as_json, shared.dry_run)
+
+
+def _work_together(
+    shared: Shared,
+    stage: str,
+    choices: dict[str, str],
+    work: Callable[["Pipeline", list[str]], list["Outcome"]],
+) -> None:
+    """This process's part; returns when all have done theirs."""
+    own = ranks()
+    with session(shared, stage, choices) as pipeline:
+        from replaycad.distributed import join, leave, wait
+        from replaycad.runtime import resolve_device
+
+        join(resolve_device(shared.device))
+        names = pipeline.class_names(split_names(shared.classes), stored=stage == "replay")
+        mine = names if stage == "train" else names[own.rank :: own.count]
+        if mine:
+            work(pipeline, mine)
+        wait()
+        leave()
+
+
+def command_help(context: typer.Context, name: str) -> str:
+    """What `replaycad NAME --help` says; empty if there is no such command."""
+    root = context.find_root()
+    command = root.command.get_command(root, name)  # type: ignore[attr-defined]
+    if command is None:
+        return ""
+    with command.make_context(name, ["--help"], parent=root, resilient_parsing=True) as own:
+        return str(command.get_help(own)).rstrip()
+
+
+def show_forecast(shared: Shared, assumptions: list[str], replay_budget: int) -> None:
+    """Show what a sequence of an assumed size would cost."""
+    with one_line_errors():
+        from replaycad.artifacts.store import Store
+        from replaycad.cli import output as summary
+        from replaycad.experiments import forecast
+
+        typed = [*assumptions, *([f"replay_budget={replay_budget}"] if replay_budget else [])]
+        given = forecast.assumed(typed, forecast.measured(Store(shared.store)))
+        plans = [
+            forecast.forecast(given, devices, walked)
+            for walked in (True, False) for devices in forecast.DEVICES
+        ]  # fmt: skip
+        summary.show_forecast(given, plans, forecast.advice(given), shared.as_json)
+
+
+def engine_named(name: str, address: str) -> Callable[..., Any] | None:
+    """What does the steps of a sequence; None for this process.
+
+    Raises:
+        ConfigError: there is no such engine.
+    """
+    if not name:
+        return None
+    if name != "ray":
+        from replaycad.errors import ConfigError
+
+        raise ConfigError(f"unknown engine '{name}'", "choose ray, or leave --engine out")
+    from functools import partial
+
+    from replaycad.experiments.ray_engine import perform_on_ray
+
+    return partial(perform_on_ray, address=address)
+
+
+def report_writer() -> Callable[..., None]:
+    """`report.build.write_report`, whose packages are an extra.
+
+    Raises:
+        ConfigError: if one of them is missing.
+    """
+    try:
+        from replaycad.report.build import write_report
+    except ImportError as error:
+        from replaycad.errors import ConfigError
+
+        message = f"the report page needs the package {error.name}"
+        raise ConfigError(message, "run `pip install replaycad[report]`") from None
+    return write_report
+
+
+def write_page(pipeline: "Pipeline", result: dict[str, Any], name: str) -> None:
+    """Write the page of a run beside its results, if it has changed; no reason for it to fail."""
+    target = pipeline.store.path("results", name, ".html")
+    try:
+        if result["is_new"] or not target.exists():
+            write = report_writer()
+            from replaycad.config.recipes import TrainConfig
+            from replaycad.runtime import resolve_device
+
+            wishes = pipeline.wishes
+            encoder = pipeline.config(TrainConfig).encoder
+            device = resolve_device(wishes.device)
+            write(pipeline.store, wishes.data, name, encoder, device, target)
+            pipeline.store.publish("results", name)
+        result["files"].append(target)
+    except ReplayCadError as error:
+        pipeline.report.note(f"no report page: {error}")
+
+
+def fetch_parts(
+    recipe: str,
+    classes: list[str],
+    data: Path,
+    named: dict[str, list[str]],
+    detectors: list[str],
+    source: Path | None,
+    dry_run: bool,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Fetch what a recipe reads for its classes, or the networks that are named by kind."""
+    with one_line_errors():
+        from replaycad.cli import console
+        from replaycad.cli import output as summary
+        from replaycad.fetch import work
+        from replaycad.fetch.parts import asked_for
+
+        parts, meant = asked_for(recipe, classes, data, named, detectors)
+        if source is not None and not source.is_dir():
+            raise typer.BadParameter(f"--from {source} is no folder")
+        with console.TerminalReport(quiet) as report:
+            if meant:
+                report.note(meant)
+            try:
+                if dry_run:
+                    found = [work.look(part) for part in parts]
+                else:
+                    found = work.fetch_all(parts, source, report)
+            except KeyboardInterrupt:
+                report.close()
+                console.print_interrupted(["what has come is kept"])
+                raise typer.Exit(130) from None
+        summary.show_fetched(found, as_json)
+
+
+def show_run(result: dict[str, Any], as_json: bool, dry_run: bool) -> None:
+    """Show what a sequence came to, or would do."""
+    from replaycad.cli import output as summary
+
+    if dry_run:
+        summary.show(result["outcomes"], as_json, dry_run)
+    else:
+        summary.show_results(result["document"], result["files"], as_json)

@@ -1,0 +1,1 @@
+"""Builds artifacts that are not up to date, one object per stage."""

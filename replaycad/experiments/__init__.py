@@ -1,0 +1,1 @@
+"""The continual protocol: strategies, their steps, and what they come to."""

@@ -1,0 +1,77 @@
+"""Real image, object mask and replay of each class side by side in one PNG."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from replaycad.artifacts.atomic import replacing
+from replaycad.artifacts.masks import MasksArtifact
+from replaycad.artifacts.replays import ReplaysReader
+from replaycad.artifacts.store import Store
+from replaycad.data.images import evenly_spaced, load_image
+from replaycad.data.samples import train_samples
+
+CELL, GAP, HEAD, PER_KIND = 128, 4, 18, 3
+GROUND, INK = (24, 24, 24), (230, 230, 230)
+KINDS = ("real", "mask", "replay")
+
+
+def draw_sheet(data: Path, store: Store, replays: Mapping[str, str], target: Path) -> None:
+    """Write the sheet: one row per class; a cell stays empty where there is no such artifact.
+
+    Args:
+        data: folder of the images.
+        store: with masks and replays.
+        replays: class -> name of its replays; one row each.
+        target: the PNG.
+
+    Raises:
+        DatasetError: if a real image cannot be read.
+        ArtifactError: if the sheet cannot be written or an artifact is damaged.
+    """
+    width = len(KINDS) * (PER_KIND * (CELL + GAP) + 2 * GAP)
+    height = len(replays) * (CELL + HEAD + GAP)
+    sheet = Image.new("RGB", (width, height), GROUND)
+    pen = ImageDraw.Draw(sheet)
+    for row, (class_name, drawn) in enumerate(replays.items()):
+        top = row * (CELL + HEAD + GAP)
+        found = pictures_of(data, store, class_name, drawn)
+        for column, (kind, pictures) in enumerate(found.items()):
+            left = column * (PER_KIND * (CELL + GAP) + 2 * GAP) + GAP
+            label = f"{class_name}: {kind}" + ("" if pictures else " (none)")
+            pen.text((left, top + 3), label, fill=INK)
+            for index, picture in enumerate(pictures):
+                place = (left + index * (CELL + GAP), top + HEAD)
+                resized = Image.fromarray(picture).resize((CELL, CELL), Image.Resampling.BILINEAR)
+                sheet.paste(resized, place)
+    with replacing(target) as file:
+        sheet.save(file, format="PNG")
+
+
+def pictures_of(
+    data: Path, store: Store, class_name: str, drawn: str
+) -> dict[str, list[np.ndarray]]:
+    """Pictures `[H, W, 3]` uint8 per kind; real ones and their masks belong together."""
+    samples = train_samples(data, class_name)
+    rows = evenly_spaced(len(samples), PER_KIND)
+    found: dict[str, list[np.ndarray]] = {
+        "real": [load_image(samples[row].path, CELL) for row in rows]
+    }
+    masks_path, replays_path = store.path("masks", class_name), store.path("replays", drawn)
+    found["mask"] = []
+    if masks_path.exists():
+        masks = MasksArtifact.load(masks_path)
+        # By name: images may have come or gone since the masks were made.
+        place = {name: number for number, name in enumerate(masks.image_ids)}
+        ids = [samples[row].image_id for row in rows]
+        shown = [masks.object_masks[place[one]] if one in place else np.zeros((1, 1), bool)
+                 for one in ids]  # fmt: skip
+        found["mask"] = [np.repeat(one[..., None], 3, -1).astype(np.uint8) * 255 for one in shown]
+    found["replay"] = []
+    if replays_path.exists():
+        replays = ReplaysReader(replays_path)
+        images = replays.images(evenly_spaced(len(replays), PER_KIND))
+        found["replay"] = [np.ascontiguousarray(image.transpose(1, 2, 0)) for image in images]
+    return found

@@ -1,0 +1,1 @@
+"""What a trained detector is used for: verdicts, heat maps, exported networks."""

@@ -1,0 +1,272 @@
+"""A trained detector at work: scores and heat maps of images that nobody has labelled."""
+
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from copy import copy
+from dataclasses import dataclass, field
+from itertools import chain, islice
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import nn
+
+from replaycad.anomaly import normalized_scores
+from replaycad.artifacts.atomic import replacing
+from replaycad.artifacts.detector import DetectorArtifact
+from replaycad.artifacts.store import Store
+from replaycad.data.images import read_picture, square_pixels
+from replaycad.data.samples import IMAGE_SUFFIXES
+from replaycad.detectors.encoders import Encoder, load_encoder
+from replaycad.detectors.presets import preset_for
+from replaycad.engine.inputs import FrozenInputs
+from replaycad.engine.staleness import check_same_encoder
+from replaycad.errors import ArtifactError, ConfigError, DatasetError
+from replaycad.inference.overlay import overlay
+from replaycad.stages.eval import rebuild_detector
+
+STDIN = "-"
+WATCH_SECONDS = 0.5  # between two looks into a folder that is being filled
+
+
+class DetectorGraph(nn.Module):
+    """A detector behind its encoder as one network, from bytes to verdicts.
+
+    Args:
+        trained: the detector.
+        encoder: the frozen one that it was trained with.
+    """
+
+    def __init__(self, trained: DetectorArtifact, encoder: Encoder) -> None:
+        super().__init__()
+        self._detector, self._encoder = rebuild_detector(trained, encoder), encoder
+        self.thresholds = trained.thresholds
+        self.eval()
+
+    def of_class(self, name: str) -> "DetectorGraph":
+        """The same with the thresholds of one class.
+
+        Raises:
+            ConfigError: if it has none of that class.
+        """
+        by_class = self.thresholds.get("by_class", {})
+        if name not in by_class:
+            known = ", ".join(by_class) or "none, train it again"
+            message = f"the detector has no threshold of its own for '{name}'"
+            raise ConfigError(message, f"it has those of: {known}")
+        own = copy(self)  # shares the networks
+        own.thresholds = by_class[name]
+        return own
+
+    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Image scores `[B]` and anomaly maps `[B, S, S]` of `[B, 3, S, S]` uint8 RGB.
+
+        Both float32 on the scale where 0 is typical of normal images and 1 the threshold.
+        """
+        maps = self._detector.anomaly_maps(self._encoder.encode_images(images))
+        scores = self._detector.image_scores(maps)
+        return (
+            normalized_scores(scores, self.thresholds),
+            normalized_scores(maps, self.thresholds, "pixel"),
+        )
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """A detector ready for images.
+
+    Attributes:
+        graph: that judges.
+        image_size: side in pixels of what it sees.
+        device: where it runs.
+    """
+
+    graph: DetectorGraph
+    image_size: int
+    device: torch.device
+
+    @torch.inference_mode()
+    def __call__(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Judge `[B, S, S, 3]` uint8 RGB: scores `[B]` and maps `[B, S, S]` as of `graph`."""
+        batch = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
+        scores, maps = self.graph(batch.to(self.device))
+        return scores.cpu().numpy(), maps.cpu().numpy()
+
+
+def load_predictor(
+    store: Store, name: str, encoder: str, device: torch.device, class_name: str = ""
+) -> Predictor:
+    """Open a detector of the store.
+
+    Args:
+        store: that holds it.
+        name: of the detector; empty where the store holds one alone.
+        encoder: as `eval` takes it; empty for the one that it was trained with.
+        device: where it shall run.
+        class_name: whose threshold counts; empty for the one over all classes.
+
+    Raises:
+        ConfigError: no name, and not exactly one detector; or a class that it does not know.
+        ArtifactError: no such detector, or another encoder than its own.
+        WeightsError: if the encoder's files are missing.
+    """
+    if not name:
+        found = store.list("detectors")
+        if len(found) != 1:
+            there = f"these: {', '.join(found)}" if found else "none"
+            raise ConfigError(f"{store.root} holds {there}", "name a detector with --name")
+        name = found[0]
+    path = store.path("detectors", name)
+    trained = DetectorArtifact.load(path)
+    encoder = encoder or trained.encoder
+    check_same_encoder(path, trained.header, FrozenInputs(store).encoder(encoder), encoder)
+    levels = preset_for(trained.detector, trained.preset).levels
+    graph = DetectorGraph(trained, load_encoder(encoder, device, levels))
+    graph = graph.of_class(class_name) if class_name else graph
+    return Predictor(graph, trained.image_size, device)
+
+
+@dataclass(frozen=True)
+class Found:
+    """An image to be judged: its file, and where its overlay goes below the output folder."""
+
+    path: Path
+    target: Path
+
+
+def find_images(named: Sequence[str], watch: bool = False) -> Iterator[Found]:
+    """Images of files, folders and, for `-`, paths read line by line from stdin.
+
+    Args:
+        named: as typed.
+        watch: go on looking into the folders for new files, for ever. A file counts when its size
+            has stood still between two looks.
+
+    Raises:
+        DatasetError: if something named is not there, or a folder holds no image and none is
+            awaited.
+    """
+    folders = [Path(text) for text in named if text != STDIN and Path(text).is_dir()]
+    for text in named:
+        path = Path(text)
+        if text == STDIN:
+            lines = (line.rstrip("\n") for line in sys.stdin)
+            yield from (Found(Path(line), Path(Path(line).name)) for line in lines if line)
+        elif path.is_dir():
+            images = sorted(_below(path))
+            if not images and not watch:
+                endings = " ".join(sorted(IMAGE_SUFFIXES))
+                raise DatasetError(f"{path} holds no image", f"images end in {endings}")
+            yield from (Found(one, one.relative_to(path)) for one in images if not watch)
+        elif path.exists():
+            yield Found(path, Path(path.name))
+        else:
+            raise DatasetError(f"{path} is not there", "check the path")
+    if watch:
+        yield from _arriving(folders)
+
+
+def _below(folder: Path) -> Iterator[Path]:
+    return (
+        path for path in folder.rglob("*")
+        if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
+        and path.is_file()
+    )  # fmt: skip
+
+
+def _arriving(folders: Sequence[Path]) -> Iterator[Found]:
+    seen: set[Path] = set()
+    sizes: dict[Path, int] = {}
+    while True:
+        for folder in folders:
+            for path in sorted(_below(folder)):
+                size = path.stat().st_size
+                if path not in seen and size and sizes.get(path) == size:
+                    seen.add(path)
+                    yield Found(path, path.relative_to(folder))
+                sizes[path] = size
+        time.sleep(WATCH_SECONDS)
+
+
+@dataclass
+class Tally:
+    """What a prediction came to: counts, and seconds of each image from file to verdict."""
+
+    alarms: int = 0
+    failures: int = 0
+    seconds: list[float] = field(default_factory=list)
+    start: float = field(default_factory=time.monotonic)
+
+    def summary(self) -> str:
+        """One sentence."""
+        count = len(self.seconds)
+        spent = time.monotonic() - self.start
+        rate = f"{count / spent:.1f} images/s" if spent > 0 else ""
+        latency = f", {1000 * median(self.seconds):.0f} ms an image" if count else ""
+        broken = f", {self.failures} could not be read" if self.failures else ""
+        return f"{count} images, {self.alarms} alarms{broken}{latency}, {rate}"
+
+
+def predict(
+    predictor: Predictor, images: Iterator[Found], out: Path | None, batch_size: int, tally: Tally
+) -> Iterator[dict[str, Any]]:
+    """Judge images one after another.
+
+    Args:
+        predictor: that judges.
+        images: to be judged; read no further than the batch at hand.
+        out: folder for overlays; None for none.
+        batch_size: images at once; 1 where each verdict is awaited.
+        tally: counts.
+
+    Yields:
+        Per image `image` (its path), `score` (1 is the threshold), `verdict` (`normal` or
+        `anomalous`) and, with `out`, `overlay`; or `image` and `error` if it cannot be read.
+
+    Raises:
+        DatasetError: as `find_images`.
+        ArtifactError: if an overlay cannot be written, or would replace an image that is judged.
+    """
+    taken: set[Path] = set()
+    while batch := list(islice(images, batch_size)):
+        start, read = time.monotonic(), []
+        for found in batch:
+            try:
+                read.append((found, read_picture(found.path)))
+            except DatasetError as error:
+                tally.failures += 1
+                yield {"image": str(found.path), "error": str(error)}
+        if not read:
+            continue
+        pixels = np.stack([square_pixels(one, predictor.image_size) for _, one in read])
+        scores, maps = predictor(pixels)
+        spent = (time.monotonic() - start) / len(read)
+        for (found, picture), score, one_map in zip(read, scores, maps, strict=True):
+            tally.seconds.append(spent)
+            tally.alarms += bool(score > 1)
+            told = {"image": str(found.path), "score": round(float(score), 4),
+                    "verdict": "anomalous" if score > 1 else "normal"}  # fmt: skip
+            if out is not None:
+                target = _unused(out / found.target, taken)
+                _save(overlay(picture, one_map), target, found.path)
+                told["overlay"] = str(target)
+            yield told
+
+
+def _unused(target: Path, taken: set[Path]) -> Path:
+    """A PNG of this name that this run has not written; numbered where it has."""
+    names = chain([target.name], (f"{target.name}-{number}" for number in range(2, sys.maxsize)))
+    path = next(p for name in names if (p := target.with_name(f"{name}.png")) not in taken)
+    taken.add(path)
+    return path
+
+
+def _save(picture: Image.Image, target: Path, image: Path) -> None:
+    if target.resolve() == image.resolve():
+        raise ArtifactError(f"{target} is the image itself", "give another folder with --out")
+    with replacing(target) as file:
+        picture.save(file, format="PNG")

@@ -1,0 +1,98 @@
+"""Exported detectors answer as they do here."""
+
+import importlib.util
+import json
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from replaycad.inference import export as deployment
+from tests.conftest import invoke
+from tests.toy import SIZE, draw_object
+
+has_openvino = pytest.mark.skipif(
+    importlib.util.find_spec("openvino") is None, reason="openvino is an extra"
+)
+
+
+@pytest.fixture
+def store(chain, tmp_path):
+    return shutil.copytree(chain, tmp_path / "store")
+
+
+def export(store, models, out, form, *more):
+    return invoke(
+        ["export", "--name", "plate", "--encoder", models.encoder, "--store", store,
+         "--format", form, "--out", out, *more]
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("form", "suffix"),
+    [("onnx", "onnx"), ("torch", "pt2"), pytest.param("openvino", "xml", marks=has_openvino)],
+)
+def test_a_file_answers_as_the_detector_does(store, models, tmp_path, form, suffix):
+    out = tmp_path / "out" / f"plate.{suffix}"
+
+    result = export(store, models, out, form, "--json")
+
+    assert result.exit_code == 0, result.output
+    told = json.loads(result.stdout)
+    assert told["max_difference"] < 1e-3
+    assert told["num_bytes"] == out.stat().st_size > 0
+    assert [path.name for path in out.parent.iterdir() if path.name.startswith(".")] == []
+
+
+def test_onnx_gives_the_score_that_predict_prints(store, models, tmp_path):
+    import onnxruntime
+
+    image = tmp_path / "a.png"
+    draw_object("plate", 0, defective=True).save(image)
+    told = invoke(["predict", image, "--name", "plate", "--encoder", models.encoder,
+                   "--store", store, "--json"])  # fmt: skip
+    out = tmp_path / "plate.onnx"
+    assert "differ from ours by" in export(store, models, out, "onnx").stdout
+
+    with Image.open(image) as picture:
+        pixels = np.asarray(picture.resize((SIZE, SIZE))).transpose(2, 0, 1)[None]
+    scores, maps = onnxruntime.InferenceSession(out).run(None, {"images": pixels})
+
+    assert scores[0] == pytest.approx(json.loads(told.stdout)["score"], abs=2e-3)
+    assert maps.shape == (1, SIZE, SIZE)
+
+
+def test_a_file_that_answers_otherwise_is_not_kept(store, models, tmp_path, monkeypatch):
+    monkeypatch.setattr(deployment, "TOLERANCE", -1.0)
+    out = tmp_path / "plate.onnx"
+    out.write_bytes(b"before")
+
+    result = export(store, models, out, "onnx")
+
+    assert result.exit_code == 1
+    assert "answers otherwise" in result.stderr
+    assert out.read_bytes() == b"before"
+
+
+@pytest.mark.parametrize(
+    ("form", "name", "message"),
+    [("tflite", "a.tflite", "choose from: onnx, torch, openvino"),
+     ("onnx", "a.pt", "ends in .onnx")],
+)  # fmt: skip
+def test_formats_and_names_that_do_not_fit_are_refused(
+    store, models, tmp_path, form, name, message
+):
+    result = export(store, models, tmp_path / name, form)
+
+    assert result.exit_code == 1
+    assert message in result.stderr
+
+
+def test_a_missing_package_is_named_with_its_extra(store, models, tmp_path, monkeypatch):
+    formats = {**deployment.FORMATS, "onnx": (".onnx", ("no_such_package",), None, None)}
+    monkeypatch.setattr(deployment, "FORMATS", formats)
+
+    result = export(store, models, tmp_path / "a.onnx", "onnx")
+
+    assert "pip install replaycad[onnx]" in result.stderr
