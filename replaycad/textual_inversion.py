@@ -11,8 +11,8 @@ from replaycad.artifacts.store import Store
 from replaycad.config.recipes import CompressConfig
 from replaycad.data.classes import auto_policy, policy_for
 from replaycad.diffusion.presets import backbone_sizes
-from replaycad.engine import staleness as plans
-from replaycad.engine.inputs import FrozenInputs
+from replaycad.engine.inputs import InputDigests
+from replaycad.engine.staleness import input_header, make_plan
 from replaycad.errors import ArtifactError, ConfigError
 
 
@@ -35,7 +35,7 @@ def export_token(store: Store, name: str, target: Path, token: str) -> tuple[int
             encoded prompt, which no other program has a place for.
     """
     path = store.path("conditions", name)
-    plans.input_header(path, "conditions")
+    input_header(path, "conditions")
     kept = ConditionsArtifact.load(path)
     if kept.header.get("placement") != "prompt" or not len(kept.semantic_embedding):
         raise ArtifactError(
@@ -72,7 +72,7 @@ def import_token(
         raise ArtifactError(f"{path} is there already", "use --force to replace it")
     _, embedding = read_embedding(source)
     num_tokens, width = embedding.shape
-    frozen = FrozenInputs(store)
+    frozen = InputDigests(store)
     weights = frozen.backbone(backbone)
     expected, image_size = backbone_sizes(backbone)
     if width != expected:
@@ -85,7 +85,7 @@ def import_token(
         num_tokens=num_tokens, num_steps=0, num_masks=0, alignment="none",
     )  # fmt: skip
     inputs = {"embedding": file_digest(source, frozen.cache)}
-    plan = plans.make_plan(
+    plan = make_plan(
         "compress", class_name, path, config=config, seed=None, inputs=inputs, weights=weights
     )
     policy = policy_for(class_name) or auto_policy(class_name)

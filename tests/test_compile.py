@@ -43,7 +43,7 @@ def compiled(monkeypatch):
     def compile_module(module):
         module.forward = compile_(module.forward)
 
-    for module in ("engine.workshop", "diffusion.backbones"):
+    for module in ("runtime", "diffusion.backbones"):
         monkeypatch.setattr(f"replaycad.{module}.check_compiler", lambda _: None)
     monkeypatch.setattr(torch, "compile", compile_)
     monkeypatch.setattr(torch.nn.Module, "compile", compile_module)

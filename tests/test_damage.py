@@ -79,7 +79,7 @@ def test_nothing_is_written_if_an_input_changed_while_it_was_read(
 
 def test_an_image_that_changes_leaves_no_checkpoint_either(copies, models, monkeypatch):
     from replaycad.artifacts.checkpoints import Checkpoint
-    from replaycad.engine.builder import RunSettings
+    from replaycad.engine.settings import RunSettings
 
     (copies / "store" / "conditions" / "disc.safetensors").unlink()
     monkeypatch.setitem(RunSettings.__init__.__kwdefaults__, "save_every_seconds", 0.0)

@@ -10,10 +10,12 @@ from torch import nn
 from typer.testing import Result
 
 from replaycad.detectors.presets import DETECTORS
-from replaycad.engine.pipeline import Pipeline
+from replaycad.engine.builder import Builder
+from replaycad.engine.compress import CompressStage
+from replaycad.engine.train import TrainStage
 from replaycad.progress import SilentReport
 from tests.conftest import Models, invoke
-from tests.engine.test_pipeline import wishes
+from tests.engine.test_pipeline import settings
 from tests.pretended import pretended
 
 MIXED: dict[str, Callable[[torch.Tensor], object]] = {
@@ -107,10 +109,13 @@ class _Pressed(SilentReport):
 
 @pytest.mark.parametrize("stage", ["compress", "train"])
 def test_what_was_interrupted_goes_on_on_its_device(command, data, models, tmp_path, stage):
-    quick = wishes(models, stage, data, tmp_path / "store", save_every_seconds=0.0)
+    quick = settings(models, stage, data, tmp_path / "store", save_every_seconds=0.0)
     wanted = replace(quick, device="mps")
-    with pretended(), Pipeline(wanted, _Pressed()) as pipeline, pytest.raises(KeyboardInterrupt):
-        pipeline.train(["disc"], [], "disc") if stage == "train" else pipeline.compress("disc")
+    with pretended(), Builder(wanted, _Pressed()) as builder:
+        asked = TrainStage(builder, ["disc"], [], "disc") if stage == "train" else (
+            CompressStage(builder, "disc"))  # fmt: skip
+        with pytest.raises(KeyboardInterrupt):
+            builder.build(asked)
 
     result = command(stage, "--class", "disc")
 

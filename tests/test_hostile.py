@@ -80,12 +80,12 @@ def test_what_is_no_exif_is_no_failure(tmp_path):
 
 
 def test_a_folder_that_nobody_may_enter_is_one_line(data, tmp_path, monkeypatch):
-    from replaycad.engine.pipeline import Pipeline
+    from replaycad.engine.builder import Builder
 
     def refuse(*_):
         raise PermissionError(13, "Permission denied", "/store/masks/disc.safetensors")
 
-    monkeypatch.setattr(Pipeline, "mask", refuse)
+    monkeypatch.setattr(Builder, "mask", refuse)
 
     result = invoke(["mask", "--class", "disc", "--data", data, "--store", tmp_path])
 

@@ -85,6 +85,16 @@ class Store:
     def _relative(self, path: Path) -> str:
         return path.relative_to(self.root).as_posix()
 
+    def num_bytes(self, kind: str, name: str) -> int:
+        """Bytes of an artifact with its shards; 0 if it is not there.
+
+        Raises:
+            ConfigError: as `path`.
+        """
+        path = self.path(kind, name)
+        parts = [path, *path.with_suffix(".shards").glob(f"*{SUFFIX}")]
+        return sum(part.stat().st_size for part in parts if part.is_file())
+
     def partial(self, kind: str, name: str, key: str) -> Path:
         """Where the unfinished work on an artifact lies; another key is another file.
 

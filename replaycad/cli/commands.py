@@ -1,4 +1,4 @@
-"""The typer commands: options become wishes, the pipeline answers, the console shows it."""
+"""The typer commands: options become settings, the builder answers, the console shows it."""
 
 from pathlib import Path
 from typing import Annotated
@@ -84,11 +84,13 @@ def mask(
     """
     shared = Shared(classes, data, store, recipe, settings, device, seed, force, dry_run, as_json,
                     quiet)  # fmt: skip
+    from replaycad.engine.mask import MaskStage
+
     perform(
         shared,
         "mask",
         {"segmenter": segmenter},
-        lambda pipeline, names: [pipeline.mask(name) for name in names],
+        lambda builder, names: [builder.build(MaskStage(builder, name)) for name in names],
     )
 
 
@@ -121,12 +123,14 @@ def compress(
     sizes = split_sizes(budget)
     if len(sizes) > 1:
         raise typer.BadParameter("compress takes one budget; `replaycad run` compares several")
+    from replaycad.engine.compress import CompressStage
+
     perform(
         shared,
         "compress",
         {"keep": keep, "budget": str(*sizes), "backbone": backbone,
          "pass_size": str(batch_size or "")},
-        lambda pipeline, names: [pipeline.compress(name) for name in names],
+        lambda builder, names: [builder.build(CompressStage(builder, name)) for name in names],
     )
 
 
@@ -154,11 +158,13 @@ def replay(
     """
     shared = Shared(classes, DATA, store, recipe, settings, device, seed, force, dry_run, as_json,
                     quiet)  # fmt: skip
+    from replaycad.engine.replay import ReplayStage
+
     perform(
         shared,
         "replay",
         {"num_images": str(num or ""), "backbone": backbone, "batch_size": str(batch_size or "")},
-        lambda pipeline, names: [pipeline.replay(name) for name in names],
+        lambda builder, names: [builder.build(ReplayStage(builder, name)) for name in names],
     )
 
 
@@ -195,12 +201,16 @@ def train(
     shared = Shared(classes, data, store, recipe, settings, device, seed, force, dry_run, as_json,
                     quiet)  # fmt: skip
     replayed = split_names(past)
+    from replaycad.engine.train import TrainStage
+
     perform(
         shared,
         "train",
         {"detector": detector, "encoder": encoder, "init": init,
          "replay_budget": str(replay_budget or "")},
-        lambda pipeline, names: [pipeline.train(names, replayed, name or names[-1])],
+        lambda builder, names: [
+            builder.build(TrainStage(builder, names, replayed, name or names[-1]))
+        ],
     )
 
 
@@ -228,11 +238,13 @@ def evaluate(
     """
     shared = Shared(classes, data, store, recipe, settings, device, seed, force, dry_run, as_json,
                     quiet)  # fmt: skip
+    from replaycad.engine.evaluate import EvalStage
+
     perform(
         shared,
         "eval",
         {"encoder": encoder},
-        lambda pipeline, names: [pipeline.evaluate(names, name or names[-1])],
+        lambda builder, names: [builder.build(EvalStage(builder, names, name or names[-1]))],
     )
 
 
@@ -300,18 +312,18 @@ def run(
                "train.encoder": encoder,
                "train.replay_budget": str(replay_budget or "")}  # fmt: skip
     numbers, sizes = split_seeds(seeds, seed), split_sizes(budget)
-    with session(shared, None, choices) as pipeline:
+    with session(shared, None, choices) as builder:
         from replaycad.experiments import run as walk
         from replaycad.experiments.plan import comparison
 
         cells = comparison(
-            pipeline.class_names(split_names(classes)), split_names(strategy), numbers,
+            builder.class_names(split_names(classes)), split_names(strategy), numbers,
             split_names(detector) or [""], sizes or [0], num_orders,
         )  # fmt: skip
         engine_of = None if dry_run else engine_named(engine, address)
-        result = walk.run_sequence(pipeline, cells, name, sheet, engine_of)
+        result = walk.run_sequence(builder, cells, name, sheet, engine_of)
         if not dry_run:
-            write_page(pipeline, result, name)
+            write_page(builder, result, name)
         show_run(result, as_json, dry_run)
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from replaycad.artifacts.format import canonical_json, read_header
 from replaycad.artifacts.scores import SCORES
 from replaycad.cli.console import print_json, print_line, print_table
-from replaycad.engine.staleness import Outcome
+from replaycad.engine.builder import Outcome
 from replaycad.experiments.forecast import Assumptions
 from replaycad.experiments.tables import METRICS, TITLES, format_bytes, fraction, strategy_row
 

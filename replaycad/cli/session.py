@@ -1,4 +1,4 @@
-"""What every command does around its work: open the pipeline, show a failure as one line."""
+"""What every command does around its work: open the builder, show a failure as one line."""
 
 import shlex
 from collections.abc import Callable, Iterator, Mapping
@@ -13,8 +13,7 @@ from replaycad.distributed import ranks
 from replaycad.errors import ReplayCadError, WeightsError
 
 if TYPE_CHECKING:
-    from replaycad.engine.pipeline import Pipeline
-    from replaycad.engine.staleness import Outcome
+    from replaycad.engine.builder import Builder, Outcome
 
 
 MAX_SEEDS = 10_000
@@ -97,32 +96,32 @@ def one_line_errors() -> Iterator[None]:
 @contextmanager
 def session(
     shared: Shared, stage: str | None, choices: dict[str, str]
-) -> Iterator["Pipeline"]:
-    """Open the pipeline for one command; an interruption says what was kept and leaves with 130."""
+) -> Iterator["Builder"]:
+    """Open the builder for one command; an interruption says what was kept and leaves with 130."""
     if ranks().count > 1 and stage not in SHARED_STAGES:
         raise typer.BadParameter(f"torchrun serves {', '.join(SHARED_STAGES)}")
     with one_line_errors():
         from replaycad.cli import console
-        from replaycad.engine import staleness as plans
-        from replaycad.engine.builder import RunSettings
-        from replaycad.engine.pipeline import Pipeline
+        from replaycad.engine.builder import Builder
+        from replaycad.engine.settings import RunSettings, split_settings
 
-        overrides = plans.split_settings(
+        overrides = split_settings(
             [f"{name}={text}" for name, text in choices.items() if text] + shared.settings, stage
         )
         with console.TerminalReport(shared.quiet) as report:
-            wishes = RunSettings(
-                data=shared.data, root=shared.store, overrides=overrides, device=shared.device,
-                seed=shared.seed, recipe=shared.recipe, force=shared.force, dry_run=shared.dry_run,
+            settings = RunSettings(
+                data=shared.data, root=Path(shared.store), overrides=overrides,
+                device=shared.device, seed=shared.seed, recipe=shared.recipe,
+                force=shared.force, dry_run=shared.dry_run,
             )  # fmt: skip
-            with Pipeline(wishes, report) as pipeline:
+            with Builder(settings, report) as builder:
                 try:
-                    yield pipeline
+                    yield builder
                 except WeightsError as error:
                     raise _brought_at_once(error, shared, overrides) from None
                 except KeyboardInterrupt:
                     report.close()
-                    console.print_interrupted(pipeline.builder.kept())
+                    console.print_interrupted(builder.kept())
                     raise typer.Exit(130) from None
 
 
@@ -150,7 +149,7 @@ def perform(
     shared: Shared,
     stage: str,
     choices: dict[str, str],
-    work: Callable[["Pipeline", list[str]], list["Outcome"]],
+    work: Callable[["Builder", list[str]], list["Outcome"]],
 ) -> None:
     """One command of one stage: parse, work, one summary.
 
@@ -163,30 +162,30 @@ def perform(
         shared = replace(shared, force=False)  # what they have made is up to date
     if own.rank:
         return
-    with session(shared, stage, choices) as pipeline:
+    with session(shared, stage, choices) as builder:
         from replaycad.cli import output as summary
 
-        names = pipeline.class_names(split_names(shared.classes), stored=stage == "replay")
-        summary.show(work(pipeline, names), shared.as_json, shared.dry_run)
+        names = builder.class_names(split_names(shared.classes), stored=stage == "replay")
+        summary.show(work(builder, names), shared.as_json, shared.dry_run)
 
 
 def _work_together(
     shared: Shared,
     stage: str,
     choices: dict[str, str],
-    work: Callable[["Pipeline", list[str]], list["Outcome"]],
+    work: Callable[["Builder", list[str]], list["Outcome"]],
 ) -> None:
     """This process's part; returns when all have done theirs."""
     own = ranks()
-    with session(shared, stage, choices) as pipeline:
+    with session(shared, stage, choices) as builder:
         from replaycad.distributed import join, leave, wait
         from replaycad.runtime import resolve_device
 
         join(resolve_device(shared.device))
-        names = pipeline.class_names(split_names(shared.classes), stored=stage == "replay")
+        names = builder.class_names(split_names(shared.classes), stored=stage == "replay")
         mine = names if stage == "train" else names[own.rank :: own.count]
         if mine:
-            work(pipeline, mine)
+            work(builder, mine)
         wait()
         leave()
 
@@ -252,23 +251,23 @@ def report_writer() -> Callable[..., None]:
     return write_report
 
 
-def write_page(pipeline: "Pipeline", result: dict[str, Any], name: str) -> None:
+def write_page(builder: "Builder", result: dict[str, Any], name: str) -> None:
     """Write the page of a run beside its results, if it has changed; no reason for it to fail."""
-    target = pipeline.store.path("results", name, ".html")
+    target = builder.store.path("results", name, ".html")
     try:
         if result["is_new"] or not target.exists():
             write = report_writer()
             from replaycad.config.recipes import TrainConfig
             from replaycad.runtime import resolve_device
 
-            wishes = pipeline.wishes
-            encoder = pipeline.config(TrainConfig).encoder
-            device = resolve_device(wishes.device)
-            write(pipeline.store, wishes.data, name, encoder, device, target)
-            pipeline.store.publish("results", name)
+            settings = builder.settings
+            encoder = builder.settings.config(TrainConfig).encoder
+            device = resolve_device(settings.device)
+            write(builder.store, settings.data, name, encoder, device, target)
+            builder.store.publish("results", name)
         result["files"].append(target)
     except ReplayCadError as error:
-        pipeline.report.note(f"no report page: {error}")
+        builder.report.note(f"no report page: {error}")
 
 
 def fetch_parts(

@@ -1,110 +1,261 @@
-"""Has an artifact made if it is due, once per command, and remembers what was made.
+"""Builds an artifact unless it is up to date, once per command, and remembers what was built.
 
-Torch is not imported before a stage has to run.
+Nothing here imports torch before a stage has to run.
 """
 
-import os
-import shlex
 import time
-from collections.abc import Callable, Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import MappingProxyType, TracebackType
+from typing import Any, ClassVar
 
+from replaycad.artifacts.checkpoints import Checkpoint
+from replaycad.artifacts.conditions import ConditionsArtifact
 from replaycad.artifacts.store import Store
-from replaycad.config.recipes import FOLDERS, CompressConfig, ReplayConfig, StageConfig
+from replaycad.config.recipes import CompressConfig, ReplayConfig, StageConfig
+from replaycad.data.samples import find_classes
 from replaycad.diffusion.memory import needed_bytes
 from replaycad.distributed import ranks
-from replaycad.engine import staleness as plans
-from replaycad.engine.staleness import Outcome, Plan
-from replaycad.engine.timings import Ledger
-from replaycad.errors import ArtifactError
-from replaycad.progress import Report
+from replaycad.engine import staleness
+from replaycad.engine.inputs import InputDigests
+from replaycad.engine.models import Models
+from replaycad.engine.settings import RunSettings, split_settings
+from replaycad.engine.staleness import KINDS, Plan, make_plan
+from replaycad.engine.timings import Timings
+from replaycad.errors import ArtifactError, ConfigError
+from replaycad.progress import Report, silent
 
-if TYPE_CHECKING:
-    from replaycad.engine.workshop import Workshop
+
+class Stage(ABC):
+    """One artifact that a stage is asked for: its config, its inputs, its networks, how it runs.
+
+    Making such an object looks at folders and headers only.
+
+    Attributes:
+        stage: one of `recipes.STAGES`.
+        name: of the artifact.
+        config: all that the stage is told.
+        seed: of its random streams; None for a stage that draws nothing.
+        weights: frozen network -> sha256.
+        num_images: that the stage reads, draws or scores.
+        next_command: what a user types next.
+    """
+
+    stage: ClassVar[str]
+    name: str
+    config: StageConfig
+    seed: int | None = None
+    weights: Mapping[str, str] = MappingProxyType({})
+    num_images: int
+    next_command: str
+
+    def prepare(self) -> None:  # noqa: B027 - most stages read what others are asked for
+        """Build what this one reads, where that needs no command of its own."""
+
+    def complete(self, path: Path) -> None:  # noqa: B027
+        """Write what belongs beside an artifact that is up to date, where a killed run did not."""
+
+    @abstractmethod
+    def inputs(self) -> dict[str, str]:
+        """Digests and content ids of all that is read, by name, as they are now.
+
+        Raises:
+            ArtifactError: an artifact that is read is not there, or not sound.
+        """
+
+    @abstractmethod
+    def run(self, plan: Plan) -> None:
+        """Make the artifact and save it at the path of the plan."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunSettings:
-    """What a user asked of a command, beyond the classes.
+class Outcome:
+    """What one call of `Builder.build` came to.
 
     Args:
-        data: folder of the images.
-        root: folder or URL of the artifacts.
-        device: `auto`, `cpu`, `cuda` or `mps`.
-        seed: of every random stream, unless a step names its own.
-        recipe: key of `recipes.RECIPES`; empty for the backbone's own.
-        overrides: stage -> field -> text.
-        force: make what is asked for even if it is up to date.
-        dry_run: make nothing.
-        save_every_seconds: time between two checkpoints.
+        plan: what was wanted and what was there.
+        was_made: whether the stage ran.
+        num_bytes: of the artifact, shards included; 0 if it is not there.
+        num_images: that the stage read, drew or scored.
+        seconds: that making it took, this time or when it was made; 0 if not known.
+        peak_memory_bytes: of the process, if the stage ran.
+        next_command: what a user types next.
+        needs: about how many bytes of memory making it takes, on `gpu` and on `cpu`; empty if the
+            stage does not tell.
     """
 
-    data: Path
-    root: str | Path
-    overrides: Mapping[str, dict[str, str]]
-    device: str = "auto"
-    seed: int = 0
-    recipe: str = ""
-    force: bool = False
-    dry_run: bool = False
-    save_every_seconds: float = 60.0
+    plan: Plan
+    was_made: bool
+    num_bytes: int
+    num_images: int
+    seconds: float
+    peak_memory_bytes: int | None
+    next_command: str
+    needs: Mapping[str, int] = field(default_factory=dict)
 
 
 class Builder:
-    """The artifacts of one command.
+    """The artifacts of one command, on one data folder and one store; a context manager.
 
     Args:
-        wishes: of the user.
-        store: that they are read from and written to.
+        settings: of the user.
         report: hears of progress.
 
     Attributes:
-        handled: artifacts, as kind/name, settled by this command.
-        changing: those that a dry run found to be due.
+        store: that artifacts are read from and written to.
+        digests: of images and networks.
+        models: the frozen networks.
+        handled: labels of the artifacts that this command has settled.
+        changing: those of them that a dry run would build.
+        searches: conditions of this command by what they were searched from; budgets and
+            representations that are compared share them.
+        sound: replays of which this command has read every byte, by path, with their content id.
     """
 
-    def __init__(self, wishes: RunSettings, store: Store, report: Report) -> None:
-        self._wishes, self._store, self._report = wishes, store, report
+    def __init__(self, settings: RunSettings, report: Report = silent) -> None:
+        self.settings, self.report = settings, report
+        self.store = Store(settings.root)
+        self.digests = InputDigests(self.store)
+        self.models = Models(settings.device)
         self.handled: set[str] = set()
         self.changing: set[str] = set()
-        self._ledger = Ledger(store)
-        self._workshop: Workshop | None = None
+        self.searches: dict[tuple, ConditionsArtifact] = {}
+        self.sound: dict[Path, str] = {}
+        self._timings = Timings(self.store)
         self._finished: list[Path] = []
         self._current: Plan | None = None
         self._keys: dict[str, str] = {}
 
-    def kept(self) -> list[str]:
-        """What an interruption leaves behind, in words."""
-        found = [f"kept {path}" for path in self._finished]
-        if self._current is not None:
-            plan = self._current
-            partial = self._store.partial(plan.kind, plan.name, plan.key)
-            if partial.exists():
-                found.append(f"kept the checkpoint {partial}")
-            elif plan.stage == "replay":
-                found.append(f"kept the images of {plan.name} drawn so far")
-        return found
+    @classmethod
+    def of(
+        cls,
+        data: str | Path,
+        store: str | Path,
+        settings: Mapping[str, Any] = MappingProxyType({}),
+        recipe: str = "",
+        seed: int = 0,
+        device: str = "auto",
+    ) -> "Builder":
+        """A builder as a notebook opens it; `replaycad help python` has examples.
 
-    def next_command(self, stage: str, class_names: str, past: str = "", name: str = "") -> str:
-        """What a user types next, as a shell reads it, about the same two folders."""
-        typed = {"--class": class_names, "--past": past, "--name": name}
-        folders = {"--data": str(self._wishes.data), "--store": str(self._wishes.root)}
-        if stage == "replay":
-            del folders["--data"]
-        for option, folder in folders.items():
-            variable, default = FOLDERS[option]
-            if folder != os.environ.get(variable, default):
-                typed[option] = folder
-        parts = [part for option, text in typed.items() if text for part in (option, text)]
-        return shlex.join(["replaycad", stage, *parts])
+        Args:
+            data: folder of the images.
+            store: folder of the artifacts.
+            settings: `stage.field` -> value, as `--set` takes them.
+            recipe: as of `RunSettings`, like the rest.
+            seed: of every random stream.
+            device: `auto`, `cpu`, `cuda` or `mps`.
+
+        Raises:
+            ConfigError: if a setting is unknown or has no such value.
+        """
+        typed = [f"{name}={value}" for name, value in settings.items()]
+        return cls(RunSettings(
+            data=Path(data), root=Path(store), overrides=split_settings(typed, None),
+            recipe=recipe, seed=seed, device=device,
+        ))  # fmt: skip
+
+    def __enter__(self) -> "Builder":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.digests.cache.save()
+
+    def class_names(self, wanted: Sequence[str], stored: bool = False) -> list[str]:
+        """The classes that were asked for; `all` stands for every one there is.
+
+        Args:
+            wanted: names as typed.
+            stored: whether `all` means the classes in the store, not those in the data folder.
+
+        Raises:
+            ConfigError: if nothing was asked for, or `all` finds nothing stored.
+            DatasetError: if `all` finds no class in the data folder.
+        """
+        if list(wanted) == ["all"]:
+            names = self.store.list("conditions") if stored else find_classes(self.settings.data)
+            if not names:
+                hint = "run `replaycad compress --class NAME`"
+                raise ConfigError(f"{self.store.root} holds no conditions", hint)
+            return names
+        if not wanted or "all" in wanted:
+            raise ConfigError("no class is named", "use --class NAME[,NAME...] or --class all")
+        return list(wanted)
+
+    def build(self, stage: Stage, force: bool | None = None) -> Outcome:
+        """Run a stage unless its artifact is up to date; a dry run says what it would take.
+
+        Args:
+            stage: what is asked for.
+            force: run it even so, unless this command has done so; None: as the user said.
+
+        Raises:
+            ReplayCadError: whatever the stage failed with; what was there before is still there.
+        """
+        force = self.settings.force if force is None else force
+        stage.prepare()
+        plan = self.plan(stage)
+        due = (plan.state != "hit" or force) and plan.label not in self.handled
+        self.handled.add(plan.label)
+        peak, needs = None, {}
+        if due and self.settings.dry_run:
+            self.changing.add(plan.label)
+            if isinstance(stage.config, CompressConfig | ReplayConfig):
+                needs = {
+                    place: needed_bytes(stage.config, place == "gpu") for place in ("gpu", "cpu")
+                }
+        elif due:
+            # Beside rank 0 of a shared training, which holds the artifact for all of them.
+            is_helping = plan.stage == "train" and ranks().rank > 0
+            with nullcontext() if is_helping else self.store.alone_with(
+                plan.kind, plan.name, lambda: self.report.note(
+                    f"waiting: another command is making {plan.label}")
+            ):  # fmt: skip
+                # Another command may have made it since the plan.
+                due = force or self.header(plan.kind, plan.name).get("key") != plan.key
+                if due:
+                    start, self._current = time.monotonic(), plan
+                    stage.run(plan)
+                    if not is_helping:
+                        self._timings.record(plan, time.monotonic() - start)
+                    peak = _peak_memory_bytes()
+                    self._finished.append(plan.path)
+                    self._current = None
+        if not self.settings.dry_run:
+            self._keys.setdefault(plan.label, plan.key)
+            if plan.state == "hit":
+                stage.complete(plan.path)
+        return Outcome(
+            plan=plan, was_made=due and not self.settings.dry_run,
+            num_bytes=self.store.num_bytes(plan.kind, plan.name), num_images=stage.num_images,
+            seconds=self._timings.seconds(plan.kind, plan.name, plan.key),
+            peak_memory_bytes=peak, next_command=stage.next_command, needs=needs,
+        )  # fmt: skip
+
+    def plan(self, stage: Stage) -> Plan:
+        """Hold an artifact against what it would be made from now.
+
+        Its inputs are asked for now, and again before what was made is written.
+        """
+        inputs = stage.inputs()
+        return make_plan(
+            stage.stage, stage.name, self.store.path(KINDS[stage.stage], stage.name),
+            config=stage.config, seed=stage.seed, inputs=inputs, weights=stage.weights,
+            changing=self.changing & set(inputs), inputs_now=stage.inputs,
+        )  # fmt: skip
 
     def header(self, kind: str, name: str) -> dict[str, Any]:
         """Header of an artifact of the store; empty if there is none that can be read."""
         try:
-            return plans.input_header(self._store.path(kind, name), kind)
+            return staleness.input_header(self.store.path(kind, name), kind)
         except ArtifactError:
             return {}
 
@@ -113,99 +264,36 @@ class Builder:
 
         Raises:
             ArtifactError: there is none that can be read, or it is not the one that this command
-                found up to date or made: another command wants another of that name.
+                read or made: another command wants another of that name.
         """
         label = f"{kind}/{name}"
         if label in self.changing:
             return ""
-        header = plans.input_header(self._store.path(kind, name), kind)
+        header = staleness.input_header(self.store.path(kind, name), kind)
         if header.get("key") != self._keys.get(label, header.get("key")):
-            raise plans.replaced(label)
+            raise staleness.replaced(label)
         return str(header["content_id"])
 
-    def plan(
-        self,
-        stage: str,
-        name: str,
-        config: StageConfig,
-        seed: int | None,
-        inputs: Callable[[], Mapping[str, str]],
-        weights: Mapping[str, str],
-    ) -> Plan:
-        """Hold an artifact against what it would be made from; as `plans.make_plan`.
+    def checkpoint(self, plan: Plan) -> Checkpoint:
+        """The checkpoint of this very output; those of outputs no longer wanted are removed."""
+        self.store.drop_partials(plan.kind, plan.name, keep=plan.key)
+        path = self.store.partial(plan.kind, plan.name, plan.key)
+        return Checkpoint(path, plan.key, plan.check_inputs)
 
-        `inputs` is asked now, and again before what was made is written.
-        """
-        path, found = self._store.path(plans.KINDS[stage], name), inputs()
-        plan = plans.make_plan(
-            stage, name, path, config=config, seed=seed, inputs=found, weights=weights,
-            changing=self.changing & set(found),
-        )  # fmt: skip
-        return replace(plan, inputs_now=inputs)
+    def kept(self) -> list[str]:
+        """What an interruption leaves behind, in words."""
+        kept = [f"kept {path}" for path in self._finished]
+        if self._current is not None:
+            plan = self._current
+            partial = self.store.partial(plan.kind, plan.name, plan.key)
+            if partial.exists():
+                kept.append(f"kept the checkpoint {partial}")
+            elif plan.stage == "replay":
+                kept.append(f"kept the images of {plan.name} drawn so far")
+        return kept
 
-    def finish(
-        self,
-        plan: Plan,
-        num_images: int,
-        next_command: str,
-        force: bool,
-        work: Callable[["Workshop"], None],
-        diffusing: CompressConfig | ReplayConfig | None = None,
-    ) -> Outcome:
-        """Have the artifact made if it is due; a dry run says what it takes.
 
-        Args:
-            plan: of the artifact.
-            num_images: that the stage reads, draws or scores.
-            next_command: what a user types next.
-            force: make it even if it is up to date.
-            work: makes it.
-            diffusing: config of a stage whose memory can be told beforehand; None for others.
-        """
-        due = (plan.state != "hit" or force) and plan.label not in self.handled
-        self.handled.add(plan.label)
-        peak, needs = None, {}
-        if due and self._wishes.dry_run:
-            self.changing.add(plan.label)
-            if diffusing is not None:
-                needs = {where: needed_bytes(diffusing, where == "gpu") for where in ("gpu", "cpu")}
-        elif due:
-            peak = self._make(plan, work, force)
-            due = peak is not None
-        if not self._wishes.dry_run:
-            self._keys.setdefault(plan.label, plan.key)
-        return Outcome(
-            plan=plan, was_made=due and not self._wishes.dry_run,
-            num_bytes=plans.num_bytes(plan.path), num_images=num_images,
-            seconds=self._ledger.seconds(plan.kind, plan.name, plan.key),
-            peak_memory_bytes=peak, next_command=next_command, needs=needs,
-        )  # fmt: skip
+def _peak_memory_bytes() -> int | None:
+    from replaycad.runtime import peak_memory_bytes
 
-    def _make(
-        self, plan: Plan, work: Callable[["Workshop"], None], force: bool
-    ) -> int | None:
-        """Run the stage; the peak memory in bytes, or None if another command made it meanwhile."""
-        from replaycad.engine.workshop import Workshop
-        from replaycad.runtime import peak_memory_bytes
-
-        def wait() -> None:
-            self._report.note(f"waiting: another command makes {plan.label}")
-
-        shared = plan.stage == "train" and ranks().rank > 0  # beside rank 0, which holds it
-        alone = nullcontext() if shared else self._store.alone_with(
-            plan.kind, plan.name, wait)  # fmt: skip
-        with alone:
-            # Another command may have made it since the plan.
-            if not force and self.header(plan.kind, plan.name).get("key") == plan.key:
-                return None
-            self._workshop = self._workshop or Workshop(
-                self._store, self._wishes.device, self._report, self._wishes.save_every_seconds
-            )
-            start, self._current = time.monotonic(), plan
-            work(self._workshop)
-            if not shared:
-                self._ledger.note(plan, time.monotonic() - start)
-                self._store.publish(plan.kind, plan.name)
-        self._finished.append(plan.path)
-        self._current = None
-        return peak_memory_bytes()
+    return peak_memory_bytes()

@@ -15,7 +15,7 @@ NO_SEGMENTER = "none"
 _START_ONLY = ("set_encoder", "spatial_encoder")  # give a search its start; drawing needs them not
 
 
-class FrozenInputs:
+class InputDigests:
     """Digests with a cache in the store; each network is looked for without reading its weights.
 
     Args:

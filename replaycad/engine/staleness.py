@@ -1,13 +1,13 @@
-"""Whether an artifact is up to date, decided from headers before anything heavy is imported.
+"""Whether an artifact is up to date, decided from headers alone; all of that is decided here.
 
 An artifact is determined by facts: the stage and the version of its code, the config, the seed, the
-content ids of what is read and the digests of the frozen networks. Their digest is the `key`; all
+content ids of what is read and the digests of the frozen networks. Their digest is the `key`; the
 facts stand in the header too, so that a stale artifact can say which of them changed.
 """
 
 import hashlib
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +15,12 @@ from replaycad import __version__
 from replaycad.artifacts.conditions import CONDITIONS
 from replaycad.artifacts.detector import DETECTOR
 from replaycad.artifacts.format import canonical_json, read_header
-from replaycad.artifacts.keys import stage_facts, stage_key, why_stale
 from replaycad.artifacts.masks import MASKS
 from replaycad.artifacts.replay_set import REPLAYS
 from replaycad.artifacts.scores import SCORES
 from replaycad.config.recipes import STAGE_VERSIONS, StageConfig, as_dict
 from replaycad.diffusion.presets import split_name
-from replaycad.errors import ArtifactError, ConfigError
+from replaycad.errors import ArtifactError
 
 KINDS = {
     "mask": "masks",
@@ -41,13 +40,14 @@ SCHEMAS = {
 }
 """Folder of the store -> what the files in it must look like."""
 
-_LEFT_OUT = ("inputs", "weights")  # facts that a header of `continual.choice` may lack
+FACT_GROUPS = ("config", "inputs", "weights")
+_LEFT_OUT = ("inputs", "weights")  # facts that the header of an automatic choice may lack
 _PLACES = ("backbone", "segmenter", "encoder")  # fields that may name a place of this machine
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """One stage invocation and what is known about its output.
+    """One artifact as it is wanted, held against the one that is there.
 
     Args:
         stage: one of `recipes.STAGES`.
@@ -96,36 +96,11 @@ class Plan:
 
     def header(self, class_names: Sequence[str]) -> dict[str, Any]:
         """The common part of the artifact's header."""
-        who = {"class_name": class_names[0]} if self.stage in ("mask", "compress", "replay") else {
-            "classes": list(class_names)
-        }  # fmt: skip
-        return {**self.facts, **who, "key": self.key, "versions": {"replaycad": __version__}}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Outcome:
-    """What one stage invocation came to.
-
-    Args:
-        plan: what was wanted and what was found.
-        was_made: whether the stage ran.
-        num_bytes: of the artifact, shards included; 0 if it is not there.
-        num_images: that the stage read, drew or scored.
-        seconds: that making it took, this time or when it was made; 0 if not known.
-        peak_memory_bytes: of the process, if the stage ran.
-        next_command: what a user types next.
-        needs: about how many bytes of memory making it takes, on `gpu` and on `cpu`; empty if the
-            stage does not tell.
-    """
-
-    plan: Plan
-    was_made: bool
-    num_bytes: int
-    num_images: int
-    seconds: float
-    peak_memory_bytes: int | None
-    next_command: str
-    needs: Mapping[str, int] = field(default_factory=dict)
+        if self.stage in ("mask", "compress", "replay"):
+            named: dict[str, Any] = {"class_name": class_names[0]}
+        else:
+            named = {"classes": list(class_names)}
+        return {**self.facts, **named, "key": self.key, "versions": {"replaycad": __version__}}
 
 
 def make_plan(
@@ -138,6 +113,7 @@ def make_plan(
     inputs: Mapping[str, str],
     weights: Mapping[str, str],
     changing: Collection[str] = (),
+    inputs_now: Callable[[], Mapping[str, str]] | None = None,
 ) -> Plan:
     """Compare what an artifact says of itself with what is wanted.
 
@@ -150,13 +126,59 @@ def make_plan(
         inputs: name of an input -> digest or content id.
         weights: frozen network -> sha256.
         changing: names in `inputs` that will be made anew before this one (a dry run needs it).
+        inputs_now: as `Plan`.
     """
-    determined = (stage, STAGE_VERSIONS[stage], portable(config), seed, inputs, weights)
-    facts, key = stage_facts(*determined), stage_key(*determined)
+    facts = {
+        "stage": stage,
+        "stage_version": STAGE_VERSIONS[stage],
+        "config": portable(config),
+        "seed": seed,
+        "inputs": dict(inputs),
+        "weights": dict(weights),
+    }
+    key = digest_of(facts)
     state, reason = _state(path, KINDS[stage], facts, key, changing)
     return Plan(
-        stage=stage, name=name, path=path, facts=facts, key=key, state=state, reason=reason
-    )
+        stage=stage, name=name, path=path, facts=facts, key=key, state=state, reason=reason,
+        inputs_now=inputs_now,
+    )  # fmt: skip
+
+
+def still_serves(header: Mapping[str, Any], inputs: Mapping[str, str]) -> bool:
+    """Whether an artifact can be read as it is by a stage that comes after it.
+
+    An engineer may have made it with other settings on purpose: it counts while what it was made
+    from is the same, unless the command itself names settings of its stage.
+
+    Args:
+        header: of the artifact; empty if there is none.
+        inputs: what it would be made from now.
+    """
+    return bool(header) and header.get("inputs") == dict(inputs)
+
+
+def why_stale(header: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
+    """Name every fact in which an artifact differs from what is wanted, one phrase each.
+
+    Args:
+        header: of the artifact that is there.
+        wanted: the facts of a plan.
+
+    Returns:
+        phrases such as "num_steps 200 -> 500", "images changed", "vae weights changed"; empty if
+        the artifact is up to date.
+    """
+    phrases = []
+    if header.get("stage") != wanted["stage"]:
+        phrases.append(f"stage {header.get('stage')} -> {wanted['stage']}")
+    if header.get("stage_version") != wanted["stage_version"]:
+        phrases.append("the stage's code changed")
+    if header.get("seed") != wanted["seed"]:
+        phrases.append(f"seed {header.get('seed')} -> {wanted['seed']}")
+    for group in FACT_GROUPS:
+        before = header.get(group)
+        phrases += _differences(group, before if isinstance(before, dict) else {}, wanted[group])
+    return phrases
 
 
 def portable(config: StageConfig) -> dict[str, Any]:
@@ -175,28 +197,9 @@ def portable(config: StageConfig) -> dict[str, Any]:
     return values
 
 
-def replaced(label: str) -> ArtifactError:
-    """The error for an artifact that is no longer the one that this command found or made."""
-    return ArtifactError(
-        f"{label} was replaced by another command, with other settings",
-        "run them one after the other, or give each a --store of its own",
-    )
-
-
 def digest_of(values: Mapping[str, Any]) -> str:
-    """One sha256 over named JSON values, such as other digests."""
+    """One sha256 over named JSON values, such as other digests; the same in any order."""
     return hashlib.sha256(canonical_json(dict(values)).encode()).hexdigest()
-
-
-def num_bytes(path: Path) -> int:
-    """Bytes of an artifact with its shards; 0 if it is not there."""
-    parts = [path, *path.with_suffix(".shards").glob("*.safetensors")]
-    return sum(part.stat().st_size for part in parts if part.is_file())
-
-
-def recorded_values(header: Mapping[str, Any]) -> dict[str, str]:
-    """The config in a header as overrides of a recipe."""
-    return {name: str(value) for name, value in header.get("config", {}).items()}
 
 
 def input_header(path: Path, kind: str) -> dict[str, Any]:
@@ -218,31 +221,12 @@ def input_header(path: Path, kind: str) -> dict[str, Any]:
     return read_header(path, SCHEMAS[kind])
 
 
-def _state(
-    path: Path, kind: str, facts: dict[str, Any], key: str, changing: Collection[str]
-) -> tuple[str, str]:
-    if not path.exists():
-        return "missing", ""
-    try:
-        header = read_header(path, SCHEMAS[kind])
-    except ArtifactError as error:
-        return "stale", error.message
-    if header.get("key") == key and not changing:
-        return "hit", ""
-    otherwise = "it does not say how it was made"
-    if header.get("form") and facts["config"].get("keep") == "auto":
-        # What is not in it is either new or was left out, as only forms not chosen need it.
-        facts = {**facts, **{group: _recorded(header, facts, group) for group in _LEFT_OUT}}
-        otherwise = "what other forms were tried with changed"
-    changes = [f"{name} will be made anew" for name in sorted(changing)] + why_stale(header, facts)
-    return "stale", "; ".join(changes) or otherwise
-
-
-def _recorded(header: Mapping[str, Any], facts: Mapping[str, Any], group: str) -> dict[str, Any]:
-    """The facts of one group without those that the header does not name."""
-    found = header.get(group)
-    names = found if isinstance(found, dict) else {}
-    return {name: value for name, value in facts[group].items() if name in names}
+def replaced(label: str) -> ArtifactError:
+    """The error for an artifact that is no longer the one that this command read or made."""
+    return ArtifactError(
+        f"{label} was replaced by another command, with other settings",
+        "run them one after the other, or give each a --store of its own",
+    )
 
 
 def check_same_backbone(
@@ -279,23 +263,46 @@ def check_same_encoder(
         )
 
 
-def split_settings(texts: Sequence[str], stage: str | None) -> dict[str, dict[str, str]]:
-    """Turn `field=value` and `stage.field=value` into overrides per stage.
+def _state(
+    path: Path, kind: str, facts: dict[str, Any], key: str, changing: Collection[str]
+) -> tuple[str, str]:
+    if not path.exists():
+        return "missing", ""
+    try:
+        header = read_header(path, SCHEMAS[kind])
+    except ArtifactError as error:
+        return "stale", error.message
+    if header.get("key") == key and not changing:
+        return "hit", ""
+    otherwise = "it does not say how it was made"
+    if header.get("form") and facts["config"].get("keep") == "auto":
+        # What is not in it is either new or was left out, as only forms not chosen need it.
+        facts = {**facts, **{group: _recorded(header, facts, group) for group in _LEFT_OUT}}
+        otherwise = "what other forms were tried with changed"
+    changes = [f"{name} will be made anew" for name in sorted(changing)] + why_stale(header, facts)
+    return "stale", "; ".join(changes) or otherwise
 
-    Args:
-        texts: as typed after `--set`.
-        stage: to which a bare field belongs; None where every field needs its stage.
 
-    Raises:
-        ConfigError: if a text is not of that form or names no stage.
-    """
-    found: dict[str, dict[str, str]] = {name: {} for name in KINDS}
-    for text in texts:
-        field, equals, value = text.partition("=")
-        owner, dot, rest = field.partition(".")
-        owner, field = (owner, rest) if dot else (stage or "", field)
-        if not equals or owner not in found:
-            example = f"{stage or 'compress'}.num_steps=100"
-            raise ConfigError(f"cannot read --set {text}", f"write it like --set {example}")
-        found[owner][field.replace("-", "_")] = value
-    return found
+def _recorded(header: Mapping[str, Any], facts: Mapping[str, Any], group: str) -> dict[str, Any]:
+    """The facts of one group without those that the header does not name."""
+    recorded = header.get(group)
+    names = recorded if isinstance(recorded, dict) else {}
+    return {name: value for name, value in facts[group].items() if name in names}
+
+
+def _differences(group: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
+    """The phrases for one group of facts."""
+    phrases = []
+    for name in sorted({*before, *after}):
+        if name in before and name in after and before[name] == after[name]:
+            continue
+        what = f"{name} weights" if group == "weights" else name
+        if name not in before:
+            phrases.append(f"{what} {'are' if group == 'weights' else 'is'} new")
+        elif name not in after:
+            phrases.append(f"{what} {'are' if group == 'weights' else 'is'} gone")
+        elif group == "config":
+            phrases.append(f"{name} {before[name]} -> {after[name]}")
+        else:
+            phrases.append(f"{what} changed")
+    return phrases

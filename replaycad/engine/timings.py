@@ -8,7 +8,7 @@ from replaycad.artifacts.store import Store
 from replaycad.engine.staleness import Plan
 
 
-class Ledger:
+class Timings:
     """Seconds by artifact and key, one small file each: stages may run side by side.
 
     Args:
@@ -18,7 +18,7 @@ class Ledger:
     def __init__(self, store: Store) -> None:
         self._folder = store.root / ".timings"
 
-    def note(self, plan: Plan, seconds: float) -> None:
+    def record(self, plan: Plan, seconds: float) -> None:
         """Remember how long an artifact took."""
         text = canonical_json({"key": plan.key, "seconds": round(seconds, 2)})
         write_text(self._folder / plan.kind / f"{plan.name}.json", text)

@@ -12,7 +12,7 @@ from typing import Any, get_type_hints
 
 from replaycad.artifacts.format import read_header
 from replaycad.artifacts.store import Store
-from replaycad.engine.timings import Ledger
+from replaycad.engine.timings import Timings
 from replaycad.errors import ArtifactError, ConfigError
 
 EFFICIENCY = 0.9  # of a training on several devices, against as many times the speed of one
@@ -92,7 +92,7 @@ def assumed(texts: Sequence[str], known: Mapping[str, float]) -> Assumptions:
 
 def measured(store: Store) -> dict[str, float]:
     """Median unit costs of the artifacts that this store holds and knows the time of."""
-    ledger, found = Ledger(store), {}
+    ledger, found = Timings(store), {}
     units = (("mask_s", "masks", ""), ("compress_s", "conditions", "conditions_bytes"),
              ("replay_s", "replays", "replay_bytes"), ("score_s", "scores", ""))  # fmt: skip
     for unit, kind, weight in units:

@@ -7,21 +7,20 @@ the same `--data` and the same `--store`, be it a shared folder or a URL.
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
-from replaycad.engine.builder import RunSettings
-from replaycad.engine.pipeline import Pipeline
-from replaycad.engine.staleness import KINDS, Outcome
+from replaycad.engine.builder import Builder, Outcome
+from replaycad.engine.settings import RunSettings
+from replaycad.engine.staleness import KINDS
 from replaycad.errors import ConfigError, ReplayCadError
 from replaycad.experiments.plan import Step
-from replaycad.experiments.run import Performed, Refused, perform_step, refuse
+from replaycad.experiments.run import Performed, Refused, refuse, stage_of
 from replaycad.progress import silent
 
 READS = {"compress": "masks", "replay": "conditions", "train": "replays", "eval": "detectors"}
 """Stage -> folder of the store that its sources lie in."""
 NUM_RETRIES = 8  # of one step, each after its node was lost
-_OPEN: dict[str, Pipeline] = {}
+_OPEN: dict[str, Builder] = {}
 
 
 def read_by(step: Step) -> list[str]:
@@ -30,11 +29,11 @@ def read_by(step: Step) -> list[str]:
     return found + ([f"detectors/{step.init}"] if step.init else [])
 
 
-def perform_on_ray(pipeline: Pipeline, planned: Sequence[Step], address: str) -> Performed:
+def perform_on_ray(builder: Builder, planned: Sequence[Step], address: str) -> Performed:
     """Do the steps of a sequence as tasks; as `walk.perform_here`.
 
     Args:
-        pipeline: of the command; the tasks open their own.
+        builder: of the command; the tasks open their own.
         planned: in an order in which they could be done one by one.
         address: of the cluster; empty for one that Ray starts on this machine.
 
@@ -53,8 +52,8 @@ def perform_on_ray(pipeline: Pipeline, planned: Sequence[Step], address: str) ->
         except (ConnectionError, ValueError, RuntimeError) as error:
             reason = " ".join(str(error).split())[:200]
             raise ConfigError(f"no Ray cluster at '{address}': {reason}", "see --address") from None
-    wishes = _portable(pipeline.wishes)
-    has_gpus = ray.cluster_resources().get("GPU", 0) > 0 and wishes.device in ("auto", "cuda")
+    settings = _portable(builder.settings)
+    has_gpus = ray.cluster_resources().get("GPU", 0) > 0 and settings.device in ("auto", "cuda")
     task = ray.remote(_task).options(
         num_cpus=1, num_gpus=1 if has_gpus else 0, max_retries=NUM_RETRIES
     )
@@ -62,20 +61,20 @@ def perform_on_ray(pipeline: Pipeline, planned: Sequence[Step], address: str) ->
     tasks: dict[Any, Step] = {}
     for step in planned:
         before = [made_by[label] for label in read_by(step) if label in made_by]
-        handle = task.remote(wishes, step, *before)
+        handle = task.remote(settings, step, *before)
         made_by[f"{KINDS[step.stage]}/{step.name}"] = handle
         tasks[handle] = step
-    return _gather(ray, pipeline, tasks)
+    return _gather(ray, builder, tasks)
 
 
-def _gather(ray: Any, pipeline: Pipeline, tasks: dict[Any, Step]) -> Performed:
+def _gather(ray: Any, builder: Builder, tasks: dict[Any, Step]) -> Performed:
     """Wait for the tasks; a cell whose budget is too small is left out, and is told why."""
     outcomes: dict[tuple[str, str], Outcome] = {}
     refused: Refused = {}
     left = list(tasks)
     everyone = {cell for step in tasks.values() for cell in step.cells}
     while left:
-        pipeline.report.step("sequence", len(tasks) - len(left), len(tasks))
+        builder.report.step("sequence", len(tasks) - len(left), len(tasks))
         ready, left = ray.wait(left)
         try:
             done = ray.get(ready[0])
@@ -84,40 +83,38 @@ def _gather(ray: Any, pipeline: Pipeline, tasks: dict[Any, Step]) -> Performed:
             raise ConfigError(f"a step was lost: {reason}", "look at the cluster") from None
         step = tasks[ready[0]]
         if isinstance(done, ReplayCadError):
-            refuse(done, step, refused, everyone, pipeline.report)
+            refuse(done, step, refused, everyone, builder.report)
         else:
             # The store of this machine, which fetches the file if there is a URL.
-            path = pipeline.store.path(done.plan.kind, done.plan.name)
+            path = builder.store.path(done.plan.kind, done.plan.name)
             outcomes[step.stage, step.name] = replace(done, plan=replace(done.plan, path=path))
-    pipeline.report.step("sequence", len(tasks), len(tasks))
+    builder.report.step("sequence", len(tasks), len(tasks))
     return outcomes, refused
 
 
-def _portable(wishes: RunSettings) -> RunSettings:
+def _portable(settings: RunSettings) -> RunSettings:
     """Folders by their full path: a task does not run where the command was typed."""
-    root = str(wishes.root)
-    root = root if "://" in root else str(Path(root).resolve())
-    return replace(wishes, data=wishes.data.resolve(), root=root)
+    return replace(settings, data=settings.data.resolve(), root=settings.root.resolve())
 
 
-def _opened(wishes: RunSettings) -> Pipeline:
-    """The pipeline of this worker, with the model that it used last."""
-    key = repr(wishes)
+def _opened(settings: RunSettings) -> Builder:
+    """The builder of this worker, with the model that it used last."""
+    key = repr(settings)
     if key not in _OPEN:
         _OPEN.clear()
-        _OPEN[key] = Pipeline(wishes, silent)
+        _OPEN[key] = Builder(settings, silent)
     return _OPEN[key]
 
 
-def _task(wishes: RunSettings, step: Step, *before: Any) -> Outcome | ReplayCadError:
+def _task(settings: RunSettings, step: Step, *before: Any) -> Outcome | ReplayCadError:
     """One step on a worker; what went wrong is told, for it is no reason to try again."""
     for one in before:
         if isinstance(one, ReplayCadError):
             return one
-    pipeline = _opened(wishes)
+    builder = _opened(settings)
     try:
-        outcome = perform_step(pipeline, step)
-        pipeline.frozen.cache.save()
+        outcome = builder.build(stage_of(builder, step))
+        builder.digests.cache.save()
     except ReplayCadError as error:
         return error
     return replace(outcome, plan=replace(outcome.plan, inputs_now=None))

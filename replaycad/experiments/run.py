@@ -12,11 +12,16 @@ from replaycad.artifacts.detector import DetectorArtifact
 from replaycad.artifacts.digests import file_digest
 from replaycad.artifacts.format import read_header
 from replaycad.artifacts.scores import SCORES
-from replaycad.config.recipes import CompressConfig, MaskConfig, TrainConfig
+from replaycad.config.recipes import TrainConfig
 from replaycad.data.samples import test_samples, train_samples
-from replaycad.detectors.presets import preset_for, resolve_defaults
-from replaycad.engine.pipeline import Pipeline
-from replaycad.engine.staleness import Outcome, digest_of, replaced
+from replaycad.detectors.presets import preset_for
+from replaycad.engine.builder import Builder, Outcome, Stage
+from replaycad.engine.compress import CompressStage
+from replaycad.engine.evaluate import EvalStage
+from replaycad.engine.mask import MaskStage
+from replaycad.engine.replay import ReplayStage
+from replaycad.engine.staleness import digest_of, replaced
+from replaycad.engine.train import TrainStage
 from replaycad.errors import ArtifactError, BudgetError, ConfigError, ReplayCadError
 from replaycad.experiments import plan as sequence
 from replaycad.experiments.plan import Cell, Step
@@ -27,16 +32,16 @@ Performed = tuple[dict[tuple[str, str], Outcome], Refused]
 
 
 def run_sequence(
-    pipeline: Pipeline,
+    builder: Builder,
     cells: Sequence[Cell],
     run_name: str,
     sheet: Path | None = None,
-    perform: Callable[[Pipeline, Sequence[Step]], Performed] | None = None,
+    perform: Callable[[Builder, Sequence[Step]], Performed] | None = None,
 ) -> dict[str, Any]:
     """Do everything of a comparison that is not up to date.
 
     Args:
-        pipeline: that does single stages.
+        builder: that does single stages.
         cells: as `sequence.comparison` gives them.
         run_name: of the results and of the detectors.
         sheet: where the contact sheet goes; None for beside the results.
@@ -53,41 +58,41 @@ def run_sequence(
         WeightsError: before anything is made, if a frozen network is missing.
     """
     for class_name in cells[0].classes:
-        train_samples(pipeline.wishes.data, class_name)
-        test_samples(pipeline.wishes.data, class_name)
-    cells = _fitting(pipeline, cells)
-    planned = sequence.steps(cells, run_name, pipeline.wishes.seed)
-    _check_networks(pipeline, planned)
-    outcomes, refused = (perform or perform_here)(pipeline, planned)
-    if pipeline.wishes.dry_run:
+        train_samples(builder.settings.data, class_name)
+        test_samples(builder.settings.data, class_name)
+    cells = _fitting(builder, cells)
+    planned = sequence.steps(cells, run_name, builder.settings.seed)
+    _check_networks(builder, planned)
+    outcomes, refused = (perform or perform_here)(builder, planned)
+    if builder.settings.dry_run:
         return {"outcomes": list(outcomes.values())}
     left = [cell for cell in cells if cell not in refused]
-    done = sequence.steps(left, run_name, pipeline.wishes.seed)
+    done = sequence.steps(left, run_name, builder.settings.seed)
     by_step = {step: outcomes[step.stage, step.name] for step in done}
     named = {cell: sequence.label(cell, cells) for cell in left}
     left_out = {sequence.label(cell, cells): reason for cell, reason in refused.items()}
-    result = _kept_results(pipeline, named, left_out, run_name, by_step)
-    picture = sheet or pipeline.store.path("results", run_name, ".png")
+    result = _kept_results(builder, named, left_out, run_name, by_step)
+    picture = sheet or builder.store.path("results", run_name, ".png")
     if result["is_new"] or not picture.exists():
         # PIL is not needed while all is up to date.
         from replaycad.experiments.contact_sheet import draw_sheet  # noqa: PLC0415
 
         drawing = [cell for cell in left if sequence.form_of(cell.strategy) in sequence.KEEPING]
         stored = {
-            one: sequence.artifact_name(one, drawing[0], pipeline.wishes.seed) if drawing else one
+            one: sequence.artifact_name(one, drawing[0], builder.settings.seed) if drawing else one
             for one in cells[0].classes
         }
-        draw_sheet(pipeline.wishes.data, pipeline.store, stored, picture)
-        pipeline.store.publish("results", run_name)
+        draw_sheet(builder.settings.data, builder.store, stored, picture)
+        builder.store.publish("results", run_name)
     result["files"].append(picture)
     return {"outcomes": list(outcomes.values()), **result}
 
 
-def _fitting(pipeline: Pipeline, cells: Sequence[Cell]) -> list[Cell]:
+def _fitting(builder: Builder, cells: Sequence[Cell]) -> list[Cell]:
     """The cells whose detector has a use for their strategy; each strategy has to have one."""
     found: list[Cell] = []
     reasons: dict[str, dict[str, ConfigError | None]] = {}
-    recipe = pipeline.config(TrainConfig)
+    recipe = builder.settings.config(TrainConfig)
     for cell in cells:
         config = replace(recipe, detector=cell.detector or recipe.detector)
         reason = _misfit(config, cell.strategy)
@@ -99,7 +104,7 @@ def _fitting(pipeline: Pipeline, cells: Sequence[Cell]) -> list[Cell]:
         if len(wrong) == len(by_detector):
             raise wrong[0]
         for reason in wrong:
-            pipeline.report.note(f"left out: {strategy}: {reason.message}")
+            builder.report.note(f"left out: {strategy}: {reason.message}")
     return found
 
 
@@ -118,23 +123,23 @@ def _misfit(config: TrainConfig, strategy: str) -> ConfigError | None:
     return None
 
 
-def perform_step(pipeline: Pipeline, step: Step) -> Outcome:
-    """Do one step of a sequence."""
-    first = step.class_names[0]
+def stage_of(builder: Builder, step: Step) -> Stage:
+    """What a step asks for."""
+    class_name, changes = step.class_names[0], dict(step.changes)
     if step.stage == "mask":
-        return pipeline.mask(first)
+        return MaskStage(builder, class_name)
     if step.stage == "compress":
-        return pipeline.compress(first, step.name, step.seed, dict(step.changes))
+        return CompressStage(builder, class_name, step.name, step.seed, changes)
     if step.stage == "replay":
-        return pipeline.replay(step.name, step.seed, first)
+        return ReplayStage(builder, step.name, step.seed, class_name)
     if step.stage == "train":
-        return pipeline.train(
-            step.class_names, step.sources, step.name, step.seed, step.init, dict(step.changes)
+        return TrainStage(
+            builder, step.class_names, step.sources, step.name, step.seed, step.init, changes
         )
-    return pipeline.evaluate(step.class_names, step.sources[0])
+    return EvalStage(builder, step.class_names, step.sources[0])
 
 
-def perform_here(pipeline: Pipeline, planned: Sequence[Step]) -> Performed:
+def perform_here(builder: Builder, planned: Sequence[Step]) -> Performed:
     """Do the steps one by one; a cell whose budget is too small is left out, and is told why.
 
     Returns:
@@ -144,14 +149,14 @@ def perform_here(pipeline: Pipeline, planned: Sequence[Step]) -> Performed:
     refused: Refused = {}
     everyone = {cell for step in planned for cell in step.cells}
     for number, step in enumerate(planned):
-        pipeline.report.step("sequence", number, len(planned))
+        builder.report.step("sequence", number, len(planned))
         if all(cell in refused for cell in step.cells):
             continue
         try:
-            outcomes[step.stage, step.name] = perform_step(pipeline, step)
+            outcomes[step.stage, step.name] = builder.build(stage_of(builder, step))
         except BudgetError as error:
-            refuse(error, step, refused, everyone, pipeline.report)
-    pipeline.report.step("sequence", len(planned), len(planned))
+            refuse(error, step, refused, everyone, builder.report)
+    builder.report.step("sequence", len(planned), len(planned))
     return outcomes, refused
 
 
@@ -173,38 +178,28 @@ def refuse(
         report.note(f"left out: {step.name}: {error.message}")
 
 
-def _check_networks(pipeline: Pipeline, planned: Sequence[Step]) -> None:
+def _check_networks(builder: Builder, planned: Sequence[Step]) -> None:
     """Miss a network now, not after hours of work with the others."""
     for step in planned:
-        if step.stage == "mask":
-            masking = pipeline.config(MaskConfig, step.class_names[0])
-            pipeline.frozen.segmenter(masking.segmenter)
-        elif step.stage == "compress":
-            compressing = pipeline.config(CompressConfig, step.class_names[0])
-            compressing = replace(compressing, **dict(step.changes))
-            pipeline.weights_of_compress(compressing)
-            pipeline.check_fits(compressing)
-        elif step.stage == "train":
-            config = pipeline.config(TrainConfig)
-            named = dict(step.changes).get("detector", config.detector)
-            pipeline.frozen.encoder(resolve_defaults(replace(config, detector=named)).encoder)
+        if step.stage in ("mask", "compress", "train"):  # the others read what is not there yet
+            stage_of(builder, step)
 
 
 def _kept_results(
-    pipeline: Pipeline,
+    builder: Builder,
     named: Mapping[Cell, str],
     left_out: Mapping[str, str],
     run_name: str,
     by_step: Mapping[Step, Outcome],
 ) -> dict[str, Any]:
     """The document and its files; written anew only if anything behind it changed."""
-    target = pipeline.store.path("results", run_name, ".json")
-    table = pipeline.store.path("results", run_name, ".csv")
+    target = builder.store.path("results", run_name, ".json")
+    table = builder.store.path("results", run_name, ".csv")
     digest = digest_of({
         "keys": [outcome.plan.key for outcome in by_step.values()],
         "cells": [asdict(cell) for cell in named], "left_out": left_out,
     })  # fmt: skip
-    document = _unchanged(pipeline, run_name, (target, table), digest)
+    document = _unchanged(builder, run_name, (target, table), digest)
     is_new = document is None
     if document is None:
         # Its scipy takes longer to import than an up-to-date run may last.
@@ -212,31 +207,32 @@ def _kept_results(
 
         remembered = cache(lambda cell: _remembered(by_step, cell))
         document = results_document(
-            named=named, detector=pipeline.config(TrainConfig).detector, planned=list(by_step),
+            named=named, planned=list(by_step),
+            detector=builder.settings.config(TrainConfig).detector,
             scores=lambda step: _scores(by_step[step]),
             seconds=lambda step: by_step[step].seconds,
             num_bytes=lambda cell, name: (
                 remembered(cell) if cell.strategy in sequence.GOING_ON
-                else _bytes_kept(pipeline, by_step, cell, name)
+                else _bytes_kept(builder, by_step, cell, name)
             ),
         )  # fmt: skip
         document |= {"left_out": left_out} if left_out else {}
         write_text(target, json.dumps(document, indent=2) + "\n")
         write_text(table, results_csv(document))
-        write_text(_digest_path(pipeline, run_name), _digest_with(digest, (target, table)))
+        write_text(_digest_path(builder, run_name), _digest_with(digest, (target, table)))
     return {"document": document, "files": [target, table], "is_new": is_new}
 
 
-def _digest_path(pipeline: Pipeline, run_name: str) -> Path:
-    return pipeline.store.root / ".timings" / "results" / f"{run_name}.txt"
+def _digest_path(builder: Builder, run_name: str) -> Path:
+    return builder.store.root / ".timings" / "results" / f"{run_name}.txt"
 
 
 def _unchanged(
-    pipeline: Pipeline, run_name: str, files: Sequence[Path], digest: str
+    builder: Builder, run_name: str, files: Sequence[Path], digest: str
 ) -> dict[str, Any] | None:
     """The document of the run before, if it was written from these very artifacts."""
     try:
-        if _digest_path(pipeline, run_name).read_text() != _digest_with(digest, files):
+        if _digest_path(builder, run_name).read_text() != _digest_with(digest, files):
             return None
         return json.loads(files[0].read_text())
     except (OSError, ValueError, ArtifactError):
@@ -268,14 +264,14 @@ def _remembered(by_step: Mapping[Step, Outcome], cell: Cell) -> int:
 
 
 def _bytes_kept(
-    pipeline: Pipeline, by_step: Mapping[Step, Outcome], cell: Cell, name: str
+    builder: Builder, by_step: Mapping[Step, Outcome], cell: Cell, name: str
 ) -> int:
     """What a strategy keeps of a class between steps, beside a detector such as `joint` has.
 
     Conditions or all images; importances, banks and Gaussians are `_remembered`.
     """
     if cell.strategy == "joint":
-        images = train_samples(pipeline.wishes.data, name)
+        images = train_samples(builder.settings.data, name)
         return sum(sample.path.stat().st_size for sample in images)
     own = [step for step in by_step if cell in step.cells]
     stored = [s for s in own if s.stage == "compress" and s.class_names == (name,)]

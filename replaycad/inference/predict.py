@@ -23,7 +23,7 @@ from replaycad.data.images import read_picture, square_pixels
 from replaycad.data.samples import IMAGE_SUFFIXES
 from replaycad.detectors.encoders import Encoder, load_encoder
 from replaycad.detectors.presets import preset_for
-from replaycad.engine.inputs import FrozenInputs
+from replaycad.engine.inputs import InputDigests
 from replaycad.engine.staleness import check_same_encoder
 from replaycad.errors import ArtifactError, ConfigError, DatasetError
 from replaycad.inference.overlay import overlay
@@ -123,7 +123,7 @@ def load_predictor(
     path = store.path("detectors", name)
     trained = DetectorArtifact.load(path)
     encoder = encoder or trained.encoder
-    check_same_encoder(path, trained.header, FrozenInputs(store).encoder(encoder), encoder)
+    check_same_encoder(path, trained.header, InputDigests(store).encoder(encoder), encoder)
     levels = preset_for(trained.detector, trained.preset).levels
     graph = DetectorGraph(trained, load_encoder(encoder, device, levels))
     graph = graph.of_class(class_name) if class_name else graph

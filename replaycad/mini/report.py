@@ -24,9 +24,12 @@ from replaycad.detectors.encoders import IMAGENET_MEAN, IMAGENET_STD, Encoder, l
 from replaycad.detectors.patchcore import PatchCore
 from replaycad.detectors.structures import PatchCorePreset
 from replaycad.diffusion.backbones import load_backbone
-from replaycad.engine.builder import RunSettings
-from replaycad.engine.pipeline import Pipeline
+from replaycad.engine.builder import Builder
+from replaycad.engine.compress import CompressStage
+from replaycad.engine.evaluate import EvalStage
+from replaycad.engine.settings import RunSettings
 from replaycad.engine.staleness import input_header
+from replaycad.engine.train import TrainStage
 from replaycad.experiments.contact_sheet import draw_sheet
 from replaycad.metrics import image_auroc
 from replaycad.mini.pretrain.encoder import OUT_INDICES, TIMM_NAME
@@ -158,7 +161,7 @@ def inversion(
     classes = find_classes(data)
     tables: dict[str, dict[str, Figures]] = {figure: {} for figure in FIGURES}
     for kind in ("real", *CONDITIONINGS):
-        wishes = RunSettings(
+        settings = RunSettings(
             data=data, root=work / kind, seed=seed,
             overrides={
                 "compress": CONDITIONINGS.get(kind, {}),
@@ -166,10 +169,10 @@ def inversion(
                 "train": {"detector": "patchcore"},
             },
         )  # fmt: skip
-        with Pipeline(wishes, silent) as pipeline:
-            scores = [_class_scores(pipeline, name, is_real=kind == "real") for name in classes]
+        with Builder(settings, silent) as builder:
+            scores = [_class_scores(builder, name, is_real=kind == "real") for name in classes]
         if kind != "real":
-            draw_sheet(data, pipeline.store, {one: one for one in classes}, work / f"{kind}.png")
+            draw_sheet(data, builder.store, {one: one for one in classes}, work / f"{kind}.png")
         for figure, rows in tables.items():
             row = dict(zip(classes, (one[figure] for one in scores), strict=True))
             row["mean"] = mean(row.values())
@@ -177,13 +180,13 @@ def inversion(
     return {f"{group} classes, {figure}": rows for figure, rows in tables.items()}
 
 
-def _class_scores(pipeline: Pipeline, name: str, is_real: bool) -> Figures:
+def _class_scores(builder: Builder, name: str, is_real: bool) -> Figures:
     if is_real:
-        pipeline.train([name], [], name)
+        builder.build(TrainStage(builder, [name], [], name))
     else:
-        pipeline.compress(name)
-        pipeline.train([], [name], name)
-    plan = pipeline.evaluate([name], name).plan
+        builder.build(CompressStage(builder, name))
+        builder.build(TrainStage(builder, [], [name], name))
+    plan = builder.build(EvalStage(builder, [name], name)).plan
     return input_header(plan.path, "scores")["metrics"]["classes"][name]
 
 

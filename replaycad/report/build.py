@@ -15,7 +15,7 @@ from replaycad.artifacts.format import read_header
 from replaycad.artifacts.scores import ScoresArtifact
 from replaycad.artifacts.store import Store
 from replaycad.data.samples import test_samples
-from replaycad.engine.timings import Ledger
+from replaycad.engine.timings import Timings
 from replaycad.errors import ArtifactError, DatasetError
 from replaycad.experiments.contact_sheet import pictures_of
 from replaycad.experiments.results import FIGURES
@@ -191,7 +191,7 @@ def _provenance(store: Store, names: Document) -> list[dict[str, str]]:
     kept = names["stored"].values()
     wanted = [(kind, name) for name in kept for kind in ("conditions", "replays")]
     wanted += [("detectors", names["detector"]), ("scores", names["detector"])]
-    rows, ledger = [], Ledger(store)
+    rows, ledger = [], Timings(store)
     for kind, name in wanted:
         path = store.path(kind, name)
         if not path.exists():

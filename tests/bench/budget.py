@@ -16,8 +16,12 @@ from typing import Any
 from replaycad.artifacts.format import read_header
 from replaycad.config.recipes import TrainConfig
 from replaycad.data.samples import find_classes
-from replaycad.engine.builder import RunSettings
-from replaycad.engine.pipeline import Pipeline
+from replaycad.engine.builder import Builder
+from replaycad.engine.compress import CompressStage
+from replaycad.engine.evaluate import EvalStage
+from replaycad.engine.replay import ReplayStage
+from replaycad.engine.settings import RunSettings
+from replaycad.engine.train import TrainStage
 from replaycad.errors import BudgetError
 from replaycad.progress import silent
 
@@ -26,20 +30,20 @@ FIGURES = ("image_auroc", "pixel_ap")
 
 
 def last_step(
-    pipeline: Pipeline, classes: Sequence[str], form: str, budget: int, seed: int
+    builder: Builder, classes: Sequence[str], form: str, budget: int, seed: int
 ) -> dict[str, Any]:
     """Figures of one detector, as fractions; `bytes` is the mean of the past classes' files."""
     name = f"{form}-{budget}-{seed}"
     start = time.monotonic()
     past = [f"{one}-{name}" for one in classes[:-1]]
     for one, stored in zip(classes, past, strict=False):
-        pipeline.compress(one, stored, seed, {"keep": form, "budget": budget})
-        pipeline.replay(stored, seed, one)
-    detector = f"{pipeline.config(TrainConfig).detector}-{name}"
-    pipeline.train(classes[-1:], past, detector, seed)
-    outcome = pipeline.evaluate(classes, detector)
-    sizes = [pipeline.store.path("conditions", one).stat().st_size for one in past]
-    chosen = [read_header(pipeline.store.path("conditions", one)).get("form") for one in past]
+        builder.build(CompressStage(builder, one, stored, seed, {"keep": form, "budget": budget}))
+        builder.build(ReplayStage(builder, stored, seed, one))
+    detector = f"{builder.settings.config(TrainConfig).detector}-{name}"
+    builder.build(TrainStage(builder, classes[-1:], past, detector, seed))
+    outcome = builder.build(EvalStage(builder, classes, detector))
+    sizes = [builder.store.path("conditions", one).stat().st_size for one in past]
+    chosen = [read_header(builder.store.path("conditions", one)).get("form") for one in past]
     metrics = read_header(outcome.plan.path)["metrics"]["classes"]
     return {
         "form": form, "budget": budget, "seed": seed, "bytes": round(fmean(sizes)),
@@ -63,25 +67,25 @@ def main() -> None:
     parser.add_argument("--encoder", default="mini")
     typed = parser.parse_args()
     classes = typed.order or find_classes(typed.data)
-    wishes = RunSettings(
+    settings = RunSettings(
         data=typed.data, root=typed.store,
         overrides={
             "replay": {"num_images": str(typed.num)},
             "train": {"detector": typed.detector, "encoder": typed.encoder, "preset": "mini"},
         },
     )  # fmt: skip
-    with Pipeline(wishes, silent) as pipeline:
-        compare(pipeline, classes, typed)
+    with Builder(settings, silent) as builder:
+        compare(builder, classes, typed)
 
 
-def compare(pipeline: Pipeline, classes: Sequence[str], typed: argparse.Namespace) -> None:
+def compare(builder: Builder, classes: Sequence[str], typed: argparse.Namespace) -> None:
     """One row per budget and form; a class is searched once for all of them."""
     for budget in typed.budget:
         for form in typed.form:
             rows = []
             for seed in typed.seed:
                 try:
-                    rows.append(last_step(pipeline, classes, form, budget, seed))
+                    rows.append(last_step(builder, classes, form, budget, seed))
                 except BudgetError as error:
                     sys.stdout.write(f"{form} {budget}: {error.message}\n")
                     break

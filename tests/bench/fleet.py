@@ -13,8 +13,8 @@ from pathlib import Path
 import ray
 
 from replaycad.data.samples import find_classes
-from replaycad.engine.builder import RunSettings
-from replaycad.engine.pipeline import Pipeline
+from replaycad.engine.builder import Builder
+from replaycad.engine.settings import RunSettings
 from replaycad.experiments.plan import comparison, steps
 from replaycad.experiments.ray_engine import perform_on_ray
 from replaycad.progress import silent
@@ -25,11 +25,11 @@ def seconds(data: Path, num_workers: int) -> float:
     ray.init(num_cpus=num_workers, log_to_driver=False, logging_level=logging.ERROR)
     try:
         with tempfile.TemporaryDirectory() as folder:
-            wishes = RunSettings(data=data, root=folder, overrides={}, device="cpu")
+            settings = RunSettings(data=data, root=folder, overrides={}, device="cpu")
             cells = comparison(find_classes(data), ["replay"], [0], [""], [0], 1)
             planned = [one for one in steps(cells, "fleet", 0) if one.stage in ("mask", "compress")]
             start = time.perf_counter()
-            perform_on_ray(Pipeline(wishes, silent), planned, "")
+            perform_on_ray(Builder(settings, silent), planned, "")
             return time.perf_counter() - start
     finally:
         ray.shutdown()

@@ -30,8 +30,12 @@ from replaycad.diffusion.sampling import sample
 from replaycad.diffusion.search import search
 from replaycad.diffusion.start import start_conditions
 from replaycad.diffusion.variation import principal_variation
-from replaycad.engine.builder import RunSettings
-from replaycad.engine.pipeline import Pipeline
+from replaycad.engine.builder import Builder
+from replaycad.engine.compress import CompressStage
+from replaycad.engine.evaluate import EvalStage
+from replaycad.engine.replay import ReplayStage
+from replaycad.engine.settings import RunSettings
+from replaycad.engine.train import TrainStage
 from replaycad.experiments.plan import comparison
 from replaycad.experiments.run import run_sequence
 from replaycad.metrics import pixel_metrics
@@ -284,7 +288,7 @@ def fast_replays(data: Path, classes: list[str]) -> dict:
     figures = {}
     with tempfile.TemporaryDirectory() as folder:
         for sampler, steps in (("dpm++", "10"), ("ddim", "50")):
-            wishes = RunSettings(
+            settings = RunSettings(
                 data=data, root=Path(folder),
                 overrides={
                     "replay": {"sampler": sampler, "num_inference_steps": steps,
@@ -292,12 +296,12 @@ def fast_replays(data: Path, classes: list[str]) -> dict:
                     "train": {"detector": "patchcore"},
                 },
             )  # fmt: skip
-            with Pipeline(wishes, silent) as pipeline:
+            with Builder(settings, silent) as builder:
                 for name in classes[:-1]:
-                    pipeline.compress(name)
-                    pipeline.replay(name)
-                pipeline.train(classes[-1:], classes[:-1], sampler)
-                outcome = pipeline.evaluate(classes, sampler)
+                    builder.build(CompressStage(builder, name))
+                    builder.build(ReplayStage(builder, name))
+                builder.build(TrainStage(builder, classes[-1:], classes[:-1], sampler))
+                outcome = builder.build(EvalStage(builder, classes, sampler))
             of = read_header(outcome.plan.path)["metrics"]["classes"]
             figures[sampler] = [
                 100 * fmean(of[one][figure] for one in classes[:-1])
@@ -330,10 +334,10 @@ def whole_run(
     spent = dict.fromkeys(("mask", "compress", "replay", "train", "eval"), 0.0)
     with tempfile.TemporaryDirectory() as folder:
         detector = {"train": {"detector": "invad"}}
-        wishes = RunSettings(data=data, root=Path(folder), overrides=detector)
-        with Pipeline(wishes, silent) as pipeline:
+        settings = RunSettings(data=data, root=Path(folder), overrides=detector)
+        with Builder(settings, silent) as builder:
             cells = comparison(classes, ("replay",))
-            for outcome in run_sequence(pipeline, cells, "bench")["outcomes"]:
+            for outcome in run_sequence(builder, cells, "bench")["outcomes"]:
                 spent[outcome.plan.stage] += outcome.seconds
     replays, training = (row["ratio"] for row in rows)
     theirs = (
@@ -350,9 +354,9 @@ def measure(data: Path, backbones: list[str]) -> list[dict]:
     rows = [metrics(), *(compress_step(name) for name in backbones if name in CLASSES)]
     loss_row, published = compress_to_loss(data, classes)
     with tempfile.TemporaryDirectory() as folder:
-        wishes = RunSettings(data=data, root=Path(folder), overrides={})
-        with Pipeline(wishes, silent) as pipeline:
-            path = pipeline.compress(classes[0]).plan.path
+        settings = RunSettings(data=data, root=Path(folder), overrides={})
+        with Builder(settings, silent) as builder:
+            path = builder.build(CompressStage(builder, classes[0])).plan.path
         drawing = replay(ConditionsArtifact.load(path))
     training = train_step(data, classes[0])
     whole = whole_run(data, classes, published, [drawing, training])

@@ -30,7 +30,12 @@ from replaycad.config.recipes import ReplayConfig
 from replaycad.data.classes import ClassPolicy
 from replaycad.diffusion.backbones import load_backbone
 from replaycad.diffusion.sampling import sample
-from replaycad.engine.pipeline import Pipeline
+from replaycad.engine.builder import Builder
+from replaycad.engine.compress import CompressStage
+from replaycad.engine.evaluate import EvalStage
+from replaycad.engine.mask import MaskStage
+from replaycad.engine.replay import ReplayStage
+from replaycad.engine.train import TrainStage
 from replaycad.experiments.plan import KEEPING
 from replaycad.mini.world import HELD_OUT_SEED, ClassSpec, draw, draw_class, write_dataset
 from replaycad.segmentation.sam import load_segmenter
@@ -66,17 +71,17 @@ def moves(spec: ClassSpec, motion: str) -> bool:
     return masks.mean() >= LEAST_AREA and overlap(masks[list(first)], masks[list(second)]) < most
 
 
-def usable(pipeline: Pipeline, motion: str) -> Iterator[tuple[str, ClassSpec]]:
+def usable(builder: Builder, motion: str) -> Iterator[tuple[str, ClassSpec]]:
     """Classes by the rule above, their data sets written and their masks made."""
     for seed in count(FIRST_SEED):
         spec = draw_class(seed)
         if not moves(spec, motion):
             continue
         name = f"{seed}-{spec.family}"
-        if not (pipeline.wishes.data / name).exists():
-            write_dataset(pipeline.wishes.data, {name: seed}, TRAIN, GOOD, DEFECTIVE, seed=0)
-        pipeline.mask(name)
-        masks = MasksArtifact.load(pipeline.store.path("masks", name))
+        if not (builder.settings.data / name).exists():
+            write_dataset(builder.settings.data, {name: seed}, TRAIN, GOOD, DEFECTIVE, seed=0)
+        builder.build(MaskStage(builder, name))
+        masks = MasksArtifact.load(builder.store.path("masks", name))
         truth = np.stack([draw(spec, number).object_mask for number in range(TRAIN)])
         found = overlap(masks.object_masks, truth)
         sys.stderr.write(f"{name}: {spec.caption}, masks by '{masks.rule}' IoU {found:.2f}\n")
@@ -84,16 +89,16 @@ def usable(pipeline: Pipeline, motion: str) -> Iterator[tuple[str, ClassSpec]]:
             yield name, spec
 
 
-def score(pipeline: Pipeline, name: str, strategy: str, mechanism: str, seed: int) -> Any:
+def score(builder: Builder, name: str, strategy: str, mechanism: str, seed: int) -> Any:
     """Figures of the detector as percentages; `real`: of one trained on the images themselves."""
     stored = f"{name}-{mechanism}-{strategy}-{seed}"
     if strategy == "real":
-        pipeline.train([name], [], stored, seed)
+        builder.build(TrainStage(builder, [name], [], stored, seed))
     else:
-        pipeline.compress(name, stored, seed, dict(KEEPING[strategy]))
-        pipeline.replay(stored, seed, name)
-        pipeline.train([], [stored], stored, seed)
-    outcome = pipeline.evaluate([name], stored)
+        builder.build(CompressStage(builder, name, stored, seed, dict(KEEPING[strategy])))
+        builder.build(ReplayStage(builder, stored, seed, name))
+        builder.build(TrainStage(builder, [], [stored], stored, seed))
+    outcome = builder.build(EvalStage(builder, [name], stored))
     found = read_header(outcome.plan.path)["metrics"]["classes"][name]
     return stored, {figure: 100 * found[figure] for figure in FIGURES[:2]}
 
@@ -153,15 +158,15 @@ def main() -> None:
     }  # fmt: skip
     part, rows = CHOOSING if typed.choosing else REPORTING, []
     data, store = typed.store / "data", typed.store / "artifacts"
-    with Pipeline.of(data, store, settings, device="cpu") as pipeline:
-        following = Following(pipeline.config(ReplayConfig))
-        classes = list(islice(usable(pipeline, typed.motion), part.start, part.stop))
+    with Builder.of(data, store, settings, device="cpu") as builder:
+        following = Following(builder.settings.config(ReplayConfig))
+        classes = list(islice(usable(builder, typed.motion), part.start, part.stop))
         for seed in typed.seed:
             for name, spec in classes:
                 for strategy in typed.strategy:
-                    stored, figures = score(pipeline, name, strategy, typed.mechanism, seed)
+                    stored, figures = score(builder, name, strategy, typed.mechanism, seed)
                     if strategy != "real" and typed.mechanism == "paper":
-                        path = pipeline.store.path("conditions", stored)
+                        path = builder.store.path("conditions", stored)
                         figures |= following.measure(ConditionsArtifact.load(path), spec)
                     rows.append({"class": name, "strategy": strategy, "seed": seed, **figures})
                     sys.stdout.write(json.dumps(rows[-1]) + "\n")

@@ -13,7 +13,7 @@ from replaycad.config.recipes import (
 from replaycad.data.samples import train_samples
 from replaycad.diffusion.fitting import is_bundled_kind, shape_of
 from replaycad.diffusion.presets import BACKBONES
-from replaycad.engine.pipeline import Pipeline
+from replaycad.engine.builder import Builder
 from tests.conftest import invoke
 from tests.tiny import make_tiny_backbone
 from tests.toy import write_toy
@@ -43,9 +43,9 @@ def compress(ground, *arguments):
 
 
 def test_without_a_recipe_the_backbone_brings_one(ground):
-    large = Pipeline.of(ground / "data", ground / "store", {"compress.backbone": "sd15"})
-    small = Pipeline.of(ground / "data", ground / "store")
-    named = Pipeline.of(
+    large = Builder.of(ground / "data", ground / "store", {"compress.backbone": "sd15"})
+    small = Builder.of(ground / "data", ground / "store")
+    named = Builder.of(
         ground / "data", ground / "store", {"compress.backbone": "sd15"}, recipe="paper"
     )
 
@@ -61,11 +61,11 @@ def test_replays_follow_the_backbone_that_the_conditions_were_made_with(ground):
     made = compress(ground, "--backbone", "sd15", *TYPED)
     assert made.exit_code == 0, made.output
 
-    pipeline = Pipeline.of(ground / "data", ground / "store")
+    builder = Builder.of(ground / "data", ground / "store")
 
-    drawn = pipeline.config(ReplayConfig, "disc", conditions="disc")
+    drawn = builder.settings.config(ReplayConfig, "disc", conditions="disc")
     assert (drawn.guidance_scale, drawn.num_inference_steps) == (10.0, 20)
-    header = pipeline.builder.header("conditions", "disc")["config"]
+    header = builder.header("conditions", "disc")["config"]
     assert (header["init"], header["num_tokens"], header["embedding_learning_rate"]) == (
         "random", 20, 5e-4,
     )  # fmt: skip

@@ -51,22 +51,22 @@ def test_a_killed_owner_gives_its_lock_back(tmp_path):
 def test_what_another_command_replaced_with_other_settings_is_not_taken(
     data, models, tmp_path, monkeypatch
 ):
-    from replaycad.engine.pipeline import Pipeline
+    from replaycad.engine.builder import Builder
     from tests.conftest import invoke
 
     typed = ["run", "--class", "disc,plate", "--strategy", "replay", "--data", data, "--store",
              tmp_path, "--device", "cpu", *models.settings("run")]  # fmt: skip
-    original, met = Pipeline.replay, []
+    original, met = Builder.replay, []
 
-    def rival_first(pipeline, name, *more):
+    def rival_first(builder, name, *more):
         if not met:
             met.append(name)
             rival = ["compress", "--class", name, "--seed", "1", "--data", data, "--store",
                      tmp_path, "--device", "cpu", *models.settings("compress")]  # fmt: skip
             assert invoke(rival).exit_code == 0
-        return original(pipeline, name, *more)
+        return original(builder, name, *more)
 
-    monkeypatch.setattr(Pipeline, "replay", rival_first)
+    monkeypatch.setattr(Builder, "replay", rival_first)
 
     result = invoke(typed)
 

@@ -19,9 +19,10 @@ from replaycad.artifacts.checkpoints import Checkpoint
 from replaycad.artifacts.conditions import ConditionsArtifact
 from replaycad.artifacts.detector import DetectorArtifact
 from replaycad.artifacts.format import Schema, TensorSpec, read_header, write
-from replaycad.engine.builder import RunSettings
-from replaycad.engine.pipeline import Pipeline
-from replaycad.engine.staleness import split_settings
+from replaycad.engine.builder import Builder
+from replaycad.engine.replay import ReplayStage
+from replaycad.engine.settings import RunSettings, split_settings
+from replaycad.engine.train import TrainStage
 from replaycad.progress import SilentReport
 from tests.conftest import ARTIFACTS, Models, invoke, run_chain, states
 from tests.tiny import make_tiny_backbone
@@ -34,7 +35,7 @@ def sha256(store: Path, name: str) -> str:
     return hashlib.sha256((store / f"{name}.safetensors").read_bytes()).hexdigest()
 
 
-def wishes(models: Models, stage: str, data: Path, root: Path, **others: object) -> RunSettings:
+def settings(models: Models, stage: str, data: Path, root: Path, **others: object) -> RunSettings:
     """What the command line would make of the settings of a quick stage."""
     typed = models.settings(stage)
     settings = [typed[i + 1] for i, word in enumerate(typed) if word == "--set"]
@@ -208,22 +209,22 @@ def test_force_makes_it_again_with_the_same_bytes(run, chain, tmp_path):
 KILLED = """
 import sys
 from pathlib import Path
-from replaycad.engine.builder import RunSettings
-from replaycad.engine.pipeline import Pipeline
+from replaycad.engine.settings import RunSettings
+from replaycad.engine.builder import Builder
 from replaycad.progress import SilentReport
 import json
 facts = json.loads(sys.argv[1])
-wishes = RunSettings(data=Path(facts["data"]), root=Path(facts["root"]),
+settings = RunSettings(data=Path(facts["data"]), root=Path(facts["root"]),
                 overrides=facts["overrides"], recipe="mini", device="cpu", save_every_seconds=0.0)
 class Slow(SilentReport):
     def step(self, what, done, total, **values):
         if what in ("train", "search") and done >= 2:
             sys.stdin.read()  # waits here, two checkpoints written at most, until it is killed
-with Pipeline(wishes, Slow()) as pipeline:
+with Builder(settings, Slow()) as builder:
     if facts["stage"] == "compress":
-        pipeline.compress("disc")
+        builder.build(CompressStage(builder, "disc"))
     else:
-        pipeline.train(["plate"], ["disc"], "plate")
+        builder.build(TrainStage(builder, ["plate"], ["disc"], "plate"))
 """
 
 
@@ -255,7 +256,7 @@ def test_a_killed_stage_goes_on_from_its_checkpoint_to_the_same_bytes(
 ):
     store = shutil.copytree(chain, tmp_path / "store")
     (store / f"{name}.safetensors").unlink()
-    wanted = wishes(models, stage, data, store)
+    wanted = settings(models, stage, data, store)
 
     checkpoint = kill_at_checkpoint(stage, wanted, kind)
     assert not (store / f"{name}.safetensors").exists(), "no half file"
@@ -283,10 +284,10 @@ class Interrupted(SilentReport):
 def test_replay_goes_on_from_the_images_already_drawn(run, chain, data, models, tmp_path):
     store = tmp_path / "store"
     shutil.copytree(chain / "conditions", store / "conditions")
-    with Pipeline(wishes(models, "replay", data, store), Interrupted()) as pipeline:
+    with Builder(settings(models, "replay", data, store), Interrupted()) as builder:
         with pytest.raises(KeyboardInterrupt):
-            pipeline.replay("disc")
-        assert "drawn so far" in " ".join(pipeline.builder.kept())
+            builder.build(ReplayStage(builder, "disc"))
+        assert "drawn so far" in " ".join(builder.kept())
 
     result = run("replay", "--class", "disc")
 
@@ -329,13 +330,13 @@ def test_a_loss_that_is_not_finite_stops_the_stage_and_writes_nothing(
 
 
 def test_the_last_good_checkpoint_outlives_a_loss_that_is_not_finite(data, models, tmp_path):
-    wanted = wishes(models, "train", data, tmp_path / "store", save_every_seconds=0.0)
+    wanted = settings(models, "train", data, tmp_path / "store", save_every_seconds=0.0)
     wanted.overrides["train"]["learning_rate"] = "1e30"
     with (
-        Pipeline(wanted, SilentReport()) as pipeline,
+        Builder(wanted, SilentReport()) as builder,
         pytest.raises(Exception, match="checkpoint is kept"),
     ):
-        pipeline.train(["disc"], [], "disc")
+        builder.build(TrainStage(builder, ["disc"], [], "disc"))
 
     (checkpoint,) = (tmp_path / "store" / ".partial" / "detectors").glob("*.safetensors")
     kept = Checkpoint(checkpoint, read_header(checkpoint)["key"]).load()

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from replaycad.artifacts.scores import ScoresArtifact
-from replaycad.engine.builder import RunSettings
-from replaycad.engine.pipeline import Pipeline
+from replaycad.engine.builder import Builder
+from replaycad.engine.settings import RunSettings
 from replaycad.errors import ArtifactError, ConfigError, WeightsError
 from replaycad.experiments.plan import comparison, steps
 from replaycad.experiments.run import _bytes_kept, _check_networks, _fitting, _remembered, _scores
@@ -18,23 +18,23 @@ PLANNED = steps(comparison(["a", "b"], ("finetune", "replay")), "run")
 
 
 def _with(overrides, tmp_path):
-    wishes = RunSettings(data=tmp_path, root=tmp_path / "store", overrides=overrides)
-    return Pipeline(wishes, silent)
+    settings = RunSettings(data=tmp_path, root=tmp_path / "store", overrides=overrides)
+    return Builder(settings, silent)
 
 
 def test_banks_are_asked_of_a_detector_that_has_some(tmp_path):
     cells = comparison(["a", "b"], ("features",))
-    with _with({}, tmp_path) as pipeline, pytest.raises(ConfigError, match="keeps memory banks"):
-        _fitting(pipeline, cells)
-    with _with({"train": {"detector": "patchcore"}}, tmp_path) as pipeline:
-        assert _fitting(pipeline, cells) == cells
+    with _with({}, tmp_path) as builder, pytest.raises(ConfigError, match="keeps memory banks"):
+        _fitting(builder, cells)
+    with _with({"train": {"detector": "patchcore"}}, tmp_path) as builder:
+        assert _fitting(builder, cells) == cells
 
 
 def test_of_several_detectors_each_strategy_takes_those_that_fit(tmp_path):
     names = ("finetune", "ewc", "features")
     cells = comparison(["a", "b"], names, detectors=("invad", "patchcore"))
-    with _with({}, tmp_path) as pipeline:
-        found = [(cell.strategy, cell.detector) for cell in _fitting(pipeline, cells)]
+    with _with({}, tmp_path) as builder:
+        found = [(cell.strategy, cell.detector) for cell in _fitting(builder, cells)]
 
     assert found == [
         ("finetune", "invad"), ("finetune", "patchcore"), ("ewc", "invad"),
@@ -43,17 +43,17 @@ def test_of_several_detectors_each_strategy_takes_those_that_fit(tmp_path):
 
 
 def test_the_bundled_networks_serve_where_none_is_named(tmp_path):
-    with _with({}, tmp_path) as pipeline:
-        _check_networks(pipeline, PLANNED)
+    with _with({}, tmp_path) as builder:
+        _check_networks(builder, PLANNED)
 
 
 def test_a_missing_encoder_is_named_at_once(tmp_path):
-    wishes = RunSettings(
+    settings = RunSettings(
         data=tmp_path, root=tmp_path / "store",
         overrides={"train": {"encoder": f"resnet18:{tmp_path / 'none.safetensors'}"}},
     )  # fmt: skip
-    with Pipeline(wishes, silent) as pipeline, pytest.raises(WeightsError, match=r"none\.safe"):
-        _check_networks(pipeline, PLANNED)
+    with Builder(settings, silent) as builder, pytest.raises(WeightsError, match=r"none\.safe"):
+        _check_networks(builder, PLANNED)
 
 
 def test_joint_keeps_the_files_of_a_classes_training_images_and_of_no_other(tmp_path):
@@ -66,8 +66,8 @@ def test_joint_keeps_the_files_of_a_classes_training_images_and_of_no_other(tmp_
         path.write_bytes(bytes(size))
     (cell,) = comparison(["a", "b"], ("joint",))
 
-    with _with({}, tmp_path) as pipeline:
-        found = [_bytes_kept(pipeline, {}, cell, name) for name in ("a", "b")]
+    with _with({}, tmp_path) as builder:
+        found = [_bytes_kept(builder, {}, cell, name) for name in ("a", "b")]
 
     assert found == [130, 5]
 
@@ -88,9 +88,9 @@ def test_a_class_weighs_what_its_own_strategy_keeps_of_it(tmp_path):
     sizes = {step.name: outcome.plan.path.stat().st_size for step, outcome in by_step.items()
              if step.stage == "compress"}  # fmt: skip
 
-    with _with({}, tmp_path) as pipeline:
+    with _with({}, tmp_path) as builder:
         found = {
-            cell.strategy: [_bytes_kept(pipeline, by_step, cell, one) for one in ("a", "b")]
+            cell.strategy: [_bytes_kept(builder, by_step, cell, one) for one in ("a", "b")]
             for cell in cells
         }
 

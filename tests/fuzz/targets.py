@@ -191,8 +191,8 @@ def words(folder: Path, data: bytes) -> None:
 def _settings(text: str) -> None:
     for stage in (None, *STAGES):
         with contextlib.suppress(ReplayCadError):
-            wishes = split_settings([text], stage)
-            for one, values in wishes.items():
+            settings = split_settings([text], stage)
+            for one, values in settings.items():
                 stage_config("mini", one, values, "")
     recorded_values({"config": {text: text}})
 

@@ -8,8 +8,9 @@ import pytest
 
 from replaycad.artifacts.conditions import ConditionsArtifact
 from replaycad.artifacts.format import read_header
-from replaycad.engine.builder import RunSettings
-from replaycad.engine.pipeline import Pipeline
+from replaycad.engine.builder import Builder
+from replaycad.engine.replay import prepare_replays
+from replaycad.engine.settings import RunSettings
 from replaycad.progress import silent
 from tests.conftest import states
 from tests.toy import draw_object
@@ -107,18 +108,18 @@ def test_replays_of_other_conditions_are_drawn_anew_as_they_were_before(chain, t
     store, drawn = shutil.copytree(chain, tmp_path / "store"), []
 
     def prepared():
-        wishes = RunSettings(data=tmp_path, root=store, overrides={}, recipe="mini", seed=5)
-        with Pipeline(wishes, silent) as pipeline:
-            pipeline._replay = lambda *arguments, **_: (
-                drawn.append(arguments) or SimpleNamespace(was_made=False)
+        settings = RunSettings(data=tmp_path, root=store, overrides={}, recipe="mini", seed=5)
+        with Builder(settings, silent) as builder:
+            builder.build = lambda stage, **_: (
+                drawn.append((stage.name, stage.config.num_images, stage.seed))
+                or SimpleNamespace(was_made=False)
             )
-            pipeline._prepare_replays("disc")
+            prepare_replays(builder, "disc")
         return drawn
 
     assert prepared() == []
     other_conditions(store)
-    ((name, class_name, config, seed),) = prepared()
-    assert (name, class_name, config.num_images, seed) == ("disc", "disc", 6, 0)
+    assert prepared() == [("disc", 6, 0)]
 
     drawn.clear()
     (store / "conditions" / "disc.safetensors").unlink()

@@ -250,7 +250,7 @@ def sources(run, chain, tmp_path, monkeypatch):
         found.extend(mixed)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("replaycad.engine.workshop.Mixture", keep)
+    monkeypatch.setattr("replaycad.engine.train.Mixture", keep)
 
     def call(*options):
         run("train", "--class", "plate", "--past", "disc", *options)

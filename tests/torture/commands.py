@@ -119,7 +119,7 @@ def run(arguments: Sequence[str], log: Path, user: int | None = None) -> Child:
 
 def _perform(arguments: Sequence[str]) -> int:
     from replaycad.cli.commands import app
-    from replaycad.engine.builder import RunSettings
+    from replaycad.engine.settings import RunSettings
 
     RunSettings.__init__.__kwdefaults__["save_every_seconds"] = 0.0  # a checkpoint after every step
     try:

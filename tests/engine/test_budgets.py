@@ -1,4 +1,4 @@
-"""What the workshop decides before a stage runs."""
+"""What the engine decides before a stage runs."""
 
 import subprocess
 import sys
@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from replaycad.continual.representations import chosen_form
-from replaycad.engine.workshop import shared_out
+from replaycad.engine.train import shared_out
 from replaycad.errors import ConfigError
 
 
@@ -14,7 +14,7 @@ def test_a_budget_of_replays_is_shared_alike():
     asked = ((0, 3), (9, 0), (9, 3), (10, 3), (3, 3))
 
     assert [shared_out(*one) for one in asked] == [0, 0, 3, 3, 1]
-    with pytest.raises(ConfigError, match="2 replays are none of some of the 3"):
+    with pytest.raises(ConfigError, match="replay_budget 2 is below"):
         shared_out(2, 3)
 
 

@@ -1,4 +1,4 @@
-"""What the workshop hands to the stages: the right model, the right memory, the right replays."""
+"""What the engine hands to the stages: the right model, the right memory, the right replays."""
 
 import shutil
 from dataclasses import replace
@@ -12,13 +12,16 @@ from replaycad.artifacts.checkpoints import Checkpoint
 from replaycad.artifacts.conditions import ConditionsArtifact
 from replaycad.artifacts.masks import MasksArtifact
 from replaycad.artifacts.replays import ReplaysWriter
-from replaycad.artifacts.store import Store
-from replaycad.config.recipes import CompressConfig, ReplayConfig, TrainConfig
+from replaycad.config.recipes import CompressConfig, ReplayConfig
 from replaycad.continual import coverage
 from replaycad.diffusion import alignment
-from replaycad.engine.workshop import Workshop
+from replaycad.engine.builder import Builder
+from replaycad.engine.compress import CompressStage
+from replaycad.engine.models import Models
+from replaycad.engine.replay import draw_apart
+from replaycad.engine.train import TrainStage
 from replaycad.errors import ArtifactError
-from replaycad.progress import silent
+from replaycad.stages import choice
 from tests.conftest import states
 from tests.stages.stubs import SIDE, Flats, Mirror, Plain, dots, mirror_artifact, write_sample
 
@@ -27,11 +30,24 @@ HEADER = {"inputs": {"images/bolt": "a"}, "class_name": "bolt"}
 
 
 @pytest.fixture
-def workshop(tmp_path):
-    return Workshop(Store(tmp_path / "store"), "cpu", silent, 60.0)
+def builder(tmp_path):
+    return Builder.of(tmp_path / "data", tmp_path / "store", device="cpu")
 
 
-def test_a_model_is_loaded_anew_for_another_kind_and_another_name_and_only_then(workshop):
+@pytest.fixture
+def frozen():
+    return Models("cpu")
+
+
+def write_class(data, name, *values):
+    """A class of small pictures with one bright pixel each."""
+    folder = data / name / "train" / "good"
+    folder.mkdir(parents=True)
+    for number, value in enumerate(values):
+        write_sample(folder, str(number), dots((0, 0, value)))
+
+
+def test_a_model_is_loaded_anew_for_another_kind_and_another_name_and_only_then(frozen):
     loaded = []
 
     def load(name, device):
@@ -39,7 +55,7 @@ def test_a_model_is_loaded_anew_for_another_kind_and_another_name_and_only_then(
         return f"{name} on {device}, number {len(loaded)}"
 
     def of(kind, name):
-        return workshop._load(kind, name, load)
+        return frozen.load(kind, name, load)
 
     assert of("segmenter", "mini") == of("segmenter", "mini") == "mini on cpu, number 1"
     assert of("encoder", "mini") == of("encoder", "mini") == "mini on cpu, number 2"
@@ -47,7 +63,7 @@ def test_a_model_is_loaded_anew_for_another_kind_and_another_name_and_only_then(
     assert of("segmenter", "mini") == "mini on cpu, number 4"
 
 
-def test_an_encoder_is_asked_for_the_levels_of_its_detector(workshop, monkeypatch):
+def test_an_encoder_is_asked_for_the_levels_of_its_detector(frozen, monkeypatch):
     monkeypatch.setattr(
         "replaycad.detectors.encoders.load_encoder", lambda name, _device, levels: (name, levels)
     )
@@ -57,12 +73,12 @@ def test_an_encoder_is_asked_for_the_levels_of_its_detector(workshop, monkeypatc
         lambda detector, _preset: SimpleNamespace(levels=levels[detector]),
     )
 
-    found = [workshop._encoder("mini", one, "mini") for one in ("invad", "patchcore", "invad")]
+    found = [frozen.encoder("mini", one, "mini") for one in ("invad", "patchcore", "invad")]
 
     assert found == [("mini", (1, 2, 3)), ("mini", (2, 3)), ("mini", (1, 2, 3))]
 
 
-def test_a_backbone_is_loaded_anew_for_another_precision(workshop, monkeypatch):
+def test_a_backbone_is_loaded_anew_for_another_precision(frozen, monkeypatch):
     monkeypatch.setattr(
         "replaycad.diffusion.backbones.load_backbone",
         lambda name, _device, dtype, is_compiled: (name, dtype, is_compiled),
@@ -71,14 +87,14 @@ def test_a_backbone_is_loaded_anew_for_another_precision(workshop, monkeypatch):
     exact = CompressConfig(precision="fp32")
     drawing = ReplayConfig(backbone="mini", precision="bf16")
 
-    assert workshop._load_backbone(exact) == ("mini", torch.float32, False)
-    assert workshop._load_backbone(drawing) == ("mini", torch.bfloat16, False)
+    assert frozen.backbone(exact) == ("mini", torch.float32, False)
+    assert frozen.backbone(drawing) == ("mini", torch.bfloat16, False)
     compiled = replace(drawing, compile=True)
-    assert workshop._load_backbone(compiled) == ("mini", torch.bfloat16, True)
+    assert frozen.backbone(compiled) == ("mini", torch.bfloat16, True)
 
 
 @pytest.fixture
-def searched(workshop, monkeypatch):
+def searched(builder, tmp_path, monkeypatch):
     """Conditions of a search whose only number says which search it was, counted from 1."""
     calls = []
 
@@ -92,15 +108,17 @@ def searched(workshop, monkeypatch):
 
     monkeypatch.setattr("replaycad.stages.compress.compress_class", search)
     monkeypatch.setattr("replaycad.stages.compress.searchable", lambda config, *_: config)
-    monkeypatch.setattr(workshop, "_load_backbone", lambda _: SimpleNamespace(device="cpu"))
+    monkeypatch.setattr(builder.models, "backbone", lambda _: SimpleNamespace(device="cpu"))
+    write_class(tmp_path / "data", "bolt", 40)
     masks = MasksArtifact(
         class_name="bolt", image_ids=[], object_masks=np.zeros((0, 8, 8), bool),
         area_fraction=np.zeros(0, np.float32), rule="corners", header={"policy": {}},
     )  # fmt: skip
 
     def call(config=CONFIG, seed=0, header=HEADER):
-        found = workshop._searched([], masks, config, header, seed, None)
-        return int(found.semantic_embedding[0, 0])
+        stage = CompressStage(builder, "bolt", seed=seed)
+        kept = stage._searched(masks, config, header, None)
+        return int(kept.semantic_embedding[0, 0])
 
     return call
 
@@ -118,7 +136,7 @@ def test_a_search_is_the_same_for_every_budget_and_form(searched):
 
 
 def test_the_oldest_search_is_forgotten_first(searched, monkeypatch):
-    monkeypatch.setattr("replaycad.engine.workshop.REMEMBERED", 2)
+    monkeypatch.setattr("replaycad.engine.compress.REMEMBERED_SEARCHES", 2)
 
     assert [searched(seed=seed) for seed in (0, 1, 2)] == [1, 2, 3]
     assert [searched(seed=1), searched(seed=2), searched(seed=0)] == [2, 3, 4]
@@ -139,17 +157,17 @@ def test_poses_are_remembered_for_the_images_and_the_seed(monkeypatch):
                                                                                 first]  # fmt: skip
 
 
-def test_a_checkpoint_of_another_seed_is_not_gone_on_from(workshop, tmp_path):
+def test_a_checkpoint_of_another_seed_is_not_gone_on_from(builder, tmp_path):
     def plan(key):
         return SimpleNamespace(
             kind="conditions", name="bolt", key=key, check_inputs=lambda: None
         )  # fmt: skip
 
     (tmp_path / "store").mkdir()
-    workshop._checkpoint(plan("seed 0")).save(3, {"one": np.ones(1)})
+    builder.checkpoint(plan("seed 0")).save(3, {"one": np.ones(1)})
 
-    assert workshop._checkpoint(plan("seed 0")).load()[0] == 3
-    assert workshop._checkpoint(plan("seed 1")).load() is None
+    assert builder.checkpoint(plan("seed 0")).load()[0] == 3
+    assert builder.checkpoint(plan("seed 1")).load() is None
 
 
 @pytest.mark.parametrize(("stage", "options"), [
@@ -166,87 +184,95 @@ def test_what_is_drawn_at_random_is_stale_for_another_seed(stage, options, run, 
     assert "seed 0 -> 1" in reason
 
 
-def test_forms_are_tried_on_images_that_none_of_them_holds(workshop, monkeypatch):
+BARE = ConditionsArtifact(
+    class_name="bolt", spatial_weight=None, spatial_bias=None, policy={},
+    semantic_embedding=np.zeros((0, 0), np.float32), object_masks=np.zeros((0, 8, 8), bool),
+)  # fmt: skip
+
+
+def test_forms_are_tried_on_images_that_none_of_them_holds(tmp_path, monkeypatch):
     holds = {"exemplars": [0, 3], "hybrid": [3], "conditions": []}
-    bare = ConditionsArtifact(
-        class_name="bolt", spatial_weight=None, spatial_bias=None, policy={},
-        semantic_embedding=np.zeros((0, 0), np.float32), object_masks=np.zeros((0, 8, 8), bool),
-    )  # fmt: skip
-    asked, shown = [], []
+    asked, found = [], {}
 
-    def keep(_samples, _masks, config, header, _seed, checkpoint):
-        asked.append((config.keep, config.budget, checkpoint.key))
-        return replace(bare, header={**header, "form": config.keep}), holds[config.keep]
+    def keep(config, header):
+        asked.append((config.keep, config.budget))
+        return replace(BARE, header={**header, "form": config.keep}), holds[config.keep]
 
-    def separations(_tried, samples, *_others):
-        shown.extend(samples)
+    def draw(kept, header):
+        found[kept.header["form"]] = header["key"]
+        return np.zeros((1, 3, SIDE, SIDE), np.uint8)
+
+    def separations(drawn, real, *_others):
+        found["shown"], found["drawn"] = real[:, 0, 0, 0].tolist(), list(drawn)
         return {"exemplars": 0.6, "hybrid": 0.7, "conditions": 0.72}
 
     monkeypatch.setattr("replaycad.continual.representations.TRIED_LEAST", 2)
     monkeypatch.setattr("replaycad.continual.representations.TRIED_ON", 3)
-    monkeypatch.setattr(workshop, "_keep", keep)
-    monkeypatch.setattr(workshop, "_separations", separations)
+    monkeypatch.setattr(choice, "separations", separations)
     header = {"config": {"keep": "auto"}, "inputs": {}, "weights": {}}
     config = replace(CONFIG, keep="auto", budget=50_000)
+    values = range(10, 80, 10)
+    samples = [write_sample(tmp_path, str(value), dots((0, 0, value))) for value in values]
 
-    kept = workshop._choose(
-        list("abcdefg"), SimpleNamespace(class_name="bolt"), config, None, header, 0,
-        Checkpoint("none", "k"),
-    )  # fmt: skip
+    kept = choice.choose_representation(
+        samples, "bolt", config, header, 0, keep, draw, lambda: None
+    )
 
-    assert asked == [(form, 50_000, f"k {form}") for form in holds]
-    # Left are b, c, e, f and g, of these three, evenly_spaced.
-    assert shown == ["b", "e", "g"]
+    assert asked == [(form, 50_000) for form in holds]
+    # Left are 20, 30, 50, 60 and 70, of these three, evenly spaced.
+    assert found == {
+        "shown": [20, 50, 70], "drawn": list(holds), **{form: form for form in holds}
+    }  # fmt: skip
     assert kept.header["form"] == "hybrid", "conditions are not better by a margin"
     assert kept.header["separations"] == {"exemplars": 0.6, "hybrid": 0.7, "conditions": 0.72}
     assert kept.header["config"] == {"keep": "auto"}
 
 
-def test_each_form_is_judged_by_all_its_replays_and_by_the_real_images(
-    workshop, tmp_path, monkeypatch
-):
-    values = {"exemplars": [1, 2, 3], "conditions": [7]}
+def test_each_form_of_a_choice_has_a_checkpoint_of_its_own(builder, tmp_path, monkeypatch):
+    write_class(tmp_path / "data", "bolt", 40)
+    stage, keys = CompressStage(builder, "bolt"), []
+
+    def choose(_samples, _name, config, header, _seed, keep, *_others):
+        return [keep(replace(config, keep=form), header) for form in ("hybrid", "conditions")]
+
+    monkeypatch.setattr(choice, "choose_representation", choose)
+    monkeypatch.setattr(stage, "_kept", lambda *arguments: keys.append(arguments[-1].key))
+
+    stage._chosen(SimpleNamespace(class_name="bolt"), {}, Checkpoint("none", "k"))
+
+    assert keys == ["k hybrid", "k conditions"]
+
+
+def test_a_form_is_judged_by_all_the_replays_that_are_drawn_of_it(builder, monkeypatch):
+    drawn = Flats([1, 2, 3]).images(range(3))
     found = {}
 
-    def draw(kept, path, header, _config, seed):
-        found[kept] = (header["key"], seed)
-        images = Flats(values[kept]).images(range(len(values[kept])))
-        with ReplaysWriter(path, {"class_name": "bolt", **header}, len(images), SIDE) as writer:
-            writer.append(images, np.ones((len(images), SIDE, SIDE), bool),
-                          np.arange(len(images)))  # fmt: skip
-            writer.close()
+    def vary(_conditions, config, seed, writer, *_others):
+        found["seed"], found["num_images"] = seed, config.num_images
+        whole = np.ones((3, SIDE, SIDE), bool)
+        writer.append(drawn, whole, np.arange(3))
 
-    def judge(drawn, real, *_others):
-        found["drawn"] = {form: images[:, 0, 0, 0].tolist() for form, images in drawn.items()}
-        found["real"] = real[:, 0, 0, 0].tolist()
-        return dict.fromkeys(drawn, 0.123456)
+    monkeypatch.setattr("replaycad.stages.replay.vary_exemplars", vary)
+    monkeypatch.setattr(ConditionsArtifact, "is_drawn", False)
+    monkeypatch.setattr(ConditionsArtifact, "exemplar_size", SIDE)
+    header = {"class_name": "bolt", "key": "exemplars"}
 
-    monkeypatch.setattr(workshop, "_draw", draw)
-    monkeypatch.setattr(workshop, "_judge", lambda: None)
-    monkeypatch.setattr(coverage, "separations", judge)
-    real = [write_sample(tmp_path, str(one), dots((0, 0, one))) for one in (40, 50)]
+    images = draw_apart(builder, ReplayConfig(num_images=3), 7, BARE, header)
 
-    told = workshop._separations({form: form for form in values}, real, None, {}, 3)
-
-    assert told == {"exemplars": 0.1235, "conditions": 0.1235}
-    assert found == {
-        "drawn": values, "real": [40, 50], "exemplars": ("exemplars", 3),
-        "conditions": ("conditions", 3),
-    }  # fmt: skip
+    assert images[:, 0, 0, 0].tolist() == [1, 2, 3]
+    assert found == {"seed": 7, "num_images": 3}
 
 
-def test_masks_of_other_images_are_refused(workshop, tmp_path):
+def test_masks_of_other_images_are_refused(builder, tmp_path):
+    write_class(tmp_path / "data", "bolt", 40, 50)
     masks = MasksArtifact(
-        class_name="bolt", image_ids=["one", "two"], object_masks=np.ones((2, 8, 8), bool),
+        class_name="bolt", image_ids=["1", "0"], object_masks=np.ones((2, 8, 8), bool),
         area_fraction=np.ones(2, np.float32), rule="frame", header={"policy": {}},
     )  # fmt: skip
-    masks.save(tmp_path / "masks.safetensors")
-    samples = [SimpleNamespace(image_id=name) for name in ("two", "one")]
+    masks.save(builder.store.path("masks", "bolt"))
 
     with pytest.raises(ArtifactError, match="holds the masks of other images"):
-        workshop.compress(
-            None, "bolt", samples, tmp_path / "masks.safetensors", CONFIG, ReplayConfig(), 0
-        )
+        CompressStage(builder, "bolt").run(None)
 
 
 def test_forms_are_judged_by_images_and_pixels_alike(monkeypatch):
@@ -283,12 +309,14 @@ def write_replays(store, name, class_name, value):
         writer.close()
 
 
-def test_replays_and_images_are_learned_as_the_class_that_they_show(tmp_path, monkeypatch):
-    store = Store(tmp_path / "store")
+def test_replays_and_images_are_learned_as_the_class_that_they_show(
+    builder, tmp_path, monkeypatch
+):
+    store = builder.store
     write_replays(store, "nut-25kB", "nut", 10)
     write_replays(store, "bolt", "bolt", 20)
-    start = mirror_artifact(class_order=["bolt", "cap"])
-    start.save(store.path("detectors", "before"))
+    mirror_artifact(class_order=["bolt", "cap"]).save(store.path("detectors", "before"))
+    write_class(tmp_path / "data", "pin", 30)
     found = {}
 
     def train(mixture, known, *_others):
@@ -299,20 +327,22 @@ def test_replays_and_images_are_learned_as_the_class_that_they_show(tmp_path, mo
         return SimpleNamespace(save=lambda _path: None)
 
     monkeypatch.setattr("replaycad.stages.train.train_detector", train)
-    workshop = Workshop(store, "cpu", silent, 60.0)
-    monkeypatch.setattr(workshop, "_encoder", lambda *_: None)
+    monkeypatch.setattr(builder.models, "encoder", lambda *_: None)
     plan = SimpleNamespace(
         kind="detectors", name="after", key="k", path=tmp_path / "after", header=lambda _: {},
         check_inputs=lambda: None,
     )  # fmt: skip
-    real = {"pin": [write_sample(tmp_path / "pin", "one", dots((0, 0, 30)))]}
 
-    config = TrainConfig(init="before", image_size=SIDE)
-    workshop.train(plan, real, ["nut-25kB", "bolt"], config, 0)
+    def learn(init):
+        changes = {"image_size": SIDE}
+        past = ["nut-25kB", "bolt"]
+        TrainStage(builder, ["pin"], past, "after", init=init, changes=changes).run(plan)
+
+    learn("before")
     assert found["order"] == ["bolt", "cap", "nut", "pin"], "those of before come first"
     shown = [("nut", 10), ("nut", 10), ("bolt", 20), ("bolt", 20), ("pin", 30)]
     assert found["shown"] == shown
 
-    workshop.train(plan, real, ["nut-25kB", "bolt"], replace(config, init=""), 0)
+    learn("")
     assert found["order"] == ["nut", "bolt", "pin"]
     assert found["shown"] == shown

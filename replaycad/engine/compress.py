@@ -1,0 +1,185 @@
+"""The stage `compress`: training images and masks of a class -> what is kept of it."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
+from types import MappingProxyType
+from typing import Any
+
+from replaycad.artifacts.checkpoints import Checkpoint
+from replaycad.artifacts.conditions import ConditionsArtifact
+from replaycad.artifacts.format import canonical_json
+from replaycad.artifacts.masks import MasksArtifact
+from replaycad.config.recipes import EXEMPLAR_ENCODER, CompressConfig, ReplayConfig
+from replaycad.continual.representations import (
+    ASKS_BACKBONE,
+    ASKS_ENCODER,
+    DRAWING,
+    tried_drawing,
+)
+from replaycad.data.samples import train_samples
+from replaycad.diffusion.fitting import check_fits, shape_of
+from replaycad.diffusion.presets import backbone_sizes
+from replaycad.engine.builder import Builder, Stage
+from replaycad.engine.mask import prepare_masks
+from replaycad.engine.replay import draw_apart
+from replaycad.engine.staleness import Plan, digest_of, portable
+from replaycad.errors import ArtifactError
+
+REMEMBERED_SEARCHES = 32  # conditions of one command, some hundred kB each
+
+
+class CompressStage(Stage):
+    """What is kept of a class: conditions, real images, or both.
+
+    Args:
+        builder: of the command.
+        class_name: the class.
+        name: of the artifact; empty for the class's.
+        seed: None for the command's.
+        changes: fields of the config and what a strategy wants of them.
+
+    Raises:
+        DatasetError: the class has no training images.
+        WeightsError: a network is not there.
+        ConfigError: the backbone cannot do what the config asks.
+    """
+
+    stage = "compress"
+
+    def __init__(
+        self,
+        builder: Builder,
+        class_name: str,
+        name: str = "",
+        seed: int | None = None,
+        changes: Mapping[str, Any] = MappingProxyType({}),
+    ) -> None:
+        settings = builder.settings
+        self._builder, self._class_name, self.name = builder, class_name, name or class_name
+        self._seed = settings.seed if seed is None else seed
+        self.seed = self._seed
+        self._samples = train_samples(settings.data, class_name)
+        self.config: CompressConfig = replace(
+            settings.config(CompressConfig, class_name), **changes
+        )
+        self.weights = self._weights()
+        if self.config.keep in ASKS_BACKBONE:
+            check_fits(self.config, self.config.backbone, shape_of(self.config.backbone))
+        self._drawing = tried_drawing(
+            settings.config(ReplayConfig, class_name), self.config.backbone
+        )
+        self.num_images = len(self._samples)
+        self.next_command = settings.command("replay", self.name)
+
+    def _weights(self) -> dict[str, str]:
+        """Digests of the networks that it asks; to pick real images takes no diffusion model."""
+        weights: dict[str, str] = {}
+        if self.config.keep in ASKS_BACKBONE:
+            weights |= self._builder.digests.backbone(self.config.backbone)
+        if self.config.keep in ASKS_ENCODER:
+            weights |= self._builder.digests.encoder(EXEMPLAR_ENCODER)
+        return weights
+
+    def prepare(self) -> None:
+        """Build the masks of the class."""
+        prepare_masks(self._builder, self._class_name, self._samples)
+
+    def inputs(self) -> dict[str, str]:
+        """The images, their masks, how the class moves, and how a choice would draw replays."""
+        builder, class_name = self._builder, self._class_name
+        policy = builder.header("masks", class_name).get("policy")
+        inputs = {
+            f"images/{class_name}": builder.digests.images(self._samples),
+            f"masks/{class_name}": builder.content("masks", class_name),
+            "policy": digest_of({"policy": policy}),
+        }
+        if self.config.keep == "auto":
+            inputs[DRAWING] = digest_of(portable(self._drawing))
+        return inputs
+
+    def run(self, plan: Plan) -> None:
+        """Make of the class what is kept."""
+        path = self._builder.store.path("masks", self._class_name)
+        masks = MasksArtifact.load(path)
+        if masks.image_ids != [sample.image_id for sample in self._samples]:
+            hint = "run `replaycad mask --force`"
+            raise ArtifactError(f"{path} holds the masks of other images", hint)
+        checkpoint = self._builder.checkpoint(plan)
+        header = plan.header((self._class_name,))
+        if self.config.keep == "auto":
+            kept = self._chosen(masks, header, checkpoint)
+        else:
+            kept, _ = self._kept(masks, self.config, header, checkpoint)
+        plan.check_inputs()
+        kept.save(plan.path)
+        checkpoint.clear()
+
+    def _chosen(
+        self, masks: MasksArtifact, header: dict[str, Any], checkpoint: Checkpoint
+    ) -> ConditionsArtifact:
+        """The class in the representation whose replays tell images apart best."""
+        from replaycad.stages.choice import choose_representation
+
+        def keep(
+            config: CompressConfig, header: dict[str, Any]
+        ) -> tuple[ConditionsArtifact, list[int]]:
+            own = Checkpoint(checkpoint.path, f"{checkpoint.key} {config.keep}", checkpoint.check)
+            return self._kept(masks, config, header, own)
+
+        return choose_representation(
+            self._samples, masks.class_name, self.config, header, self._seed, keep,
+            partial(draw_apart, self._builder, self._drawing, self._seed),
+            self._builder.models.exemplar_encoder, self._builder.report,
+        )  # fmt: skip
+
+    def _kept(
+        self,
+        masks: MasksArtifact,
+        config: CompressConfig,
+        header: dict[str, Any],
+        checkpoint: Checkpoint,
+    ) -> tuple[ConditionsArtifact, list[int]]:
+        """Conditions, real images, or both, and which of the samples are the images."""
+        from replaycad.stages.compress import keep_exemplars, within_budget
+
+        header = {**header, "form": config.keep}
+        kept, rows = None, list[int]()
+        if config.keep != "exemplars":
+            searched = self._searched(masks, config, header, checkpoint)
+            kept = within_budget(searched, config, masks)
+        if kept is None or config.keep == "hybrid":
+            kept, rows = keep_exemplars(
+                self._samples, masks, self._builder.models.exemplar_encoder(),
+                backbone_sizes(config.backbone)[1], config, self._seed, header,
+                self._builder.report, kept,
+            )  # fmt: skip
+        return kept, rows
+
+    def _searched(
+        self,
+        masks: MasksArtifact,
+        config: CompressConfig,
+        header: dict[str, Any],
+        checkpoint: Checkpoint,
+    ) -> ConditionsArtifact:
+        """Conditions as searched, before they are fitted into a budget: the same for many of them.
+
+        The last few are remembered: every budget and representation that is tried asks for them.
+        """
+        from replaycad.stages.compress import compress_class, searchable
+
+        builder, known = self._builder, self._builder.searches
+        diffusion = builder.models.backbone(config)
+        config = searchable(config, diffusion, masks)
+        bare = replace(config, keep="conditions", budget=0)
+        key = (canonical_json(header["inputs"]), bare, self._seed, diffusion.device)
+        if key not in known:
+            while len(known) >= REMEMBERED_SEARCHES:
+                known.pop(next(iter(known)))
+            known[key] = compress_class(
+                self._samples, masks, diffusion, config, self._seed, header, builder.report,
+                checkpoint, builder.settings.save_every_seconds,
+            )  # fmt: skip
+        searched = known[key]
+        return replace(searched, header={**header, "placement": searched.header["placement"]})
