@@ -14,9 +14,8 @@ Classes = Annotated[
 Data = Annotated[
     Path, typer.Option("--data", envvar=FOLDERS["--data"][0], help="Folder of the images.")
 ]
-StoreRoot = Annotated[
-    str,
-    typer.Option("--store", envvar=FOLDERS["--store"][0], help="Folder or URL of the artifacts."),
+StoreRoot = Annotated[  # a Path would swallow a slash of a URL, which is to be refused by name
+    str, typer.Option("--store", envvar=FOLDERS["--store"][0], help="Folder of the artifacts.")
 ]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or mps.")]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Of every random stream.")]

@@ -265,7 +265,6 @@ def write_page(pipeline: "Pipeline", result: dict[str, Any], name: str) -> None:
             encoder = pipeline.config(TrainConfig).encoder
             device = resolve_device(wishes.device)
             write(pipeline.store, wishes.data, name, encoder, device, target)
-            pipeline.store.publish("results", name)
         result["files"].append(target)
     except ReplayCadError as error:
         pipeline.report.note(f"no report page: {error}")

@@ -32,7 +32,7 @@ class RunSettings:
 
     Args:
         data: folder of the images.
-        root: folder or URL of the artifacts.
+        root: folder of the artifacts.
         device: `auto`, `cpu`, `cuda` or `mps`.
         seed: of every random stream, unless a step names its own.
         recipe: key of `recipes.RECIPES`; empty for the backbone's own.
@@ -205,7 +205,6 @@ class Builder:
             work(self._workshop)
             if not shared:
                 self._ledger.note(plan, time.monotonic() - start)
-                self._store.publish(plan.kind, plan.name)
         self._finished.append(plan.path)
         self._current = None
         return peak_memory_bytes()

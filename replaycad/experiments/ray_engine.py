@@ -1,7 +1,7 @@
 """A sequence on a Ray cluster: each step is a task, and only artifacts lie between the tasks.
 
 Ray schedules, retries what a lost node had, and counts CPUs and GPUs. Every node needs replaycad,
-the same `--data` and the same `--store`, be it a shared folder or a URL.
+the same `--data` and the same `--store`, a shared folder.
 """
 
 import logging
@@ -86,18 +86,14 @@ def _gather(ray: Any, pipeline: Pipeline, tasks: dict[Any, Step]) -> Performed:
         if isinstance(done, ReplayCadError):
             refuse(done, step, refused, everyone, pipeline.report)
         else:
-            # The store of this machine, which fetches the file if there is a URL.
-            path = pipeline.store.path(done.plan.kind, done.plan.name)
-            outcomes[step.stage, step.name] = replace(done, plan=replace(done.plan, path=path))
+            outcomes[step.stage, step.name] = done
     pipeline.report.step("sequence", len(tasks), len(tasks))
     return outcomes, refused
 
 
 def _portable(wishes: RunSettings) -> RunSettings:
     """Folders by their full path: a task does not run where the command was typed."""
-    root = str(wishes.root)
-    root = root if "://" in root else str(Path(root).resolve())
-    return replace(wishes, data=wishes.data.resolve(), root=root)
+    return replace(wishes, data=wishes.data.resolve(), root=Path(wishes.root).resolve())
 
 
 def _opened(wishes: RunSettings) -> Pipeline:

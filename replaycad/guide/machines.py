@@ -40,18 +40,15 @@ and then, with `--dependency=afterok:JOB`, `replaycad train`. As Snakemake rules
 A Ray cluster (`pip install replaycad[ray]` on every node) walks a whole comparison as tasks, each
 started when what it reads is there, and done again if its node is lost:
 
-    replaycad run --engine ray --address auto --strategy finetune,replay,joint --store s3://line-3/store
+    replaycad run --engine ray --address auto --strategy finetune,replay,joint --store /shared/store
 
 Every node needs the same `--data` and `--store`; without `--address` Ray starts on this machine.
 
-A store may be a URL, as fsspec takes it (`s3://` needs the package s3fs, `gs://` gcsfs, `sftp://`
-paramiko). What a command reads is fetched into `~/.cache/replaycad` (or `REPLAYCAD_CACHE`); what it
-has made is put there whole, and where the place cannot do that in one step, read back first.
-What lies at the URL counts: remove a file there, and it is made again. Two machines do not make the
-same artifact: one holds a lease, which runs out after two minutes if its holder dies.
+A store is a folder. Where the artifacts live in a bucket, mount it, or sync the folder before and
+after a command with `aws s3 sync` or rclone.
 
 A killed command goes on from its checkpoint when it is typed again; on another machine too, if the
-store is a shared folder (behind a URL a checkpoint stays on its machine).
+store is a shared folder.
 
 What if something breaks? Nothing is written of an image or artifact that changed while it was read,
 and a file that was damaged is never read: headers carry their digest, and every byte of what a
