@@ -52,7 +52,7 @@ OPTIONS = {
     "run": SHARED_OPTIONS
     | {"--strategy", "--seeds", "--name", "--sheet", "--backbone", "--segmenter"}
     | {"--detector", "--encoder", "--budget", "--orders", "--replay-budget"}
-    | {"--assume", "--engine", "--address"},
+    | {"--engine", "--address"},
     "predict": {"--name", "--class", "--out", "--watch", "--batch-size", "--encoder", "--store"}
     | {"--device", "--json", "--quiet"},
     "report": {"--name", "--out", "--data", "--store", "--encoder", "--device", "--json"},

@@ -33,7 +33,6 @@ from replaycad.cli.session import (
     engine_named,
     perform,
     session,
-    show_forecast,
     show_run,
     split_names,
     split_seeds,
@@ -257,9 +256,6 @@ def run(
     address: Annotated[
         str, typer.Option("--address", help="Of the Ray cluster; empty for one on this machine.")
     ] = "",
-    assume: Annotated[
-        list[str], typer.Option("--assume", help="With --dry-run: reckon a size, as classes=1000.")
-    ] = [],  # noqa: B006
     sheet: Annotated[
         Path | None, typer.Option("--sheet", help="Contact sheet; default: beside the result.")
     ] = None,
@@ -292,10 +288,6 @@ def run(
     """
     shared = Shared(classes, data, store, recipe, settings, device, seed, force, dry_run, as_json,
                     quiet)  # fmt: skip
-    if assume:
-        if not dry_run:
-            raise typer.BadParameter("--assume reckons what a --dry-run of that size would cost")
-        return show_forecast(shared, assume, replay_budget)
     choices = {"mask.segmenter": segmenter, "compress.backbone": backbone,
                "train.encoder": encoder,
                "train.replay_budget": str(replay_budget or "")}  # fmt: skip

@@ -2,7 +2,6 @@
 
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +9,6 @@ from replaycad.artifacts.format import canonical_json, read_header
 from replaycad.artifacts.scores import SCORES
 from replaycad.cli.console import print_json, print_line, print_table
 from replaycad.engine.staleness import Outcome
-from replaycad.experiments.forecast import Assumptions
 from replaycad.experiments.tables import METRICS, TITLES, format_bytes, fraction, strategy_row
 
 if TYPE_CHECKING:  # what fetches is imported by the one command that fetches
@@ -231,31 +229,3 @@ def _print_metrics(metrics: Mapping[str, Any]) -> None:
     ]
     print_table(("class", *FIGURES), rows)
     print_line("")
-
-
-def show_forecast(
-    given: Assumptions, plans: Sequence[Mapping[str, float]], advice: str, as_json: bool
-) -> None:
-    """Print what a sequence would cost, and from what that was reckoned.
-
-    Args:
-        given: what is assumed.
-        plans: as `forecast.forecast` gives them.
-        advice: a sentence, or nothing.
-        as_json: print a document instead.
-    """
-    if as_json:
-        print_json({"assumptions": asdict(given), "plans": list(plans), "advice": advice})
-        return
-    print_line(", ".join(f"{name} {value:g}" for name, value in asdict(given).items()))
-    titles = {
-        "trainings": "trainings", "devices": "devices", "prepare_h": "prepare h",
-        "train_h": "train h", "eval_h": "eval h", "wall_h": "in all h",
-        "last_step_h": "last class h", "stored_gb": "stored GB", "moved_gb": "moved GB",
-        "dollars": "dollars",
-    }  # fmt: skip
-    rows = [[f"{plan[name]:,.{0 if plan[name] >= 100 or name in ('trainings', 'devices') else 2}f}"
-             for name in titles] for plan in plans]  # fmt: skip
-    print_table(list(titles.values()), rows)
-    if advice:
-        print_line(advice)

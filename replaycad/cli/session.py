@@ -201,22 +201,6 @@ def command_help(context: typer.Context, name: str) -> str:
         return str(command.get_help(own)).rstrip()
 
 
-def show_forecast(shared: Shared, assumptions: list[str], replay_budget: int) -> None:
-    """Show what a sequence of an assumed size would cost."""
-    with one_line_errors():
-        from replaycad.artifacts.store import Store
-        from replaycad.cli import output as summary
-        from replaycad.experiments import forecast
-
-        typed = [*assumptions, *([f"replay_budget={replay_budget}"] if replay_budget else [])]
-        given = forecast.assumed(typed, forecast.measured(Store(shared.store)))
-        plans = [
-            forecast.forecast(given, devices, walked)
-            for walked in (True, False) for devices in forecast.DEVICES
-        ]  # fmt: skip
-        summary.show_forecast(given, plans, forecast.advice(given), shared.as_json)
-
-
 def engine_named(name: str, address: str) -> Callable[..., Any] | None:
     """What does the steps of a sequence; None for this process.
 

@@ -54,12 +54,7 @@ What if something breaks? Nothing is written of an image or artifact that change
 and a file that was damaged is never read: headers carry their digest, and every byte of what a
 stage reads is verified. The error names the file to remove; the same command then makes it again.
 
-How much would a thousand classes cost? Nothing is run by
-
-    replaycad run --dry-run --assume classes=1000,replays=10000,dollars_per_hour=2.5
-
-which reckons hours, bytes and dollars on 1, 8 and 64 devices from what the artifacts of the store
-took, or from units that you name. With units measured on two CPU cores (bundled models, 300 images
+How much would a thousand classes cost? With units measured on two CPU cores (bundled models, 300 images
 of a class, 10 million replays in all), 2.5 dollars per hour and device:
 
     trainings        devices   hours in all   last class, hours   stored   dollars
