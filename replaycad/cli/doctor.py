@@ -9,6 +9,7 @@ from typing import Any
 
 from replaycad import __version__
 from replaycad.cli.console import print_json, print_line, print_table
+from replaycad.cli.session import FETCH
 from replaycad.config.paper_classes import VISA
 from replaycad.data.survey import survey
 from replaycad.detectors.encoder_files import encoder_files
@@ -25,7 +26,6 @@ PACKAGES = (
     "safetensors", "numpy", "pillow", "scikit-learn", "scipy", "typer", "rich",
 )  # fmt: skip
 BUNDLED = "mini"
-FETCH = "replaycad fetch"
 
 
 def examine() -> dict[str, Any]:

@@ -3,14 +3,14 @@
 import shlex
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
-from replaycad.distributed import ranks
-from replaycad.errors import ReplayCadError, WeightsError
+from replaycad.distributed import join, leave, ranks
+from replaycad.errors import ConfigError, ReplayCadError, WeightsError
 
 if TYPE_CHECKING:
     from replaycad.engine.pipeline import Pipeline
@@ -18,8 +18,7 @@ if TYPE_CHECKING:
 
 
 MAX_SEEDS = 10_000
-FETCH = "replaycad fetch"
-SHARED_STAGES = ("mask", "compress", "replay", "train")  # by processes that torchrun starts
+FETCH = "replaycad fetch"  # what hints of missing weights name
 
 
 @dataclass(frozen=True)
@@ -99,9 +98,12 @@ def session(
     shared: Shared, stage: str | None, choices: dict[str, str]
 ) -> Iterator["Pipeline"]:
     """Open the pipeline for one command; an interruption says what was kept and leaves with 130."""
-    if ranks().count > 1 and stage not in SHARED_STAGES:
-        raise typer.BadParameter(f"torchrun serves {', '.join(SHARED_STAGES)}")
     with one_line_errors():
+        own = ranks()
+        if own.count > 1 and stage != "train":
+            raise ConfigError(
+                "torchrun only speeds up train", "use `make -j` or `replaycad run --ray` instead"
+            )
         from replaycad.cli import console
         from replaycad.engine import staleness as plans
         from replaycad.engine.builder import RunSettings
@@ -110,7 +112,7 @@ def session(
         overrides = plans.split_settings(
             [f"{name}={text}" for name, text in choices.items() if text] + shared.settings, stage
         )
-        with console.TerminalReport(shared.quiet) as report:
+        with console.TerminalReport(shared.quiet or own.rank > 0) as report:
             wishes = RunSettings(
                 data=shared.data, root=shared.store, overrides=overrides, device=shared.device,
                 seed=shared.seed, recipe=shared.recipe, force=shared.force, dry_run=shared.dry_run,
@@ -154,41 +156,21 @@ def perform(
 ) -> None:
     """One command of one stage: parse, work, one summary.
 
-    Processes of torchrun share the classes of a stage, or the batches of a training; the first of
-    them tells what came of it.
+    Processes of torchrun share the batches of a training; the first of them prints the summary.
     """
-    own = ranks()
-    if own.count > 1 and not shared.dry_run:
-        _work_together(replace(shared, quiet=shared.quiet or own.rank > 0), stage, choices, work)
-        shared = replace(shared, force=False)  # what they have made is up to date
-    if own.rank:
-        return
     with session(shared, stage, choices) as pipeline:
-        from replaycad.cli import output as summary
+        own = ranks()
+        if own.count > 1:
+            from replaycad.runtime import resolve_device
 
+            join(resolve_device(shared.device))
         names = pipeline.class_names(split_names(shared.classes), stored=stage == "replay")
-        summary.show(work(pipeline, names), shared.as_json, shared.dry_run)
-
-
-def _work_together(
-    shared: Shared,
-    stage: str,
-    choices: dict[str, str],
-    work: Callable[["Pipeline", list[str]], list["Outcome"]],
-) -> None:
-    """This process's part; returns when all have done theirs."""
-    own = ranks()
-    with session(shared, stage, choices) as pipeline:
-        from replaycad.distributed import join, leave, wait
-        from replaycad.runtime import resolve_device
-
-        join(resolve_device(shared.device))
-        names = pipeline.class_names(split_names(shared.classes), stored=stage == "replay")
-        mine = names if stage == "train" else names[own.rank :: own.count]
-        if mine:
-            work(pipeline, mine)
-        wait()
+        outcomes = work(pipeline, names)
         leave()
+        if not own.rank:
+            from replaycad.cli import output as summary
+
+            summary.show(outcomes, shared.as_json, shared.dry_run)
 
 
 def command_help(context: typer.Context, name: str) -> str:
@@ -210,8 +192,6 @@ def engine_named(name: str, address: str) -> Callable[..., Any] | None:
     if not name:
         return None
     if name != "ray":
-        from replaycad.errors import ConfigError
-
         raise ConfigError(f"unknown engine '{name}'", "choose ray, or leave --engine out")
     from functools import partial
 
@@ -229,8 +209,6 @@ def report_writer() -> Callable[..., None]:
     try:
         from replaycad.report.build import write_report
     except ImportError as error:
-        from replaycad.errors import ConfigError
-
         message = f"the report page needs the package {error.name}"
         raise ConfigError(message, "run `pip install replaycad[report]`") from None
     return write_report

@@ -1,15 +1,13 @@
 """Machines: several GPUs in one, many in a cluster, and what a sequence of any size would cost.
 
-Several GPUs (or processes) of one machine: torchrun starts them, they share the classes of `mask`,
-`compress` and `replay` and the batches of `train`.
+Several GPUs of one machine: torchrun starts a process for each, and they share the batches of `train`.
 
-    torchrun --nproc-per-node 4 -m replaycad compress --class all
-    torchrun --nproc-per-node 4 -m replaycad replay --class all
     torchrun --nproc-per-node 4 -m replaycad train --class new --past one,two,three
 
-A class has the bytes that one process with as many threads would have given it. A training takes the steps of one
-process with the same batch, batch norms included, but for rounding; noise that a detector adds of
-its own is drawn by each process. The batch has to divide among them. Memory banks are not shared.
+The training takes the steps of one process with the same batch, batch norms included, but for
+rounding; noise that a detector adds of its own is drawn by each process. The batch has to divide
+among them. Memory banks are not shared. To mask, compress and replay several classes at a time,
+use `make -j` or Ray.
 
 A cluster: the stages meet in files alone, so any scheduler will do. Two commands on one class of
 one folder do not both work: the second waits and takes what the first has made. As a Slurm array:
