@@ -1,6 +1,5 @@
 """The typer commands: options become wishes, the pipeline answers, the console shows it."""
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -22,7 +21,6 @@ from replaycad.cli.options import (
     Keep,
     Quiet,
     Recipe,
-    ReplayBudget,
     Seed,
     Segmenter,
     Settings,
@@ -30,7 +28,6 @@ from replaycad.cli.options import (
 )
 from replaycad.cli.session import (
     Shared,
-    engine_named,
     perform,
     session,
     show_run,
@@ -178,7 +175,6 @@ def train(
     name: Annotated[
         str, typer.Option("--name", help="Of the new detector; default: its last class.")
     ] = "",
-    replay_budget: ReplayBudget = 0,
     settings: Settings = [],  # noqa: B006
     device: Device = "auto",
     seed: Seed = 0,
@@ -197,8 +193,7 @@ def train(
     perform(
         shared,
         "train",
-        {"detector": detector, "encoder": encoder, "init": init,
-         "replay_budget": str(replay_budget or "")},
+        {"detector": detector, "encoder": encoder, "init": init},
         lambda pipeline, names: [pipeline.train(names, replayed, name or names[-1])],
     )
 
@@ -239,69 +234,55 @@ def evaluate(
 def run(
     classes: Classes = ["all"],  # noqa: B006
     strategy: Annotated[
-        list[str], typer.Option("--strategy", help=f"Of {', '.join(STRATEGIES)}.")
+        list[str], typer.Option("--strategy", help=f"Choose from {', '.join(STRATEGIES)}.")
     ] = ["replay"],  # noqa: B006
-    seeds: Annotated[
-        str, typer.Option("--seeds", help="How many, from --seed on; or which, comma separated.")
+    detector: Annotated[
+        list[str], typer.Option("--detector", help="Compare these, comma separated or repeated.")
+    ] = [],  # noqa: B006
+    budget: Annotated[
+        str, typer.Option("--budget", help="Compare these sizes of a class, as 25kB,50kB.")
     ] = "",
     num_orders: Annotated[
-        int, typer.Option("--orders", min=1, help="How many orders of the classes.")
+        int, typer.Option("--orders", min=1, help="Learn the classes in this many orders.")
     ] = 1,
+    seeds: Annotated[
+        str, typer.Option("--seeds", help="Repeat with seeds: 3 means 0, 1 and 2; or list them.")
+    ] = "1",
     name: Annotated[
-        str, typer.Option("--name", help="Of the result and of the detectors.")
+        str, typer.Option("--name", help="Name the results and the detectors.")
     ] = "run",
-    engine: Annotated[
-        str, typer.Option("--engine", help="ray, or empty for this process alone.")
-    ] = "",
-    address: Annotated[
-        str, typer.Option("--address", help="Of the Ray cluster; empty for one on this machine.")
-    ] = "",
-    sheet: Annotated[
-        Path | None, typer.Option("--sheet", help="Contact sheet; default: beside the result.")
-    ] = None,
+    ray: Annotated[
+        bool, typer.Option("--ray", help="Run the steps on Ray; RAY_ADDRESS names a cluster.")
+    ] = False,
     data: Data = DATA,
     store: StoreRoot = STORE,
     recipe: Recipe = "",
-    segmenter: Segmenter = "",
-    budget: Annotated[
-        str, typer.Option("--budget", help="Bytes of a class, comma separated, as 25kB,50kB.")
-    ] = "",
-    replay_budget: ReplayBudget = 0,
-    backbone: Backbone = "",
-    detector: Annotated[
-        list[str], typer.Option("--detector", help="One or more, comma separated or repeated.")
-    ] = [],  # noqa: B006
-    encoder: Encoder = "",
     settings: Settings = [],  # noqa: B006
     device: Device = "auto",
-    seed: Seed = 0,
-    force: Force = False,
     dry_run: DryRun = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Walk the whole sequence and print the step x class matrix.
+    """Learn class after class and print the step x class matrix.
 
-    Several strategies, detectors, budgets, orders and seeds are compared with each other.
+    Compares several strategies, detectors, budgets, orders and seeds.
 
     Example: replaycad run --class bottle,grid,screw --strategy finetune,replay,joint
     """
-    shared = Shared(classes, data, store, recipe, settings, device, seed, force, dry_run, as_json,
-                    quiet)  # fmt: skip
-    choices = {"mask.segmenter": segmenter, "compress.backbone": backbone,
-               "train.encoder": encoder,
-               "train.replay_budget": str(replay_budget or "")}  # fmt: skip
-    numbers, sizes = split_seeds(seeds, seed), split_sizes(budget)
-    with session(shared, None, choices) as pipeline:
-        from replaycad.experiments import run as walk
+    shared = Shared(classes, data, store, recipe, settings, device, seed=0, force=False,
+                    dry_run=dry_run, as_json=as_json, quiet=quiet)  # fmt: skip
+    numbers, sizes = split_seeds(seeds), split_sizes(budget)
+    with session(shared, None, {}) as pipeline:
         from replaycad.experiments.plan import comparison
+        from replaycad.experiments.ray_engine import perform_on_ray
+        from replaycad.experiments.run import run_sequence
 
         cells = comparison(
             pipeline.class_names(split_names(classes)), split_names(strategy), numbers,
             split_names(detector) or [""], sizes or [0], num_orders,
         )  # fmt: skip
-        engine_of = None if dry_run else engine_named(engine, address)
-        result = walk.run_sequence(pipeline, cells, name, sheet, engine_of)
+        engine = perform_on_ray if ray and not dry_run else None
+        result = run_sequence(pipeline, cells, name, engine)
         if not dry_run:
             write_page(pipeline, result, name)
         show_run(result, as_json, dry_run)

@@ -73,8 +73,5 @@ Detector = Annotated[
 Encoder = Annotated[
     str, typer.Option("--encoder", help="Frozen encoder: mini, a timm name, or TIMM_NAME:FILE.")
 ]
-ReplayBudget = Annotated[
-    int, typer.Option("--replay-budget", min=0, help="Replays of all past classes together.")
-]
 
 DATA, STORE = Path(FOLDERS["--data"][1]), FOLDERS["--store"][1]

@@ -44,17 +44,17 @@ def split_names(texts: list[str]) -> list[str]:
     return list(dict.fromkeys(part for part in parts if part))
 
 
-def split_seeds(text: str, first: int) -> list[int]:
-    """Which seeds: `3` for three from `first` on, `0,4` for these, nothing for `first` alone."""
+def split_seeds(text: str) -> list[int]:
+    """Which seeds: `3` for 0, 1 and 2; `0,4` for these; `4,` for that one."""
     try:
-        numbers = list(dict.fromkeys(int(part) for part in text.split(","))) if text else [1]
+        numbers = [int(part) for part in text.split(",") if part.strip()]
     except ValueError:
         numbers = []
-    if len(numbers) == 1 and "," not in text and 0 < numbers[0] <= MAX_SEEDS:
-        return list(range(first, first + numbers[0]))
-    if not numbers or min(numbers) < 0 or "," not in text:
-        raise typer.BadParameter(f"'{text}' is neither a number of seeds nor a list such as 0,1,2")
-    return numbers
+    if "," not in text and numbers and 0 < numbers[0] <= MAX_SEEDS:
+        return list(range(numbers[0]))
+    if "," not in text or not numbers or min(numbers) < 0:
+        raise typer.BadParameter(f"'{text}' is neither a number of seeds nor a list such as 0,4")
+    return list(dict.fromkeys(numbers))
 
 
 def split_sizes(text: str) -> list[int]:
@@ -181,23 +181,6 @@ def command_help(context: typer.Context, name: str) -> str:
         return ""
     with command.make_context(name, ["--help"], parent=root, resilient_parsing=True) as own:
         return str(command.get_help(own)).rstrip()
-
-
-def engine_named(name: str, address: str) -> Callable[..., Any] | None:
-    """What does the steps of a sequence; None for this process.
-
-    Raises:
-        ConfigError: there is no such engine.
-    """
-    if not name:
-        return None
-    if name != "ray":
-        raise ConfigError(f"unknown engine '{name}'", "choose ray, or leave --engine out")
-    from functools import partial
-
-    from replaycad.experiments.ray_engine import perform_on_ray
-
-    return partial(perform_on_ray, address=address)
 
 
 def report_writer() -> Callable[..., None]:

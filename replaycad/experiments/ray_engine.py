@@ -21,7 +21,6 @@ from replaycad.progress import silent
 READS = {"compress": "masks", "replay": "conditions", "train": "replays", "eval": "detectors"}
 """Stage -> folder of the store that its sources lie in."""
 NUM_RETRIES = 8  # of one step, each after its node was lost
-_OPEN: dict[str, Pipeline] = {}
 
 
 def read_by(step: Step) -> list[str]:
@@ -30,13 +29,14 @@ def read_by(step: Step) -> list[str]:
     return found + ([f"detectors/{step.init}"] if step.init else [])
 
 
-def perform_on_ray(pipeline: Pipeline, planned: Sequence[Step], address: str) -> Performed:
-    """Do the steps of a sequence as tasks; as `walk.perform_here`.
+def perform_on_ray(pipeline: Pipeline, planned: Sequence[Step]) -> Performed:
+    """Do the steps of a sequence as tasks; as `run.perform_here`.
+
+    Ray connects to the cluster that RAY_ADDRESS names, or starts on this machine.
 
     Args:
         pipeline: of the command; the tasks open their own.
         planned: in an order in which they could be done one by one.
-        address: of the cluster; empty for one that Ray starts on this machine.
 
     Raises:
         ConfigError: ray is not installed, or no cluster answers.
@@ -46,18 +46,16 @@ def perform_on_ray(pipeline: Pipeline, planned: Sequence[Step], address: str) ->
         import ray  # noqa: PLC0415 - an extra
     except ImportError:
         hint = "run `pip install replaycad[ray]`"
-        raise ConfigError("--engine ray needs the package ray", hint) from None
+        raise ConfigError("--ray needs the package ray", hint) from None
     if not ray.is_initialized():
         try:
-            ray.init(address=address or None, log_to_driver=False, logging_level=logging.ERROR)
+            ray.init(log_to_driver=False, logging_level=logging.ERROR)
         except (ConnectionError, ValueError, RuntimeError) as error:
             reason = " ".join(str(error).split())[:200]
-            raise ConfigError(f"no Ray cluster at '{address}': {reason}", "see --address") from None
+            raise ConfigError(f"Ray does not start: {reason}", "check RAY_ADDRESS") from None
     wishes = _portable(pipeline.wishes)
     has_gpus = ray.cluster_resources().get("GPU", 0) > 0 and wishes.device in ("auto", "cuda")
-    task = ray.remote(_task).options(
-        num_cpus=1, num_gpus=1 if has_gpus else 0, max_retries=NUM_RETRIES
-    )
+    task = ray.remote(num_cpus=1, num_gpus=int(has_gpus), max_retries=NUM_RETRIES)(_task)
     made_by: dict[str, Any] = {}
     tasks: dict[Any, Step] = {}
     for step in planned:
@@ -96,24 +94,18 @@ def _portable(wishes: RunSettings) -> RunSettings:
     return replace(wishes, data=wishes.data.resolve(), root=Path(wishes.root).resolve())
 
 
-def _opened(wishes: RunSettings) -> Pipeline:
-    """The pipeline of this worker, with the model that it used last."""
-    key = repr(wishes)
-    if key not in _OPEN:
-        _OPEN.clear()
-        _OPEN[key] = Pipeline(wishes, silent)
-    return _OPEN[key]
-
-
 def _task(wishes: RunSettings, step: Step, *before: Any) -> Outcome | ReplayCadError:
-    """One step on a worker; what went wrong is told, for it is no reason to try again."""
+    """One step on a worker; a foreseen failure is returned, for trying again would not help it.
+
+    A task loads its networks anew: Ray ends the process of a GPU task with the task, and the
+    bundled networks take less than a second.
+    """
     for one in before:
         if isinstance(one, ReplayCadError):
             return one
-    pipeline = _opened(wishes)
     try:
-        outcome = perform_step(pipeline, step)
-        pipeline.frozen.cache.save()
+        with Pipeline(wishes, silent) as pipeline:
+            outcome = perform_step(pipeline, step)
     except ReplayCadError as error:
         return error
     return replace(outcome, plan=replace(outcome.plan, inputs_now=None))

@@ -30,7 +30,6 @@ def run_sequence(
     pipeline: Pipeline,
     cells: Sequence[Cell],
     run_name: str,
-    sheet: Path | None = None,
     perform: Callable[[Pipeline, Sequence[Step]], Performed] | None = None,
 ) -> dict[str, Any]:
     """Do everything of a comparison that is not up to date.
@@ -39,7 +38,6 @@ def run_sequence(
         pipeline: that does single stages.
         cells: as `sequence.comparison` gives them.
         run_name: of the results and of the detectors.
-        sheet: where the contact sheet goes; None for beside the results.
         perform: does the steps; None for `perform_here`.
 
     Returns:
@@ -56,25 +54,25 @@ def run_sequence(
         train_samples(pipeline.wishes.data, class_name)
         test_samples(pipeline.wishes.data, class_name)
     cells = _fitting(pipeline, cells)
-    planned = sequence.steps(cells, run_name, pipeline.wishes.seed)
+    planned = sequence.steps(cells, run_name)
     _check_networks(pipeline, planned)
     outcomes, refused = (perform or perform_here)(pipeline, planned)
     if pipeline.wishes.dry_run:
         return {"outcomes": list(outcomes.values())}
     left = [cell for cell in cells if cell not in refused]
-    done = sequence.steps(left, run_name, pipeline.wishes.seed)
+    done = sequence.steps(left, run_name)
     by_step = {step: outcomes[step.stage, step.name] for step in done}
     named = {cell: sequence.label(cell, cells) for cell in left}
     left_out = {sequence.label(cell, cells): reason for cell, reason in refused.items()}
     result = _kept_results(pipeline, named, left_out, run_name, by_step)
-    picture = sheet or pipeline.store.path("results", run_name, ".png")
+    picture = pipeline.store.path("results", run_name, ".png")
     if result["is_new"] or not picture.exists():
         # PIL is not needed while all is up to date.
         from replaycad.experiments.contact_sheet import draw_sheet  # noqa: PLC0415
 
         drawing = [cell for cell in left if sequence.form_of(cell.strategy) in sequence.KEEPING]
         stored = {
-            one: sequence.artifact_name(one, drawing[0], pipeline.wishes.seed) if drawing else one
+            one: sequence.artifact_name(one, drawing[0]) if drawing else one
             for one in cells[0].classes
         }
         draw_sheet(pipeline.wishes.data, pipeline.store, stored, picture)

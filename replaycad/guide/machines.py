@@ -38,9 +38,9 @@ and then, with `--dependency=afterok:JOB`, `replaycad train`. As Snakemake rules
 A Ray cluster (`pip install replaycad[ray]` on every node) walks a whole comparison as tasks, each
 started when what it reads is there, and done again if its node is lost:
 
-    replaycad run --engine ray --address auto --strategy finetune,replay,joint --store /shared/store
+    RAY_ADDRESS=auto replaycad run --ray --strategy finetune,replay,joint --store /shared/store
 
-Every node needs the same `--data` and `--store`; without `--address` Ray starts on this machine.
+Every node needs the same `--data` and `--store`; without RAY_ADDRESS Ray starts on this machine.
 
 A store is a folder. Where the artifacts live in a bucket, mount it, or sync the folder before and
 after a command with `aws s3 sync` or rclone.
@@ -63,7 +63,7 @@ of a class, 10 million replays in all), 2.5 dollars per hour and device:
                           64           1.85                0.35   512 GB       291
 
 What has to change at that size: nearly all of it is reading replays anew in every training, so the
-cost grows with the square of the classes. `--replay-budget 34200` reads for as long as the last
+cost grows with the square of the classes. `--set train.replay_budget=34200` reads for as long as the last
 training learns; one training at the end (`--strategy final`) is what the authors ran. A memory bank
 of a fixed size holds ever less of each class: `--set preset=full`, or a detector with weights.
 """
