@@ -1,4 +1,4 @@
-"""The typer commands: options become wishes, the pipeline answers, the console shows it."""
+"""The commands of the five stages, and `run`: options in, one summary out."""
 
 from typing import Annotated
 
@@ -74,7 +74,7 @@ def mask(
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Cut the object out of every training image.
+    """Find the object in every training image.
 
     Example: replaycad mask --class bottle
     """
@@ -106,9 +106,9 @@ def compress(
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Turn a class into conditions of a frozen diffusion model.
+    """Compress a class into conditions for a frozen diffusion model.
 
-    Makes its masks first if needed.
+    Builds its masks first if needed.
 
     Example: replaycad compress --class bottle
     """
@@ -130,7 +130,7 @@ def compress(
 def replay(
     classes: Classes,
     num: Annotated[
-        int, typer.Option("--num", min=0, help="Images per class; 0: the recipe's.")
+        int, typer.Option("--num", min=0, help="Draw this many per class (0: as the recipe says).")
     ] = 0,
     store: StoreRoot = STORE,
     recipe: Recipe = "",
@@ -162,7 +162,7 @@ def replay(
 def train(
     classes: Classes,
     past: Annotated[
-        list[str], typer.Option("--past", help="Classes to replay, comma separated or repeated.")
+        list[str], typer.Option("--past", help="Replay these classes, comma separated or repeated.")
     ] = [],  # noqa: B006
     data: Data = DATA,
     store: StoreRoot = STORE,
@@ -170,10 +170,10 @@ def train(
     detector: Detector = "",
     encoder: Encoder = "",
     init: Annotated[
-        str, typer.Option("--init", help="Detector of the store to go on from.")
+        str, typer.Option("--init", help="Continue from this detector of the store.")
     ] = "",
     name: Annotated[
-        str, typer.Option("--name", help="Of the new detector; default: its last class.")
+        str, typer.Option("--name", help="Name the new detector (default: its last class).")
     ] = "",
     settings: Settings = [],  # noqa: B006
     device: Device = "auto",
@@ -183,7 +183,7 @@ def train(
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Train on real images of new classes and replays of past ones.
+    """Train a detector on real images of new classes and replays of past ones.
 
     Example: replaycad train --class screw --past bottle,grid
     """
@@ -202,7 +202,7 @@ def train(
 def evaluate(
     classes: Classes,
     name: Annotated[
-        str, typer.Option("--name", help="Of the detector; default: the last class.")
+        str, typer.Option("--name", help="Evaluate this detector (default: the last class).")
     ] = "",
     data: Data = DATA,
     store: StoreRoot = STORE,
@@ -216,7 +216,7 @@ def evaluate(
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Measure a detector on test images, per class and in the mean.
+    """Evaluate a detector on test images, per class and on average.
 
     Example: replaycad eval --class bottle,grid,screw
     """
@@ -234,25 +234,25 @@ def evaluate(
 def run(
     classes: Classes = ["all"],  # noqa: B006
     strategy: Annotated[
-        list[str], typer.Option("--strategy", help=f"Choose from {', '.join(STRATEGIES)}.")
+        list[str], typer.Option("--strategy", help=f"Compare any of {', '.join(STRATEGIES)}.")
     ] = ["replay"],  # noqa: B006
     detector: Annotated[
         list[str], typer.Option("--detector", help="Compare these, comma separated or repeated.")
     ] = [],  # noqa: B006
     budget: Annotated[
-        str, typer.Option("--budget", help="Compare these sizes of a class, as 25kB,50kB.")
+        str, typer.Option("--budget", help="Compare budgets in bytes per class, as 25kB,50kB.")
     ] = "",
     num_orders: Annotated[
-        int, typer.Option("--orders", min=1, help="Learn the classes in this many orders.")
+        int, typer.Option("--orders", min=1, help="Repeat with this many orders of the classes.")
     ] = 1,
     seeds: Annotated[
-        str, typer.Option("--seeds", help="Repeat with seeds: 3 means 0, 1 and 2; or list them.")
+        str, typer.Option("--seeds", help="Repeat with this many seeds, or list them, as 0,4.")
     ] = "1",
     name: Annotated[
         str, typer.Option("--name", help="Name the results and the detectors.")
     ] = "run",
     ray: Annotated[
-        bool, typer.Option("--ray", help="Run the steps on Ray; RAY_ADDRESS names a cluster.")
+        bool, typer.Option("--ray", help="Run the steps on Ray: on RAY_ADDRESS or this machine.")
     ] = False,
     data: Data = DATA,
     store: StoreRoot = STORE,

@@ -31,9 +31,9 @@ def show_fetched(found: Sequence["Found"], as_json: bool) -> None:
         licence = f", {part.licence}{where}" if part.licence else ""
         print_line(f"{part.title}: {one.state}{size}{licence}")
         for path, address in one.missing.items():
-            print_line(f"  {address}" + ("  every file of the folder" if path[-1:] == "/" else ""))
+            print_line(f"  {address}" + ("  (all files of it)" if path[-1:] == "/" else ""))
     if all(one.state == "bundled" for one in found):
-        print_line("nothing needs to be fetched: all of it comes with the package")
+        print_line("nothing to fetch: everything comes with the package")
 
 
 def show(outcomes: Sequence[Outcome], as_json: bool, dry_run: bool) -> None:
@@ -154,7 +154,7 @@ def show_audit(facts: Mapping[str, Any], as_json: bool) -> None:
         print_json(dict(facts))
         return
     print_table(
-        ("nearest training image, median", "of a replay", "of an image", "least ratio", "copies"),
+        ("median distance to a training image", "replays", "images", "least ratio", "copies"),
         [
             [kind, f"{found['replay_to_image']:.3g}", f"{found['image_to_image']:.3g}",
              f"{found['ratio']:.2f}", str(len(found["near_copies"]))]
@@ -164,11 +164,11 @@ def show_audit(facts: Mapping[str, Any], as_json: bool) -> None:
     copies = facts["near_copies"]
     print_line(
         f"{facts['class_name']}: {len(copies)} of {facts['num_replays']} replays are near copies "
-        f"of one of {facts['num_images']} training images"
+        f"of one of the {facts['num_images']} training images"
         + (f": {', '.join(map(str, copies[:SHOWN_TENSORS]))}" if copies else "")
     )
     if facts["num_kept_images"]:
-        print_line(f"and its conditions hold {facts['num_kept_images']} real images")
+        print_line(f"its conditions also hold {facts['num_kept_images']} real images")
 
 
 def _row(outcome: Outcome) -> list[str]:

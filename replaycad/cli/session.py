@@ -53,7 +53,7 @@ def split_seeds(text: str) -> list[int]:
     if "," not in text and numbers and 0 < numbers[0] <= MAX_SEEDS:
         return list(range(numbers[0]))
     if "," not in text or not numbers or min(numbers) < 0:
-        raise typer.BadParameter(f"'{text}' is neither a number of seeds nor a list such as 0,4")
+        raise typer.BadParameter(f"'{text}' is neither a number of seeds (3) nor a list (0,4)")
     return list(dict.fromkeys(numbers))
 
 
@@ -70,7 +70,7 @@ def split_sizes(text: str) -> list[int]:
         except (ValueError, OverflowError):
             found.append(0)
         if found[-1] <= 0:
-            raise typer.BadParameter(f"'{part}' is no number of bytes, such as 25000 or 25kB")
+            raise typer.BadParameter(f"'{part}' is not a size such as 25000 or 25kB")
     return list(dict.fromkeys(found))
 
 
@@ -89,7 +89,7 @@ def one_line_errors() -> Iterator[None]:
         from replaycad.cli import console
 
         hint = "check the permissions of its folder"
-        console.print_error(ReplayCadError(f"{error.filename} is not permitted to you", hint))
+        console.print_error(ReplayCadError(f"permission denied: {error.filename}", hint))
         raise typer.Exit(1) from None
 
 
@@ -192,13 +192,13 @@ def report_writer() -> Callable[..., None]:
     try:
         from replaycad.report.build import write_report
     except ImportError as error:
-        message = f"the report page needs the package {error.name}"
+        message = f"a report page needs the package {error.name}"
         raise ConfigError(message, "run `pip install replaycad[report]`") from None
     return write_report
 
 
 def write_page(pipeline: "Pipeline", result: dict[str, Any], name: str) -> None:
-    """Write the page of a run beside its results, if it has changed; no reason for it to fail."""
+    """Write the page of a run beside its results if they changed; a failure is only noted."""
     target = pipeline.store.path("results", name, ".html")
     try:
         if result["is_new"] or not target.exists():
@@ -212,7 +212,7 @@ def write_page(pipeline: "Pipeline", result: dict[str, Any], name: str) -> None:
             write(pipeline.store, wishes.data, name, encoder, device, target)
         result["files"].append(target)
     except ReplayCadError as error:
-        pipeline.report.note(f"no report page: {error}")
+        pipeline.report.note(f"wrote no report page: {error}")
 
 
 def fetch_parts(
@@ -235,7 +235,7 @@ def fetch_parts(
 
         parts, meant = asked_for(recipe, classes, data, named, detectors)
         if source is not None and not source.is_dir():
-            raise typer.BadParameter(f"--from {source} is no folder")
+            raise typer.BadParameter(f"--from {source} is not a folder")
         with console.TerminalReport(quiet) as report:
             if meant:
                 report.note(meant)
@@ -246,7 +246,7 @@ def fetch_parts(
                     found = work.fetch_all(parts, source, report)
             except KeyboardInterrupt:
                 report.close()
-                console.print_interrupted(["what has come is kept"])
+                console.print_interrupted(["kept what has been fetched so far"])
                 raise typer.Exit(130) from None
         summary.show_fetched(found, as_json)
 

@@ -140,7 +140,7 @@ def orders(classes: Sequence[str], count: int) -> list[tuple[str, ...]]:
     turned = [one[k:] + one[:k] for one in (typed, typed[::-1]) for k in range(len(typed))]
     found = list(dict.fromkeys(turned))
     if not 1 <= count <= len(found):
-        raise ConfigError(f"{len(typed)} classes have no {count} orders here", f"1 to {len(found)}")
+        raise ConfigError(f"{len(typed)} classes give 1 to {len(found)} orders, not {count}")
     return found[:count]
 
 

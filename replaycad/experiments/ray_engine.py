@@ -79,7 +79,7 @@ def _gather(ray: Any, pipeline: Pipeline, tasks: dict[Any, Step]) -> Performed:
             done = ray.get(ready[0])
         except ray.exceptions.RayError as error:
             reason = " ".join(str(error).split())[-300:]
-            raise ConfigError(f"a step was lost: {reason}", "look at the cluster") from None
+            raise ConfigError(f"Ray lost a step: {reason}", "look at `ray status`") from None
         step = tasks[ready[0]]
         if isinstance(done, ReplayCadError):
             refuse(done, step, refused, everyone, pipeline.report)

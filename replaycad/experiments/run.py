@@ -104,12 +104,12 @@ def _misfit(config: TrainConfig, strategy: str) -> ConfigError | None:
     has_weights = bool(preset_for(config.detector, config.preset).training.optimizers)
     if strategy in sequence.PENALIZED and not has_weights:
         return ConfigError(
-            f"strategy '{strategy}' holds weights still, and {config.detector} has none",
-            "use a detector that is trained by a loss",
+            f"strategy '{strategy}' protects trained weights, but {config.detector} has none",
+            "use a detector that trains with a loss, such as invad",
         )
     if strategy in sequence.BANKED and has_weights:
         return ConfigError(
-            f"strategy '{strategy}' keeps memory banks, and {config.detector} has none",
+            f"strategy '{strategy}' keeps memory banks, but {config.detector} has none",
             "use --detector patchcore",
         )
     return None

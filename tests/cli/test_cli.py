@@ -243,7 +243,7 @@ def test_a_run_needs_no_report_to_succeed(run, tmp_path, monkeypatch):
     result = run("run", "--class", "disc", "--strategy", "finetune")
 
     assert result.exit_code == 0, result.output
-    assert "no report page: the report page needs the package jinja2" in " ".join(
+    assert "wrote no report page: a report page needs the package jinja2" in " ".join(
         result.output.split()
     )
     assert not (tmp_path / "store" / "results" / "run.html").exists()
