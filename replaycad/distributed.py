@@ -67,12 +67,13 @@ def wait() -> None:
 
 
 def leave() -> None:
-    """Part from the others; alone, or never met, do nothing."""
+    """Part from the others when all have come here; alone, do nothing."""
     if ranks().count == 1:
         return
     import torch.distributed as dist  # noqa: PLC0415
 
     if dist.is_initialized():
+        dist.barrier()
         dist.destroy_process_group()
 
 

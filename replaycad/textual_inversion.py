@@ -94,7 +94,6 @@ def import_token(
         spatial_bias=None, object_masks=np.zeros((0, image_size, image_size), dtype=np.bool_),
         policy=policy.as_dict(), header={**plan.header((class_name,)), "placement": "prompt"},
     ).save(path)  # fmt: skip
-    store.publish("conditions", class_name)
     frozen.cache.save()
     return path
 

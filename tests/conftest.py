@@ -37,7 +37,10 @@ class Models:
             "replay": ["--backbone", self.backbone],
             "train": ["--encoder", self.encoder],
             "eval": ["--set", f"eval.encoder={self.encoder}"],
-            "run": ["--segmenter", "none", "--backbone", self.backbone, "--encoder", self.encoder],
+            "run": [
+                "--set", "mask.segmenter=none", "--set", f"compress.backbone={self.backbone}",
+                "--set", f"train.encoder={self.encoder}",
+            ],
         }  # fmt: skip
         before = {"compress": ["mask"], "train": ["replay"], "run": list(fields)}.get(stage, [])
         typed = [*options[stage], *(() if stage == "eval" else ("--recipe", "mini"))]

@@ -15,7 +15,7 @@ from replaycad.stages.compress import MAX_MASK_SIZE
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "replaycad"
-STAGES = ("mask", "compress", "replay", "train", "eval", "run")
+STAGES = ("mask", "compress", "replay", "train", "eval")
 
 
 def artifacts() -> str:
@@ -50,13 +50,16 @@ def commands() -> str:
         for option in commands["mask"].params
         if all(option.name in {own.name for own in commands[stage].params} for stage in STAGES)
     ]
+    shared_names = {option.name for option in shared}
     rows = ["| command | what it does | of its own |", "| --- | --- | --- |"]
     for name, command in commands.items():
         text, _, example = command.help.partition("Example:")
-        own = [option for option in command.params if option.name not in {o.name for o in shared}]
+        own = [option for option in command.params if option.name not in shared_names]
         summary, example = " ".join(text.split()), example.strip()
         rows.append(f"| `{name}` | {summary} `{example}` | {_spelled(own)} |")
-    return "\n".join([*rows, "", f"Every stage and `run` take {_spelled(shared)}."])
+    absent = [o for o in shared if o.name not in {own.name for own in commands["run"].params}]
+    ending = f"Every stage takes {_spelled(shared)}; so does `run`, without {_spelled(absent)}."
+    return "\n".join([*rows, "", ending])
 
 
 def _spelled(options: list) -> str:

@@ -479,7 +479,7 @@ def test_the_classes_are_those_of_the_data_or_of_the_papers(data):
 def test_the_bundled_parts_need_nothing(cache):
     told = fetch("--recipe", "mini")
 
-    assert "nothing needs to be fetched" in told.stdout
+    assert "nothing to fetch" in told.stdout
     assert files_below(cache) == []
 
 

@@ -90,4 +90,4 @@ def test_a_folder_that_nobody_may_enter_is_one_line(data, tmp_path, monkeypatch)
     result = invoke(["mask", "--class", "disc", "--data", data, "--store", tmp_path])
 
     assert result.exit_code == 1
-    assert result.stderr.startswith("error: /store/masks/disc.safetensors is not permitted to you")
+    assert result.stderr.startswith("error: permission denied: /store/masks/disc.safetensors")

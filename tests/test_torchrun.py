@@ -1,4 +1,4 @@
-"""Two processes that torchrun starts: the same weights as one, and each class made once."""
+"""Two processes that torchrun starts train as one."""
 
 import json
 import os
@@ -22,16 +22,11 @@ ROOT = Path(__file__).resolve().parent.parent
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 
 
-def alone(*arguments):
-    """Run a command in one process, with one thread as those of torchrun have."""
-    return together(*arguments, start=())
-
-
-def together(*arguments, start=TORCHRUN):
+def together(*arguments):
     """Run a command in two processes; its standard output."""
-    command = [sys.executable, *start, "-m", "replaycad", *map(str, arguments), "--device", "cpu"]
+    typed = ["-m", "replaycad", *map(str, arguments), "--device", "cpu"]
     done = subprocess.run(
-        command, cwd=ROOT, capture_output=True, text=True, timeout=240,
+        [sys.executable, *TORCHRUN, *typed], cwd=ROOT, capture_output=True, text=True, timeout=240,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
@@ -107,7 +102,8 @@ def test_a_training_is_shared_and_told_by_one_process(data, models, tmp_path):
 
     trained = DetectorArtifact.load(tmp_path / "detectors" / "both.safetensors")
     assert trained.class_order == ["disc", "plate"]
-    assert len(told["outcomes"]) == 1
+    (outcome,) = told["outcomes"]
+    assert outcome["was_made"]
     assert not (tmp_path / ".partial").exists()
     odd = invoke([*typed, "--set", "train.batch_size=3", "--force"])
     assert odd.exit_code == 0, "three images are no trouble for one process"
@@ -123,27 +119,13 @@ def test_a_batch_has_to_divide(monkeypatch, data, models, tmp_path):
     assert "a batch of 4 does not divide among 3 processes" in result.stderr
 
 
-def test_classes_are_shared_and_their_bytes_are_those_of_one_process(data, models, tmp_path):
-    for store, run in (("alone", alone), ("two", together)):
-        root = ("--store", tmp_path / store)
-        names = ("--class", "disc,plate")
-        run("compress", *names, "--data", data, *root, *models.settings("compress"))
-        run("replay", *names, *root, *models.settings("replay"))
-
-    files = sorted(path.relative_to(tmp_path / "alone") for path in
-                   (tmp_path / "alone").glob("[!.]*/*.safetensors"))  # fmt: skip
-    assert len(files) == 6
-    for file in files:
-        assert (tmp_path / "alone" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
-
-
-def test_what_cannot_be_shared_says_so(monkeypatch, data, models):
+@pytest.mark.parametrize("stage", ["compress", "eval", "run"])
+def test_other_stages_are_refused(monkeypatch, data, models, stage):
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "2")
 
-    result = invoke(["eval", "--class", "disc", "--data", data, *models.settings("eval")])
+    result = invoke([stage, "--class", "disc", "--data", data, *models.settings(stage)])
 
-    assert result.exit_code == 2
-    assert "torchrun serves mask, compress, replay, train" in " ".join(
-        result.output.replace("│", "").split()
-    )
+    assert result.exit_code == 1
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("error: torchrun only speeds up train (use `make -j` or ")

@@ -5,37 +5,33 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from replaycad.artifacts.atomic import cannot_write, remove_leftovers
-from replaycad.artifacts.remote import Remote
 from replaycad.errors import ConfigError
 
 KINDS = ("masks", "conditions", "replays", "detectors", "scores", "results")
 SUFFIX = ".safetensors"
-BESIDE = (".json", ".csv", ".png", ".html")  # of scores and of results
 MAX_NAME_BYTES = 180  # the suffixes of temporary files fit into the 255 that file systems allow
 
 
 class Store:
-    """A folder with one folder per kind, on this machine or behind a URL.
+    """A folder with one folder per kind.
 
     Args:
-        root: made when something is first written; a URL as fsspec takes it, such as
-            `s3://bucket/line-3`, is mirrored in a folder of this machine.
-
-    Attributes:
-        address: as it was given.
-        root: the folder of this machine.
+        root: made when something is first written.
 
     Raises:
-        ConfigError: nothing that is installed opens such a URL.
+        ConfigError: the root is a URL.
     """
 
     def __init__(self, root: str | Path) -> None:
-        self.address = str(root)
-        self._remote = Remote(self.address) if "://" in self.address else None
-        self.root = self._remote.mirror if self._remote else Path(root)
+        if "://" in str(root):
+            raise ConfigError(
+                f"--store takes a folder, not the URL {root}",
+                "mount the bucket, or sync it with `aws s3 sync` or rclone",
+            )
+        self.root = Path(root)
 
     def path(self, kind: str, name: str, suffix: str = SUFFIX) -> Path:
-        """Where an artifact lies, there or not; from a URL it is fetched, if it changed.
+        """Where an artifact lies, there or not.
 
         Args:
             kind: one of `KINDS`.
@@ -44,46 +40,8 @@ class Store:
 
         Raises:
             ConfigError: the kind is unknown, or the name cannot be a file name.
-            ArtifactError: the URL cannot be reached.
         """
-        path = self.root / _known(kind) / f"{checked_name(name)}{suffix}"
-        if self._remote and self._remote.fetch(self._relative(path)) and path.exists():
-            self._fetch_around(path)
-        return path
-
-    def publish(self, kind: str, name: str) -> None:
-        """Put an artifact and what lies beside it to the URL, what depends on nothing first.
-
-        Raises:
-            ConfigError: as `path`.
-            ArtifactError: the URL cannot be reached.
-        """
-        if not self._remote:
-            return
-        folder = self.root / _known(kind)
-        main = folder / f"{checked_name(name)}{SUFFIX}"
-        beside = [*main.with_suffix(".shards").glob(f"*{SUFFIX}"), self._timing(kind, name)]
-        beside += [folder / f"{name}{suffix}" for suffix in BESIDE]
-        for path in (*beside, main):
-            if path.exists():
-                self._remote.put(self._relative(path))
-
-    def _fetch_around(self, path: Path) -> None:
-        """Fetch what belongs to an artifact that was fetched: shards, JSON, the time it took."""
-        assert self._remote is not None
-        shards = path.with_suffix(".shards")
-        held = self._remote.names(self._relative(shards)) if path.parent.name == "replays" else []
-        for name in held:
-            self._remote.fetch(self._relative(shards / name))
-        if path.suffix == SUFFIX:
-            self._remote.fetch(self._relative(path.with_suffix(".json")))
-            self._remote.fetch(self._relative(self._timing(path.parent.name, path.stem)))
-
-    def _timing(self, kind: str, name: str) -> Path:
-        return self.root / ".timings" / kind / f"{name}.json"
-
-    def _relative(self, path: Path) -> str:
-        return path.relative_to(self.root).as_posix()
+        return self.root / _known(kind) / f"{checked_name(name)}{suffix}"
 
     def num_bytes(self, kind: str, name: str) -> int:
         """Bytes of an artifact with its shards; 0 if it is not there.
@@ -130,8 +88,7 @@ class Store:
     def alone_with(self, kind: str, name: str, wait: Callable[[], None]) -> Iterator[None]:
         """Hold an artifact for making it; other commands, on this store, wait for the block's end.
 
-        The system gives it back when the process dies, however it dies; behind a URL it is a lease
-        that runs out.
+        The system gives it back when the process dies, however it dies.
 
         Args:
             kind: one of `KINDS`.
@@ -140,7 +97,6 @@ class Store:
 
         Raises:
             ConfigError: as `path`.
-            ArtifactError: the URL cannot be reached.
         """
         # It takes 40 ms, and most commands make nothing.
         from filelock import FileLock, Timeout  # noqa: PLC0415
@@ -156,11 +112,8 @@ class Store:
                 lock.acquire()
         except (OSError, NotImplementedError):
             pass  # no locks here, or nothing may be written, which the stage will say better
-        far = self._remote
-        lease = far.lease(f".locks/{kind}/{name}.json", wait) if far else contextlib.nullcontext()
         try:
-            with lease:
-                yield
+            yield
         finally:
             lock.release()
 
@@ -171,10 +124,7 @@ class Store:
             ConfigError: the kind is unknown.
         """
         folder = self.root / _known(kind)
-        if self._remote:
-            found = self._remote.names(kind)
-        else:
-            found = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+        found = [path.name for path in folder.iterdir()] if folder.is_dir() else []
         return sorted(
             name.removesuffix(SUFFIX) for name in found
             if name.endswith(SUFFIX) and not name.startswith(".")

@@ -1,6 +1,5 @@
-"""The typer commands: options become settings, the builder answers, the console shows it."""
+"""The commands of the five stages, and `run`: options in, one summary out."""
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -22,7 +21,6 @@ from replaycad.cli.options import (
     Keep,
     Quiet,
     Recipe,
-    ReplayBudget,
     Seed,
     Segmenter,
     Settings,
@@ -30,10 +28,8 @@ from replaycad.cli.options import (
 )
 from replaycad.cli.session import (
     Shared,
-    engine_named,
-    perform,
     session,
-    show_forecast,
+    show_outcomes,
     show_run,
     split_names,
     split_seeds,
@@ -78,20 +74,17 @@ def mask(
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Cut the object out of every training image.
+    """Find the object in every training image.
 
     Example: replaycad mask --class bottle
     """
     shared = Shared(classes, data, store, recipe, settings, device, seed, force, dry_run, as_json,
                     quiet)  # fmt: skip
-    from replaycad.engine.mask import MaskStage
+    with session(shared, "mask", {"segmenter": segmenter}) as builder:
+        from replaycad.engine.mask import MaskStage
 
-    perform(
-        shared,
-        "mask",
-        {"segmenter": segmenter},
-        lambda builder, names: [builder.build(MaskStage(builder, name)) for name in names],
-    )
+        names = builder.class_names(split_names(classes))
+        show_outcomes(shared, [builder.build(MaskStage(builder, name)) for name in names])
 
 
 @app.command()
@@ -112,9 +105,9 @@ def compress(
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Turn a class into conditions of a frozen diffusion model.
+    """Compress a class into conditions for a frozen diffusion model.
 
-    Makes its masks first if needed.
+    Builds its masks first if needed.
 
     Example: replaycad compress --class bottle
     """
@@ -123,22 +116,20 @@ def compress(
     sizes = split_sizes(budget)
     if len(sizes) > 1:
         raise typer.BadParameter("compress takes one budget; `replaycad run` compares several")
-    from replaycad.engine.compress import CompressStage
+    choices = {"keep": keep, "budget": str(*sizes), "backbone": backbone,
+               "pass_size": str(batch_size or "")}  # fmt: skip
+    with session(shared, "compress", choices) as builder:
+        from replaycad.engine.compress import CompressStage
 
-    perform(
-        shared,
-        "compress",
-        {"keep": keep, "budget": str(*sizes), "backbone": backbone,
-         "pass_size": str(batch_size or "")},
-        lambda builder, names: [builder.build(CompressStage(builder, name)) for name in names],
-    )
+        names = builder.class_names(split_names(classes))
+        show_outcomes(shared, [builder.build(CompressStage(builder, name)) for name in names])
 
 
 @app.command()
 def replay(
     classes: Classes,
     num: Annotated[
-        int, typer.Option("--num", min=0, help="Images per class; 0: the recipe's.")
+        int, typer.Option("--num", min=0, help="Draw this many per class (0: as the recipe says).")
     ] = 0,
     store: StoreRoot = STORE,
     recipe: Recipe = "",
@@ -158,21 +149,20 @@ def replay(
     """
     shared = Shared(classes, DATA, store, recipe, settings, device, seed, force, dry_run, as_json,
                     quiet)  # fmt: skip
-    from replaycad.engine.replay import ReplayStage
+    choices = {"num_images": str(num or ""), "backbone": backbone,
+               "batch_size": str(batch_size or "")}  # fmt: skip
+    with session(shared, "replay", choices) as builder:
+        from replaycad.engine.replay import ReplayStage
 
-    perform(
-        shared,
-        "replay",
-        {"num_images": str(num or ""), "backbone": backbone, "batch_size": str(batch_size or "")},
-        lambda builder, names: [builder.build(ReplayStage(builder, name)) for name in names],
-    )
+        names = builder.class_names(split_names(classes), stored=True)
+        show_outcomes(shared, [builder.build(ReplayStage(builder, name)) for name in names])
 
 
 @app.command()
 def train(
     classes: Classes,
     past: Annotated[
-        list[str], typer.Option("--past", help="Classes to replay, comma separated or repeated.")
+        list[str], typer.Option("--past", help="Replay these classes, comma separated or repeated.")
     ] = [],  # noqa: B006
     data: Data = DATA,
     store: StoreRoot = STORE,
@@ -180,12 +170,11 @@ def train(
     detector: Detector = "",
     encoder: Encoder = "",
     init: Annotated[
-        str, typer.Option("--init", help="Detector of the store to go on from.")
+        str, typer.Option("--init", help="Continue from this detector of the store.")
     ] = "",
     name: Annotated[
-        str, typer.Option("--name", help="Of the new detector; default: its last class.")
+        str, typer.Option("--name", help="Name the new detector (default: its last class).")
     ] = "",
-    replay_budget: ReplayBudget = 0,
     settings: Settings = [],  # noqa: B006
     device: Device = "auto",
     seed: Seed = 0,
@@ -194,31 +183,26 @@ def train(
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Train on real images of new classes and replays of past ones.
+    """Train a detector on real images of new classes and replays of past ones.
 
     Example: replaycad train --class screw --past bottle,grid
     """
     shared = Shared(classes, data, store, recipe, settings, device, seed, force, dry_run, as_json,
                     quiet)  # fmt: skip
-    replayed = split_names(past)
-    from replaycad.engine.train import TrainStage
+    choices = {"detector": detector, "encoder": encoder, "init": init}
+    with session(shared, "train", choices) as builder:
+        from replaycad.engine.train import TrainStage
 
-    perform(
-        shared,
-        "train",
-        {"detector": detector, "encoder": encoder, "init": init,
-         "replay_budget": str(replay_budget or "")},
-        lambda builder, names: [
-            builder.build(TrainStage(builder, names, replayed, name or names[-1]))
-        ],
-    )
+        names = builder.class_names(split_names(classes))
+        asked = TrainStage(builder, names, split_names(past), name or names[-1])
+        show_outcomes(shared, [builder.build(asked)])
 
 
 @app.command("eval")
 def evaluate(
     classes: Classes,
     name: Annotated[
-        str, typer.Option("--name", help="Of the detector; default: the last class.")
+        str, typer.Option("--name", help="Evaluate this detector (default: the last class).")
     ] = "",
     data: Data = DATA,
     store: StoreRoot = STORE,
@@ -232,96 +216,72 @@ def evaluate(
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Measure a detector on test images, per class and in the mean.
+    """Evaluate a detector on test images, per class and on average.
 
     Example: replaycad eval --class bottle,grid,screw
     """
     shared = Shared(classes, data, store, recipe, settings, device, seed, force, dry_run, as_json,
                     quiet)  # fmt: skip
-    from replaycad.engine.evaluate import EvalStage
+    with session(shared, "eval", {"encoder": encoder}) as builder:
+        from replaycad.engine.evaluate import EvalStage
 
-    perform(
-        shared,
-        "eval",
-        {"encoder": encoder},
-        lambda builder, names: [builder.build(EvalStage(builder, names, name or names[-1]))],
-    )
+        names = builder.class_names(split_names(classes))
+        show_outcomes(shared, [builder.build(EvalStage(builder, names, name or names[-1]))])
 
 
 @app.command()
 def run(
     classes: Classes = ["all"],  # noqa: B006
     strategy: Annotated[
-        list[str], typer.Option("--strategy", help=f"Of {', '.join(STRATEGIES)}.")
+        list[str], typer.Option("--strategy", help=f"Compare any of {', '.join(STRATEGIES)}.")
     ] = ["replay"],  # noqa: B006
-    seeds: Annotated[
-        str, typer.Option("--seeds", help="How many, from --seed on; or which, comma separated.")
+    detector: Annotated[
+        list[str], typer.Option("--detector", help="Compare these, comma separated or repeated.")
+    ] = [],  # noqa: B006
+    budget: Annotated[
+        str, typer.Option("--budget", help="Compare budgets in bytes per class, as 25kB,50kB.")
     ] = "",
     num_orders: Annotated[
-        int, typer.Option("--orders", min=1, help="How many orders of the classes.")
+        int, typer.Option("--orders", min=1, help="Repeat with this many orders of the classes.")
     ] = 1,
+    seeds: Annotated[
+        str, typer.Option("--seeds", help="Repeat with this many seeds, or list them, as 0,4.")
+    ] = "1",
     name: Annotated[
-        str, typer.Option("--name", help="Of the result and of the detectors.")
+        str, typer.Option("--name", help="Name the results and the detectors.")
     ] = "run",
-    engine: Annotated[
-        str, typer.Option("--engine", help="ray, or empty for this process alone.")
-    ] = "",
-    address: Annotated[
-        str, typer.Option("--address", help="Of the Ray cluster; empty for one on this machine.")
-    ] = "",
-    assume: Annotated[
-        list[str], typer.Option("--assume", help="With --dry-run: reckon a size, as classes=1000.")
-    ] = [],  # noqa: B006
-    sheet: Annotated[
-        Path | None, typer.Option("--sheet", help="Contact sheet; default: beside the result.")
-    ] = None,
+    ray: Annotated[
+        bool, typer.Option("--ray", help="Run the steps on Ray: on RAY_ADDRESS or this machine.")
+    ] = False,
     data: Data = DATA,
     store: StoreRoot = STORE,
     recipe: Recipe = "",
-    segmenter: Segmenter = "",
-    budget: Annotated[
-        str, typer.Option("--budget", help="Bytes of a class, comma separated, as 25kB,50kB.")
-    ] = "",
-    replay_budget: ReplayBudget = 0,
-    backbone: Backbone = "",
-    detector: Annotated[
-        list[str], typer.Option("--detector", help="One or more, comma separated or repeated.")
-    ] = [],  # noqa: B006
-    encoder: Encoder = "",
     settings: Settings = [],  # noqa: B006
     device: Device = "auto",
-    seed: Seed = 0,
-    force: Force = False,
     dry_run: DryRun = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Walk the whole sequence and print the step x class matrix.
+    """Learn class after class and print the step x class matrix.
 
-    Several strategies, detectors, budgets, orders and seeds are compared with each other.
+    Compares several strategies, detectors, budgets, orders and seeds.
 
     Example: replaycad run --class bottle,grid,screw --strategy finetune,replay,joint
     """
-    shared = Shared(classes, data, store, recipe, settings, device, seed, force, dry_run, as_json,
-                    quiet)  # fmt: skip
-    if assume:
-        if not dry_run:
-            raise typer.BadParameter("--assume reckons what a --dry-run of that size would cost")
-        return show_forecast(shared, assume, replay_budget)
-    choices = {"mask.segmenter": segmenter, "compress.backbone": backbone,
-               "train.encoder": encoder,
-               "train.replay_budget": str(replay_budget or "")}  # fmt: skip
-    numbers, sizes = split_seeds(seeds, seed), split_sizes(budget)
-    with session(shared, None, choices) as builder:
-        from replaycad.experiments import run as walk
+    shared = Shared(classes, data, store, recipe, settings, device, seed=0, force=False,
+                    dry_run=dry_run, as_json=as_json, quiet=quiet)  # fmt: skip
+    numbers, sizes = split_seeds(seeds), split_sizes(budget)
+    with session(shared, None, {}) as builder:
         from replaycad.experiments.plan import comparison
+        from replaycad.experiments.ray_engine import perform_on_ray
+        from replaycad.experiments.run import run_sequence
 
         cells = comparison(
             builder.class_names(split_names(classes)), split_names(strategy), numbers,
             split_names(detector) or [""], sizes or [0], num_orders,
         )  # fmt: skip
-        engine_of = None if dry_run else engine_named(engine, address)
-        result = walk.run_sequence(builder, cells, name, sheet, engine_of)
+        engine = perform_on_ray if ray and not dry_run else None
+        result = run_sequence(builder, cells, name, engine)
         if not dry_run:
             write_page(builder, result, name)
         show_run(result, as_json, dry_run)

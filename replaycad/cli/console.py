@@ -51,8 +51,8 @@ def print_error(error: ReplayCadError) -> None:
 
 def print_interrupted(kept: Sequence[str]) -> None:
     """Say on stderr what an interrupted command leaves behind."""
-    what = "; ".join(kept) if kept else "nothing was finished yet"
-    sys.stderr.write(f"interrupted: {what}. Run the same command again to go on.\n")
+    what = "; ".join(kept) if kept else "nothing is finished yet"
+    sys.stderr.write(f"interrupted: {what}. Run the same command again to continue.\n")
 
 
 class TerminalReport:

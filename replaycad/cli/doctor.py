@@ -9,6 +9,7 @@ from typing import Any
 
 from replaycad import __version__
 from replaycad.cli.console import print_json, print_line, print_table
+from replaycad.cli.session import FETCH
 from replaycad.config.paper_classes import VISA
 from replaycad.data.survey import survey
 from replaycad.detectors.encoder_files import encoder_files
@@ -25,7 +26,6 @@ PACKAGES = (
     "safetensors", "numpy", "pillow", "scikit-learn", "scipy", "typer", "rich",
 )  # fmt: skip
 BUNDLED = "mini"
-FETCH = "replaycad fetch"
 
 
 def examine() -> dict[str, Any]:
@@ -86,7 +86,7 @@ def show(found: dict[str, Any], as_json: bool) -> None:
     for problem in found["problems"]:
         print_line(f"problem: {problem}")
     if not found["problems"]:
-        print_line("no problem found")
+        print_line("no problems found")
 
 
 def _how_to_fetch(weights: list[dict[str, Any]]) -> str:
@@ -99,9 +99,9 @@ def _how_to_fetch(weights: list[dict[str, Any]]) -> str:
     if not missing:
         return ""
     if missing & read:
-        return f"to get what the paper's recipe reads: {FETCH} --recipe paper"
+        return f"to fetch the networks of the paper's recipe: {FETCH} --recipe paper"
     kind, name = min(missing)
-    return f"to get one of the others: {FETCH} --{kind} {name}"
+    return f"to fetch one of the others: {FETCH} --{kind} {name}"
 
 
 def show_data(data: Path, as_json: bool) -> None:
@@ -117,7 +117,7 @@ def show_data(data: Path, as_json: bool) -> None:
     print_line(f"{data}: {found['layout']}")
     print_line("")
     print_table(
-        ("class", "to train on", "test, normal", "test, defective", "defects", "sizes"),
+        ("class", "train", "test normal", "test defective", "defects", "sizes"),
         [
             [one["name"], str(one["train"]), str(one["test_normal"]), str(one["test_defective"]),
              ", ".join(one["kinds"]) or "-", ", ".join(one["sizes"]) or "-"]
@@ -129,7 +129,7 @@ def show_data(data: Path, as_json: bool) -> None:
     for problem in problems:
         print_line(f"problem: {problem}")
     if not problems:
-        print_line("no problem found")
+        print_line("no problems found")
     first = found["classes"][0]["name"]
     command = ["replaycad", "compress", "--data", str(data), "--class", first]
     print_line(f"next: {shlex.join(command)}")
@@ -150,8 +150,8 @@ def _mismatch(packages: dict[str, str | None]) -> list[str]:
     torch, torchvision = packages["torch"], packages["torchvision"]
     if torch and torchvision and wheel_mismatch(torch, torchvision):
         return [
-            f"torch {torch} is a CPU-only build beside torchvision {torchvision} of the registry: "
-            "run `pip install --force-reinstall torch torchvision`, both from one place"
+            f"torch {torch} is a CPU-only build, but torchvision {torchvision} is not: reinstall "
+            "both from one index with `pip install --force-reinstall torch torchvision`"
         ]
     return []
 
@@ -175,7 +175,7 @@ def _device(packages: dict[str, str | None], problems: list[str]) -> dict[str, A
     try:
         import torchvision  # noqa: F401, PLC0415
     except (ImportError, OSError, RuntimeError) as error:
-        problems.append(f"torchvision cannot be imported: {error}; install it with torch anew")
+        problems.append(f"torchvision cannot be imported: {error}; reinstall it with torch")
     return {"device": name, "threads": torch.get_num_threads()}
 
 

@@ -9,26 +9,26 @@ from replaycad.config.recipes import FOLDERS
 
 Classes = Annotated[
     list[str],
-    typer.Option("--class", help="Class names, comma separated or repeated, or 'all'."),
+    typer.Option("--class", help="Choose classes, comma separated or repeated, or 'all'."),
 ]
 Data = Annotated[
-    Path, typer.Option("--data", envvar=FOLDERS["--data"][0], help="Folder of the images.")
+    Path, typer.Option("--data", envvar=FOLDERS["--data"][0], help="Read images from this folder.")
 ]
-StoreRoot = Annotated[
+StoreRoot = Annotated[  # a Path would swallow a slash of a URL, which is to be refused by name
     str,
-    typer.Option("--store", envvar=FOLDERS["--store"][0], help="Folder or URL of the artifacts."),
+    typer.Option("--store", envvar=FOLDERS["--store"][0], help="Keep artifacts in this folder."),
 ]
-Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or mps.")]
-Seed = Annotated[int, typer.Option("--seed", min=0, help="Of every random stream.")]
-Force = Annotated[bool, typer.Option("--force", help="Make it again even if it is up to date.")]
+Device = Annotated[str, typer.Option("--device", help="Run on cpu, cuda or mps; auto picks one.")]
+Seed = Annotated[int, typer.Option("--seed", min=0, help="Random seed.")]
+Force = Annotated[bool, typer.Option("--force", help="Rebuild even what is up to date.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no notes.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Only say what is up to date and why.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print no progress and no notes.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what would be built, and why.")]
 Recipe = Annotated[
     str,
     typer.Option(
         "--recipe",
-        help="Set of defaults: mini, fast, paper or release; else what --backbone needs.",
+        help="Start from mini, fast, paper or release (default: what the backbone needs).",
     ),
 ]
 Settings = Annotated[
@@ -36,17 +36,20 @@ Settings = Annotated[
     typer.Option(
         "--set",
         metavar="FIELD=VALUE",
-        help="Any other setting, repeatable; STAGE.FIELD=VALUE for a stage that runs before.",
+        help="Change a setting; STAGE.FIELD=VALUE names its stage; repeatable.",
     ),
 ]
 Segmenter = Annotated[
-    str, typer.Option("--segmenter", help="mini, vit_b, vit_l, vit_h, a path, or none.")
+    str,
+    typer.Option(
+        "--segmenter", help="Segment with mini, vit_b, vit_l, vit_h or a file; or with none."
+    ),
 ]
 Backbone = Annotated[
     str,
     typer.Option(
         "--backbone",
-        help="mini, sd15, ldm256, a folder or a hub id; behind it :ema, :non_ema or :fp16.",
+        help="Use mini, sd15, ldm256, a folder or a hub id; append :ema, :non_ema or :fp16.",
     ),
 ]
 BatchSize = Annotated[
@@ -54,28 +57,28 @@ BatchSize = Annotated[
     typer.Option(
         "--batch-size",
         min=0,
-        help="Images at once, for less memory; compress adds passes up to its batch; 0: what fits.",
+        help="Process this many images at once; fewer need less memory (0: choose for me).",
     ),
 ]
 Keep = Annotated[
-    str, typer.Option("--keep", help="What stays: conditions, exemplars, hybrid or auto.")
+    str, typer.Option("--keep", help="Keep conditions, exemplars, hybrid or auto.")
 ]
 Budget = Annotated[
     str,
-    typer.Option("--budget", help="Bytes that it may take, as 25kB; with images 200kB if unsaid."),
+    typer.Option(
+        "--budget", help="Limit the bytes per class, as 25kB (default with images: 200kB)."
+    ),
 ]
 Detector = Annotated[
     str,
     typer.Option(
         "--detector",
-        help="invad, patchcore, simplenet, dinomaly, uniad, rlr or mambaad; invad-lite: a preset.",
+        help="Train invad, patchcore, simplenet, dinomaly, uniad, rlr, mambaad; or invad-lite.",
     ),
 ]
 Encoder = Annotated[
-    str, typer.Option("--encoder", help="Frozen encoder: mini, a timm name, or TIMM_NAME:FILE.")
-]
-ReplayBudget = Annotated[
-    int, typer.Option("--replay-budget", min=0, help="Replays of all past classes together.")
+    str,
+    typer.Option("--encoder", help="Use this encoder: mini, a timm name, or TIMM_NAME:FILE."),
 ]
 
 DATA, STORE = Path(FOLDERS["--data"][1]), FOLDERS["--store"][1]

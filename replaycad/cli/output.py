@@ -2,7 +2,6 @@
 
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +9,6 @@ from replaycad.artifacts.format import canonical_json, read_header
 from replaycad.artifacts.scores import SCORES
 from replaycad.cli.console import print_json, print_line, print_table
 from replaycad.engine.builder import Outcome
-from replaycad.experiments.forecast import Assumptions
 from replaycad.experiments.tables import METRICS, TITLES, format_bytes, fraction, strategy_row
 
 if TYPE_CHECKING:  # what fetches is imported by the one command that fetches
@@ -33,9 +31,9 @@ def show_fetched(found: Sequence["Found"], as_json: bool) -> None:
         licence = f", {part.licence}{where}" if part.licence else ""
         print_line(f"{part.title}: {one.state}{size}{licence}")
         for path, address in one.missing.items():
-            print_line(f"  {address}" + ("  every file of the folder" if path[-1:] == "/" else ""))
+            print_line(f"  {address}" + ("  (all files of it)" if path[-1:] == "/" else ""))
     if all(one.state == "bundled" for one in found):
-        print_line("nothing needs to be fetched: all of it comes with the package")
+        print_line("nothing to fetch: everything comes with the package")
 
 
 def show(outcomes: Sequence[Outcome], as_json: bool, dry_run: bool) -> None:
@@ -156,7 +154,7 @@ def show_audit(facts: Mapping[str, Any], as_json: bool) -> None:
         print_json(dict(facts))
         return
     print_table(
-        ("nearest training image, median", "of a replay", "of an image", "least ratio", "copies"),
+        ("median distance to a training image", "replays", "images", "least ratio", "copies"),
         [
             [kind, f"{found['replay_to_image']:.3g}", f"{found['image_to_image']:.3g}",
              f"{found['ratio']:.2f}", str(len(found["near_copies"]))]
@@ -166,11 +164,11 @@ def show_audit(facts: Mapping[str, Any], as_json: bool) -> None:
     copies = facts["near_copies"]
     print_line(
         f"{facts['class_name']}: {len(copies)} of {facts['num_replays']} replays are near copies "
-        f"of one of {facts['num_images']} training images"
+        f"of one of the {facts['num_images']} training images"
         + (f": {', '.join(map(str, copies[:SHOWN_TENSORS]))}" if copies else "")
     )
     if facts["num_kept_images"]:
-        print_line(f"and its conditions hold {facts['num_kept_images']} real images")
+        print_line(f"its conditions also hold {facts['num_kept_images']} real images")
 
 
 def _row(outcome: Outcome) -> list[str]:
@@ -231,31 +229,3 @@ def _print_metrics(metrics: Mapping[str, Any]) -> None:
     ]
     print_table(("class", *FIGURES), rows)
     print_line("")
-
-
-def show_forecast(
-    given: Assumptions, plans: Sequence[Mapping[str, float]], advice: str, as_json: bool
-) -> None:
-    """Print what a sequence would cost, and from what that was reckoned.
-
-    Args:
-        given: what is assumed.
-        plans: as `forecast.forecast` gives them.
-        advice: a sentence, or nothing.
-        as_json: print a document instead.
-    """
-    if as_json:
-        print_json({"assumptions": asdict(given), "plans": list(plans), "advice": advice})
-        return
-    print_line(", ".join(f"{name} {value:g}" for name, value in asdict(given).items()))
-    titles = {
-        "trainings": "trainings", "devices": "devices", "prepare_h": "prepare h",
-        "train_h": "train h", "eval_h": "eval h", "wall_h": "in all h",
-        "last_step_h": "last class h", "stored_gb": "stored GB", "moved_gb": "moved GB",
-        "dollars": "dollars",
-    }  # fmt: skip
-    rows = [[f"{plan[name]:,.{0 if plan[name] >= 100 or name in ('trainings', 'devices') else 2}f}"
-             for name in titles] for plan in plans]  # fmt: skip
-    print_table(list(titles.values()), rows)
-    if advice:
-        print_line(advice)

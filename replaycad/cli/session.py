@@ -1,24 +1,23 @@
-"""What every command does around its work: open the builder, show a failure as one line."""
+"""What every command does around its work: open the pipeline, show a failure as one line."""
 
 import shlex
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
-from replaycad.distributed import ranks
-from replaycad.errors import ReplayCadError, WeightsError
+from replaycad.distributed import join, leave, ranks
+from replaycad.errors import ConfigError, ReplayCadError, WeightsError
 
 if TYPE_CHECKING:
     from replaycad.engine.builder import Builder, Outcome
 
 
 MAX_SEEDS = 10_000
-FETCH = "replaycad fetch"
-SHARED_STAGES = ("mask", "compress", "replay", "train")  # by processes that torchrun starts
+FETCH = "replaycad fetch"  # what hints of missing weights name
 
 
 @dataclass(frozen=True)
@@ -44,17 +43,17 @@ def split_names(texts: list[str]) -> list[str]:
     return list(dict.fromkeys(part for part in parts if part))
 
 
-def split_seeds(text: str, first: int) -> list[int]:
-    """Which seeds: `3` for three from `first` on, `0,4` for these, nothing for `first` alone."""
+def split_seeds(text: str) -> list[int]:
+    """Which seeds: `3` for 0, 1 and 2; `0,4` for these; `4,` for that one."""
     try:
-        numbers = list(dict.fromkeys(int(part) for part in text.split(","))) if text else [1]
+        numbers = [int(part) for part in text.split(",") if part.strip()]
     except ValueError:
         numbers = []
-    if len(numbers) == 1 and "," not in text and 0 < numbers[0] <= MAX_SEEDS:
-        return list(range(first, first + numbers[0]))
-    if not numbers or min(numbers) < 0 or "," not in text:
-        raise typer.BadParameter(f"'{text}' is neither a number of seeds nor a list such as 0,1,2")
-    return numbers
+    if "," not in text and numbers and 0 < numbers[0] <= MAX_SEEDS:
+        return list(range(numbers[0]))
+    if "," not in text or not numbers or min(numbers) < 0:
+        raise typer.BadParameter(f"'{text}' is neither a number of seeds (3) nor a list (0,4)")
+    return list(dict.fromkeys(numbers))
 
 
 def split_sizes(text: str) -> list[int]:
@@ -70,7 +69,7 @@ def split_sizes(text: str) -> list[int]:
         except (ValueError, OverflowError):
             found.append(0)
         if found[-1] <= 0:
-            raise typer.BadParameter(f"'{part}' is no number of bytes, such as 25000 or 25kB")
+            raise typer.BadParameter(f"'{part}' is not a size such as 25000 or 25kB")
     return list(dict.fromkeys(found))
 
 
@@ -89,7 +88,7 @@ def one_line_errors() -> Iterator[None]:
         from replaycad.cli import console
 
         hint = "check the permissions of its folder"
-        console.print_error(ReplayCadError(f"{error.filename} is not permitted to you", hint))
+        console.print_error(ReplayCadError(f"permission denied: {error.filename}", hint))
         raise typer.Exit(1) from None
 
 
@@ -97,10 +96,19 @@ def one_line_errors() -> Iterator[None]:
 def session(
     shared: Shared, stage: str | None, choices: dict[str, str]
 ) -> Iterator["Builder"]:
-    """Open the builder for one command; an interruption says what was kept and leaves with 130."""
-    if ranks().count > 1 and stage not in SHARED_STAGES:
-        raise typer.BadParameter(f"torchrun serves {', '.join(SHARED_STAGES)}")
+    """Open a builder for one command; an interruption says what was kept and leaves with 130.
+
+    Args:
+        shared: options of every command.
+        stage: whose fields a bare `--set` means; None where each has to name its stage.
+        choices: fields and what options said of them; empty texts do not count.
+    """
     with one_line_errors():
+        own = ranks()
+        if own.count > 1 and stage != "train":
+            raise ConfigError(
+                "torchrun only speeds up train", "use `make -j` or `replaycad run --ray` instead"
+            )
         from replaycad.cli import console
         from replaycad.engine.builder import Builder
         from replaycad.engine.settings import RunSettings, split_settings
@@ -108,15 +116,17 @@ def session(
         overrides = split_settings(
             [f"{name}={text}" for name, text in choices.items() if text] + shared.settings, stage
         )
-        with console.TerminalReport(shared.quiet) as report:
+        with console.TerminalReport(shared.quiet or own.rank > 0) as report:
             settings = RunSettings(
-                data=shared.data, root=Path(shared.store), overrides=overrides,
-                device=shared.device, seed=shared.seed, recipe=shared.recipe,
-                force=shared.force, dry_run=shared.dry_run,
+                data=shared.data, root=shared.store, overrides=overrides, device=shared.device,
+                seed=shared.seed, recipe=shared.recipe, force=shared.force, dry_run=shared.dry_run,
             )  # fmt: skip
             with Builder(settings, report) as builder:
                 try:
+                    if own.count > 1:  # processes of torchrun share the batches of a training
+                        join(builder.models.device)
                     yield builder
+                    leave()
                 except WeightsError as error:
                     raise _brought_at_once(error, shared, overrides) from None
                 except KeyboardInterrupt:
@@ -145,49 +155,12 @@ def _brought_at_once(
     return WeightsError(error.message, f"run: {command}")
 
 
-def perform(
-    shared: Shared,
-    stage: str,
-    choices: dict[str, str],
-    work: Callable[["Builder", list[str]], list["Outcome"]],
-) -> None:
-    """One command of one stage: parse, work, one summary.
+def show_outcomes(shared: Shared, outcomes: list["Outcome"]) -> None:
+    """Print what a command came to; of the processes of torchrun, the first does."""
+    if ranks().rank == 0:
+        from replaycad.cli import output
 
-    Processes of torchrun share the classes of a stage, or the batches of a training; the first of
-    them tells what came of it.
-    """
-    own = ranks()
-    if own.count > 1 and not shared.dry_run:
-        _work_together(replace(shared, quiet=shared.quiet or own.rank > 0), stage, choices, work)
-        shared = replace(shared, force=False)  # what they have made is up to date
-    if own.rank:
-        return
-    with session(shared, stage, choices) as builder:
-        from replaycad.cli import output as summary
-
-        names = builder.class_names(split_names(shared.classes), stored=stage == "replay")
-        summary.show(work(builder, names), shared.as_json, shared.dry_run)
-
-
-def _work_together(
-    shared: Shared,
-    stage: str,
-    choices: dict[str, str],
-    work: Callable[["Builder", list[str]], list["Outcome"]],
-) -> None:
-    """This process's part; returns when all have done theirs."""
-    own = ranks()
-    with session(shared, stage, choices) as builder:
-        from replaycad.distributed import join, leave, wait
-        from replaycad.runtime import resolve_device
-
-        join(resolve_device(shared.device))
-        names = builder.class_names(split_names(shared.classes), stored=stage == "replay")
-        mine = names if stage == "train" else names[own.rank :: own.count]
-        if mine:
-            work(builder, mine)
-        wait()
-        leave()
+        output.show(outcomes, shared.as_json, shared.dry_run)
 
 
 def command_help(context: typer.Context, name: str) -> str:
@@ -200,41 +173,6 @@ def command_help(context: typer.Context, name: str) -> str:
         return str(command.get_help(own)).rstrip()
 
 
-def show_forecast(shared: Shared, assumptions: list[str], replay_budget: int) -> None:
-    """Show what a sequence of an assumed size would cost."""
-    with one_line_errors():
-        from replaycad.artifacts.store import Store
-        from replaycad.cli import output as summary
-        from replaycad.experiments import forecast
-
-        typed = [*assumptions, *([f"replay_budget={replay_budget}"] if replay_budget else [])]
-        given = forecast.assumed(typed, forecast.measured(Store(shared.store)))
-        plans = [
-            forecast.forecast(given, devices, walked)
-            for walked in (True, False) for devices in forecast.DEVICES
-        ]  # fmt: skip
-        summary.show_forecast(given, plans, forecast.advice(given), shared.as_json)
-
-
-def engine_named(name: str, address: str) -> Callable[..., Any] | None:
-    """What does the steps of a sequence; None for this process.
-
-    Raises:
-        ConfigError: there is no such engine.
-    """
-    if not name:
-        return None
-    if name != "ray":
-        from replaycad.errors import ConfigError
-
-        raise ConfigError(f"unknown engine '{name}'", "choose ray, or leave --engine out")
-    from functools import partial
-
-    from replaycad.experiments.ray_engine import perform_on_ray
-
-    return partial(perform_on_ray, address=address)
-
-
 def report_writer() -> Callable[..., None]:
     """`report.build.write_report`, whose packages are an extra.
 
@@ -244,15 +182,13 @@ def report_writer() -> Callable[..., None]:
     try:
         from replaycad.report.build import write_report
     except ImportError as error:
-        from replaycad.errors import ConfigError
-
-        message = f"the report page needs the package {error.name}"
+        message = f"a report page needs the package {error.name}"
         raise ConfigError(message, "run `pip install replaycad[report]`") from None
     return write_report
 
 
 def write_page(builder: "Builder", result: dict[str, Any], name: str) -> None:
-    """Write the page of a run beside its results, if it has changed; no reason for it to fail."""
+    """Write the page of a run beside its results if they changed; a failure is only noted."""
     target = builder.store.path("results", name, ".html")
     try:
         if result["is_new"] or not target.exists():
@@ -264,10 +200,9 @@ def write_page(builder: "Builder", result: dict[str, Any], name: str) -> None:
             encoder = builder.settings.config(TrainConfig).encoder
             device = resolve_device(settings.device)
             write(builder.store, settings.data, name, encoder, device, target)
-            builder.store.publish("results", name)
         result["files"].append(target)
     except ReplayCadError as error:
-        builder.report.note(f"no report page: {error}")
+        builder.report.note(f"wrote no report page: {error}")
 
 
 def fetch_parts(
@@ -290,7 +225,7 @@ def fetch_parts(
 
         parts, meant = asked_for(recipe, classes, data, named, detectors)
         if source is not None and not source.is_dir():
-            raise typer.BadParameter(f"--from {source} is no folder")
+            raise typer.BadParameter(f"--from {source} is not a folder")
         with console.TerminalReport(quiet) as report:
             if meant:
                 report.note(meant)
@@ -301,7 +236,7 @@ def fetch_parts(
                     found = work.fetch_all(parts, source, report)
             except KeyboardInterrupt:
                 report.close()
-                console.print_interrupted(["what has come is kept"])
+                console.print_interrupted(["kept what has been fetched so far"])
                 raise typer.Exit(130) from None
         summary.show_fetched(found, as_json)
 

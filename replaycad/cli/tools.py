@@ -1,4 +1,4 @@
-"""The typer commands around the five stages: predict, exchange, inspect, fetch, doctor."""
+"""The commands around the stages: predict, report, export, inspect, fetch, doctor, help."""
 
 import shlex
 from pathlib import Path
@@ -30,19 +30,19 @@ from replaycad.cli.session import (
 
 def predict(
     images: Annotated[
-        list[str], typer.Argument(help="Images, folders, or - for paths from stdin.")
+        list[str], typer.Argument(help="Images, folders, or - to read paths from stdin.")
     ],
     name: Annotated[
-        str, typer.Option("--name", help="Of the detector; default: the only one.")
+        str, typer.Option("--name", help="Use this detector (default: the only one).")
     ] = "",
     class_name: Annotated[
-        str, typer.Option("--class", help="Of the images, whose own threshold then counts.")
+        str, typer.Option("--class", help="Use the threshold of this class.")
     ] = "",
     out: Annotated[
-        Path | None, typer.Option("--out", help="Folder for heat maps over the images, as PNG.")
+        Path | None, typer.Option("--out", help="Write heat maps over the images to this folder.")
     ] = None,
     watch: Annotated[
-        bool, typer.Option("--watch", help="Wait for new files in the folders, until Ctrl-C.")
+        bool, typer.Option("--watch", help="Keep watching the folders for new files until Ctrl-C.")
     ] = False,
     batch_size: BatchSize = 0,
     encoder: Encoder = "",
@@ -51,9 +51,9 @@ def predict(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON line per image.")] = False,
     quiet: Quiet = False,
 ) -> None:
-    """Say of images whether they are normal, and draw what is not.
+    """Score images and write heat maps.
 
-    A score of 1 is the threshold, which 1 % of normal training images exceed.
+    A score above 1 is anomalous; 1 % of the normal training images score that high.
 
     Example: replaycad predict photos --name screw --out heatmaps
     """
@@ -67,7 +67,7 @@ def predict(
         predictor = load_predictor(
             Store(store), name, encoder, resolve_device(device), class_name
         )
-        # Where somebody waits for each image, it does not wait for others.
+        # An image that somebody waits for does not wait for others.
         at_once = batch_size or (1 if watch or STDIN in images else 8)
         tally = Tally()
         try:
@@ -83,9 +83,9 @@ def predict(
 
 
 def report(
-    name: Annotated[str, typer.Option("--name", help="Of the run.")] = "run",
+    name: Annotated[str, typer.Option("--name", help="Report on this run.")] = "run",
     out: Annotated[
-        Path | None, typer.Option("--out", help="Page to write; default: beside the results.")
+        Path | None, typer.Option("--out", help="Write the page here (default: with the results).")
     ] = None,
     data: Data = DATA,
     store: StoreRoot = STORE,
@@ -93,7 +93,7 @@ def report(
     device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
-    """Write a run as one HTML page: matrices, curves, pictures, heat maps, provenance.
+    """Write one HTML page about a run: matrices, curves, pictures, heat maps, provenance.
 
     Example: replaycad report --name run --out report.html
     """
@@ -111,24 +111,24 @@ def report(
 
 
 def export(
-    out: Annotated[Path, typer.Option("--out", help="File to write.")],
+    out: Annotated[Path, typer.Option("--out", help="Write to this file.")],
     name: Annotated[
-        str, typer.Option("--name", help="Of a detector; default: the only one.")
+        str, typer.Option("--name", help="Export this detector (default: the only one).")
     ] = "",
     form: Annotated[
-        str, typer.Option("--format", help="Of a detector: onnx, openvino or torch.")
+        str, typer.Option("--format", help="Export as onnx, openvino or torch.")
     ] = "onnx",
     encoder: Encoder = "",
     class_name: Annotated[
-        str, typer.Option("--class", help="Its tokens, in place of a detector.")
+        str, typer.Option("--class", help="Export the tokens of this class instead of a detector.")
     ] = "",
     token: Annotated[
-        str, typer.Option("--token", help="What a prompt will say; default: <CLASS>.")
+        str, typer.Option("--token", help="Name the token in prompts (default: <CLASS>).")
     ] = "",
     store: StoreRoot = STORE,
     as_json: AsJson = False,
 ) -> None:
-    """Write a detector for other programs, or a class's tokens as a textual-inversion file.
+    """Export a detector for other programs, or the tokens of a class as textual inversion.
 
     Example: replaycad export --name screw --out screw.onnx
     """
@@ -153,7 +153,7 @@ def export(
             lines = [
                 f"written: {out}: images [1, 3, {found['image_size']}, {found['image_size']}] "
                 "uint8 RGB -> image_scores, anomaly_maps (1 is the threshold)",
-                f"its answers differ from ours by {found['max_difference']:.1g} at most",
+                f"its scores and maps differ from ours by at most {found['max_difference']:.1g}",
             ]
         if as_json:
             console.print_json(found)
@@ -163,14 +163,14 @@ def export(
 
 
 def import_embedding(
-    file: Annotated[Path, typer.Argument(help="Textual-inversion file, safetensors.")],
-    class_name: Annotated[str, typer.Option("--class", help="What it shows.")],
+    file: Annotated[Path, typer.Argument(help="Textual-inversion file in safetensors format.")],
+    class_name: Annotated[str, typer.Option("--class", help="Name the class that it shows.")],
     backbone: Backbone,
     store: StoreRoot = STORE,
     force: Force = False,
     as_json: AsJson = False,
 ) -> None:
-    """Make conditions of a textual-inversion file, without masks.
+    """Import a textual-inversion file as conditions, without masks.
 
     Example: replaycad import bottle-token.safetensors --class bottle --backbone sd15
     """
@@ -188,17 +188,17 @@ def import_embedding(
 
 
 def inspect(
-    file: Annotated[Path, typer.Argument(help="An artifact.")],
+    file: Annotated[Path, typer.Argument(help="Artifact to look into.")],
     verify: Annotated[
-        bool, typer.Option("--verify", help="Recompute the digests of all bytes.")
+        bool, typer.Option("--verify", help="Recompute every digest.")
     ] = False,
     audit: Annotated[
-        bool, typer.Option("--audit", help="Of replays: how near they come to training images.")
+        bool, typer.Option("--audit", help="Measure how close replays come to training images.")
     ] = False,
     data: Data = DATA,
     as_json: AsJson = False,
 ) -> None:
-    """Say what an artifact is, where it came from and what it holds.
+    """Show what an artifact is, where it came from and what it holds.
 
     Example: replaycad inspect artifacts/conditions/bottle.safetensors --verify
     """
@@ -217,15 +217,15 @@ def inspect(
 
 def fetch(
     recipe: Annotated[
-        str, typer.Option("--recipe", help="Fetch what it reads: mini, paper, release or fast.")
+        str, typer.Option("--recipe", help="Fetch what mini, fast, paper or release reads.")
     ] = "",
     classes: Annotated[
-        list[str], typer.Option("--class", help="Classes that it is for; default: all.")
+        list[str], typer.Option("--class", help="Fetch for these classes only (default: all).")
     ] = [],  # noqa: B006
     data: Data = DATA,
     backbone: Annotated[
         list[str],
-        typer.Option("--backbone", help="Fetch sd15, ldm256 or a hub id; a folder is converted."),
+        typer.Option("--backbone", help="Fetch sd15, ldm256 or a hub id; or convert a folder."),
     ] = [],  # noqa: B006
     segmenter: Annotated[
         list[str], typer.Option("--segmenter", help="Fetch vit_b, vit_l or vit_h.")
@@ -234,19 +234,19 @@ def fetch(
         list[str], typer.Option("--encoder", help="Fetch an encoder by its timm name.")
     ] = [],  # noqa: B006
     detector: Annotated[
-        list[str], typer.Option("--detector", help="Fetch for it, not for the recipe's own.")
+        list[str], typer.Option("--detector", help="Fetch for these, not the recipe's detector.")
     ] = [],  # noqa: B006
     source: Annotated[
         Path | None,
-        typer.Option("--from", help="Take files brought by hand: OWNER/MODEL/PATH, sam_*.pth."),
+        typer.Option("--from", help="Take files from this folder: OWNER/MODEL/PATH, sam_*.pth."),
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only list what is there and what would be fetched.")
+        bool, typer.Option("--dry-run", help="List what is there and what would be fetched.")
     ] = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Fetch the frozen networks that a recipe reads, or those that are named, and check them.
+    """Fetch and check the frozen networks of a recipe, or those you name.
 
     Example: replaycad fetch --recipe paper --dry-run
     """
@@ -262,11 +262,11 @@ def fetch(
 
 def doctor(
     data: Annotated[
-        Path | None, typer.Option("--data", help="Look through this folder of images instead.")
+        Path | None, typer.Option("--data", help="Check this folder of images instead.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Say what this machine has, what is missing and how to get it; or what a data folder holds.
+    """Check what this machine has and lacks, or what a data folder holds.
 
     Example: replaycad doctor --data data
     """
@@ -281,10 +281,10 @@ def doctor(
 
 def show_help(
     context: typer.Context,
-    topic: Annotated[str, typer.Argument(help="A topic or a command; none lists them.")] = "",
+    topic: Annotated[str, typer.Argument(help="Topic or command (default: list topics).")] = "",
     as_json: AsJson = False,
 ) -> None:
-    """Show a page of the manual, or what a command takes.
+    """Show a page of the manual, or the options of a command.
 
     Example: replaycad help first-hour
     """

@@ -171,7 +171,7 @@ def _cached_snapshot(name: str, place: str, preset: BackbonePreset | None) -> tu
     from huggingface_hub import snapshot_download  # noqa: PLC0415
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError  # noqa: PLC0415
 
-    hint = f"run: {fetch_command(name)}; or give --backbone a folder that holds the files"
+    hint = f"run: {fetch_command(name)}; or set the backbone to a folder that holds the files"
     if preset:
         hint += f", or {hub_id}@REVISION for another revision"
     try:

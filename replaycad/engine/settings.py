@@ -41,7 +41,7 @@ class RunSettings:
     """
 
     data: Path
-    root: Path
+    root: str | Path
     overrides: Mapping[str, Mapping[str, str]]
     device: str = "auto"
     seed: int = 0

@@ -259,7 +259,7 @@ def check_same_encoder(
     if header.get("weights") != weights:
         raise ArtifactError(
             f"{path} was trained with another encoder than '{name}'",
-            "give its files with --encoder TIMM_NAME:FILE",
+            "set the encoder to the one that it was trained with, as TIMM_NAME:FILE",
         )
 
 

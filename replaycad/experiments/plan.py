@@ -140,7 +140,7 @@ def orders(classes: Sequence[str], count: int) -> list[tuple[str, ...]]:
     turned = [one[k:] + one[:k] for one in (typed, typed[::-1]) for k in range(len(typed))]
     found = list(dict.fromkeys(turned))
     if not 1 <= count <= len(found):
-        raise ConfigError(f"{len(typed)} classes have no {count} orders here", f"1 to {len(found)}")
+        raise ConfigError(f"{len(typed)} classes give 1 to {len(found)} orders, not {count}")
     return found[:count]
 
 
@@ -170,25 +170,24 @@ def comparison(
     ]  # fmt: skip
 
 
-def artifact_name(class_name: str, cell: Cell, plain_seed: int = 0) -> str:
+def artifact_name(class_name: str, cell: Cell) -> str:
     """Name of what a cell keeps of a class: the class's own unless the cell asks for another form.
 
     Args:
         class_name: the class.
         cell: that needs it.
-        plain_seed: whose artifacts have plain names, as those of single commands.
     """
     form = form_of(cell.strategy)
     parts = [
         class_name,
         "" if form == "replay" else form,
         size_text(cell.budget) if cell.budget else "",
-        "" if cell.seed == plain_seed else f"seed{cell.seed}",
+        f"seed{cell.seed}" if cell.seed else "",
     ]
     return "-".join(part for part in parts if part)
 
 
-def detector_name(run_name: str, cell: Cell, number: int, plain_seed: int = 0) -> str:
+def detector_name(run_name: str, cell: Cell, number: int) -> str:
     """Name of a cell's detector after step `number`; most cells share the one of step 1."""
     is_shared = number == 1 and cell.strategy not in _ALONE
     parts = [
@@ -196,7 +195,7 @@ def detector_name(run_name: str, cell: Cell, number: int, plain_seed: int = 0) -
         "" if cell.strategy in OWN_DETECTOR else cell.detector,
         size_text(cell.budget) if cell.budget and not is_shared else "",
         f"order{cell.order}" if cell.order else "",
-        "" if cell.seed == plain_seed else f"seed{cell.seed}",
+        f"seed{cell.seed}" if cell.seed else "",
     ]
     return "-".join(part for part in parts if part)
 
@@ -220,18 +219,17 @@ def label(cell: Cell, cells: Sequence[Cell]) -> str:
     return " ".join(parts)
 
 
-def steps(cells: Sequence[Cell], run_name: str, plain_seed: int = 0) -> list[Step]:
+def steps(cells: Sequence[Cell], run_name: str) -> list[Step]:
     """Every stage invocation of the cells, each after all that it reads, none twice.
 
     Args:
         cells: as `comparison` gives them.
         run_name: first part of the detectors' names.
-        plain_seed: whose artifacts have plain names.
     """
     planned: dict[tuple[str, str], Step] = {}
     for number in range(1, max(len(cell.classes) for cell in cells) + 2):
         for cell in cells:
-            for step in _steps_of(cell, number, run_name, plain_seed):
+            for step in _steps_of(cell, number, run_name):
                 key = (step.stage, step.name)
                 known = planned.get(key)
                 if known:
@@ -245,12 +243,12 @@ def form_of(strategy: str) -> str:
     return "replay" if strategy == "final" else strategy
 
 
-def _steps_of(cell: Cell, number: int, run_name: str, plain_seed: int) -> Iterator[Step]:
+def _steps_of(cell: Cell, number: int, run_name: str) -> Iterator[Step]:
     """What a cell does at step `number`, from 1; behind the last, it draws the newest class."""
     past, seen = cell.classes[: number - 1], cell.classes[:number]
     form = form_of(cell.strategy)
     new = cell.classes[number - 1] if number <= len(cell.classes) else ""
-    stored = {one: artifact_name(one, cell, plain_seed) for one in seen}
+    stored = {one: artifact_name(one, cell) for one in seen}
     ends_real = cell.strategy == "final"  # nothing will ever be drawn of its last class
     if form in KEEPING and new and not (ends_real and number == len(cell.classes)):
         yield Step(stage="mask", name=new, seed=cell.seed, cells=(cell,), class_names=(new,))
@@ -263,14 +261,14 @@ def _steps_of(cell: Cell, number: int, run_name: str, plain_seed: int) -> Iterat
                    class_names=past[-1:], sources=(stored[past[-1]],))  # fmt: skip
     if not new or (cell.strategy in _LAST_STEP_ONLY and number < len(cell.classes)):
         return
-    name = detector_name(run_name, cell, number, plain_seed)
+    name = detector_name(run_name, cell, number)
     goes_on = cell.strategy in GOING_ON and number > 1
     told = GOING_ON.get(cell.strategy, ()) if goes_on or cell.strategy in _ALONE else ()
     yield Step(
         stage="train", name=name, seed=cell.seed, cells=(cell,),
         class_names=seen if cell.strategy == "joint" else (new,),
         sources=tuple(stored[one] for one in past) if form in KEEPING else (),
-        init=detector_name(run_name, cell, number - 1, plain_seed) if goes_on else "",
+        init=detector_name(run_name, cell, number - 1) if goes_on else "",
         changes=(("detector", cell.detector), *told) if cell.detector else told,
     )  # fmt: skip
     yield Step(stage="eval", name=name, seed=cell.seed, cells=(cell,), class_names=seen,

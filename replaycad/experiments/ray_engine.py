@@ -1,12 +1,13 @@
 """A sequence on a Ray cluster: each step is a task, and only artifacts lie between the tasks.
 
 Ray schedules, retries what a lost node had, and counts CPUs and GPUs. Every node needs replaycad,
-the same `--data` and the same `--store`, be it a shared folder or a URL.
+the same `--data` and the same `--store`, a shared folder.
 """
 
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from replaycad.engine.builder import Builder, Outcome
@@ -20,7 +21,6 @@ from replaycad.progress import silent
 READS = {"compress": "masks", "replay": "conditions", "train": "replays", "eval": "detectors"}
 """Stage -> folder of the store that its sources lie in."""
 NUM_RETRIES = 8  # of one step, each after its node was lost
-_OPEN: dict[str, Builder] = {}
 
 
 def read_by(step: Step) -> list[str]:
@@ -29,13 +29,14 @@ def read_by(step: Step) -> list[str]:
     return found + ([f"detectors/{step.init}"] if step.init else [])
 
 
-def perform_on_ray(builder: Builder, planned: Sequence[Step], address: str) -> Performed:
-    """Do the steps of a sequence as tasks; as `walk.perform_here`.
+def perform_on_ray(builder: Builder, planned: Sequence[Step]) -> Performed:
+    """Do the steps of a sequence as tasks; as `run.perform_here`.
+
+    Ray connects to the cluster that RAY_ADDRESS names, or starts on this machine.
 
     Args:
         builder: of the command; the tasks open their own.
         planned: in an order in which they could be done one by one.
-        address: of the cluster; empty for one that Ray starts on this machine.
 
     Raises:
         ConfigError: ray is not installed, or no cluster answers.
@@ -45,18 +46,16 @@ def perform_on_ray(builder: Builder, planned: Sequence[Step], address: str) -> P
         import ray  # noqa: PLC0415 - an extra
     except ImportError:
         hint = "run `pip install replaycad[ray]`"
-        raise ConfigError("--engine ray needs the package ray", hint) from None
+        raise ConfigError("--ray needs the package ray", hint) from None
     if not ray.is_initialized():
         try:
-            ray.init(address=address or None, log_to_driver=False, logging_level=logging.ERROR)
+            ray.init(log_to_driver=False, logging_level=logging.ERROR)
         except (ConnectionError, ValueError, RuntimeError) as error:
             reason = " ".join(str(error).split())[:200]
-            raise ConfigError(f"no Ray cluster at '{address}': {reason}", "see --address") from None
+            raise ConfigError(f"Ray does not start: {reason}", "check RAY_ADDRESS") from None
     settings = _portable(builder.settings)
     has_gpus = ray.cluster_resources().get("GPU", 0) > 0 and settings.device in ("auto", "cuda")
-    task = ray.remote(_task).options(
-        num_cpus=1, num_gpus=1 if has_gpus else 0, max_retries=NUM_RETRIES
-    )
+    task = ray.remote(num_cpus=1, num_gpus=int(has_gpus), max_retries=NUM_RETRIES)(_task)
     made_by: dict[str, Any] = {}
     tasks: dict[Any, Step] = {}
     for step in planned:
@@ -80,41 +79,33 @@ def _gather(ray: Any, builder: Builder, tasks: dict[Any, Step]) -> Performed:
             done = ray.get(ready[0])
         except ray.exceptions.RayError as error:
             reason = " ".join(str(error).split())[-300:]
-            raise ConfigError(f"a step was lost: {reason}", "look at the cluster") from None
+            raise ConfigError(f"Ray lost a step: {reason}", "look at `ray status`") from None
         step = tasks[ready[0]]
         if isinstance(done, ReplayCadError):
             refuse(done, step, refused, everyone, builder.report)
         else:
-            # The store of this machine, which fetches the file if there is a URL.
-            path = builder.store.path(done.plan.kind, done.plan.name)
-            outcomes[step.stage, step.name] = replace(done, plan=replace(done.plan, path=path))
+            outcomes[step.stage, step.name] = done
     builder.report.step("sequence", len(tasks), len(tasks))
     return outcomes, refused
 
 
 def _portable(settings: RunSettings) -> RunSettings:
     """Folders by their full path: a task does not run where the command was typed."""
-    return replace(settings, data=settings.data.resolve(), root=settings.root.resolve())
-
-
-def _opened(settings: RunSettings) -> Builder:
-    """The builder of this worker, with the model that it used last."""
-    key = repr(settings)
-    if key not in _OPEN:
-        _OPEN.clear()
-        _OPEN[key] = Builder(settings, silent)
-    return _OPEN[key]
+    return replace(settings, data=settings.data.resolve(), root=Path(settings.root).resolve())
 
 
 def _task(settings: RunSettings, step: Step, *before: Any) -> Outcome | ReplayCadError:
-    """One step on a worker; what went wrong is told, for it is no reason to try again."""
+    """One step on a worker; a foreseen failure is returned, for trying again would not help it.
+
+    A task loads its networks anew: Ray ends the process of a GPU task with the task, and the
+    bundled networks take less than a second.
+    """
     for one in before:
         if isinstance(one, ReplayCadError):
             return one
-    builder = _opened(settings)
     try:
-        outcome = builder.build(stage_of(builder, step))
-        builder.digests.cache.save()
+        with Builder(settings, silent) as builder:
+            outcome = builder.build(stage_of(builder, step))
     except ReplayCadError as error:
         return error
     return replace(outcome, plan=replace(outcome.plan, inputs_now=None))

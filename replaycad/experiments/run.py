@@ -35,7 +35,6 @@ def run_sequence(
     builder: Builder,
     cells: Sequence[Cell],
     run_name: str,
-    sheet: Path | None = None,
     perform: Callable[[Builder, Sequence[Step]], Performed] | None = None,
 ) -> dict[str, Any]:
     """Do everything of a comparison that is not up to date.
@@ -44,7 +43,6 @@ def run_sequence(
         builder: that does single stages.
         cells: as `sequence.comparison` gives them.
         run_name: of the results and of the detectors.
-        sheet: where the contact sheet goes; None for beside the results.
         perform: does the steps; None for `perform_here`.
 
     Returns:
@@ -61,29 +59,28 @@ def run_sequence(
         train_samples(builder.settings.data, class_name)
         test_samples(builder.settings.data, class_name)
     cells = _fitting(builder, cells)
-    planned = sequence.steps(cells, run_name, builder.settings.seed)
+    planned = sequence.steps(cells, run_name)
     _check_networks(builder, planned)
     outcomes, refused = (perform or perform_here)(builder, planned)
     if builder.settings.dry_run:
         return {"outcomes": list(outcomes.values())}
     left = [cell for cell in cells if cell not in refused]
-    done = sequence.steps(left, run_name, builder.settings.seed)
+    done = sequence.steps(left, run_name)
     by_step = {step: outcomes[step.stage, step.name] for step in done}
     named = {cell: sequence.label(cell, cells) for cell in left}
     left_out = {sequence.label(cell, cells): reason for cell, reason in refused.items()}
     result = _kept_results(builder, named, left_out, run_name, by_step)
-    picture = sheet or builder.store.path("results", run_name, ".png")
+    picture = builder.store.path("results", run_name, ".png")
     if result["is_new"] or not picture.exists():
         # PIL is not needed while all is up to date.
         from replaycad.experiments.contact_sheet import draw_sheet  # noqa: PLC0415
 
         drawing = [cell for cell in left if sequence.form_of(cell.strategy) in sequence.KEEPING]
         stored = {
-            one: sequence.artifact_name(one, drawing[0], builder.settings.seed) if drawing else one
+            one: sequence.artifact_name(one, drawing[0]) if drawing else one
             for one in cells[0].classes
         }
         draw_sheet(builder.settings.data, builder.store, stored, picture)
-        builder.store.publish("results", run_name)
     result["files"].append(picture)
     return {"outcomes": list(outcomes.values()), **result}
 
@@ -112,12 +109,12 @@ def _misfit(config: TrainConfig, strategy: str) -> ConfigError | None:
     has_weights = bool(preset_for(config.detector, config.preset).training.optimizers)
     if strategy in sequence.PENALIZED and not has_weights:
         return ConfigError(
-            f"strategy '{strategy}' holds weights still, and {config.detector} has none",
-            "use a detector that is trained by a loss",
+            f"strategy '{strategy}' protects trained weights, but {config.detector} has none",
+            "use a detector that trains with a loss, such as invad",
         )
     if strategy in sequence.BANKED and has_weights:
         return ConfigError(
-            f"strategy '{strategy}' keeps memory banks, and {config.detector} has none",
+            f"strategy '{strategy}' keeps memory banks, but {config.detector} has none",
             "use --detector patchcore",
         )
     return None

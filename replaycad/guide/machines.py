@@ -1,15 +1,13 @@
 """Machines: several GPUs in one, many in a cluster, and what a sequence of any size would cost.
 
-Several GPUs (or processes) of one machine: torchrun starts them, they share the classes of `mask`,
-`compress` and `replay` and the batches of `train`.
+Several GPUs of one machine: torchrun starts a process for each, and they share the batches of `train`.
 
-    torchrun --nproc-per-node 4 -m replaycad compress --class all
-    torchrun --nproc-per-node 4 -m replaycad replay --class all
     torchrun --nproc-per-node 4 -m replaycad train --class new --past one,two,three
 
-A class has the bytes that one process with as many threads would have given it. A training takes the steps of one
-process with the same batch, batch norms included, but for rounding; noise that a detector adds of
-its own is drawn by each process. The batch has to divide among them. Memory banks are not shared.
+The training takes the steps of one process with the same batch, batch norms included, but for
+rounding; noise that a detector adds of its own is drawn by each process. The batch has to divide
+among them. Memory banks are not shared. To mask, compress and replay several classes at a time,
+use `make -j` or Ray.
 
 A cluster: the stages meet in files alone, so any scheduler will do. Two commands on one class of
 one folder do not both work: the second waits and takes what the first has made. As a Slurm array:
@@ -40,29 +38,21 @@ and then, with `--dependency=afterok:JOB`, `replaycad train`. As Snakemake rules
 A Ray cluster (`pip install replaycad[ray]` on every node) walks a whole comparison as tasks, each
 started when what it reads is there, and done again if its node is lost:
 
-    replaycad run --engine ray --address auto --strategy finetune,replay,joint --store s3://line-3/store
+    RAY_ADDRESS=auto replaycad run --ray --strategy finetune,replay,joint --store /shared/store
 
-Every node needs the same `--data` and `--store`; without `--address` Ray starts on this machine.
+Every node needs the same `--data` and `--store`; without RAY_ADDRESS Ray starts on this machine.
 
-A store may be a URL, as fsspec takes it (`s3://` needs the package s3fs, `gs://` gcsfs, `sftp://`
-paramiko). What a command reads is fetched into `~/.cache/replaycad` (or `REPLAYCAD_CACHE`); what it
-has made is put there whole, and where the place cannot do that in one step, read back first.
-What lies at the URL counts: remove a file there, and it is made again. Two machines do not make the
-same artifact: one holds a lease, which runs out after two minutes if its holder dies.
+A store is a folder. Where the artifacts live in a bucket, mount it, or sync the folder before and
+after a command with `aws s3 sync` or rclone.
 
 A killed command goes on from its checkpoint when it is typed again; on another machine too, if the
-store is a shared folder (behind a URL a checkpoint stays on its machine).
+store is a shared folder.
 
 What if something breaks? Nothing is written of an image or artifact that changed while it was read,
 and a file that was damaged is never read: headers carry their digest, and every byte of what a
 stage reads is verified. The error names the file to remove; the same command then makes it again.
 
-How much would a thousand classes cost? Nothing is run by
-
-    replaycad run --dry-run --assume classes=1000,replays=10000,dollars_per_hour=2.5
-
-which reckons hours, bytes and dollars on 1, 8 and 64 devices from what the artifacts of the store
-took, or from units that you name. With units measured on two CPU cores (bundled models, 300 images
+How much would a thousand classes cost? With units measured on two CPU cores (bundled models, 300 images
 of a class, 10 million replays in all), 2.5 dollars per hour and device:
 
     trainings        devices   hours in all   last class, hours   stored   dollars
@@ -73,7 +63,7 @@ of a class, 10 million replays in all), 2.5 dollars per hour and device:
                           64           1.85                0.35   512 GB       291
 
 What has to change at that size: nearly all of it is reading replays anew in every training, so the
-cost grows with the square of the classes. `--replay-budget 34200` reads for as long as the last
+cost grows with the square of the classes. `--set train.replay_budget=34200` reads for as long as the last
 training learns; one training at the end (`--strategy final`) is what the authors ran. A memory bank
 of a fixed size holds ever less of each class: `--set preset=full`, or a detector with weights.
 """

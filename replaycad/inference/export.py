@@ -24,7 +24,7 @@ Answers = list[np.ndarray]
 
 
 class ExportError(ReplayCadError):
-    """The written file answers otherwise than the detector."""
+    """The written file gives other scores than the detector."""
 
 
 def export_detector(
@@ -46,19 +46,20 @@ def export_detector(
         `file`, `format`, `image_size`, `num_bytes` and `max_difference` of scores and maps.
 
     Raises:
-        ConfigError: an unknown format, a name that does not end like it, or missing packages.
-        ExportError: if the file's answers differ by more than `TOLERANCE`; it is not kept.
+        ConfigError: an unknown format, a file name that does not end as it should, or missing
+            packages.
+        ExportError: if scores or maps of the file differ by more than `TOLERANCE`; it is not kept.
     """
     if form not in FORMATS:
         raise ConfigError(f"unknown format '{form}'", f"choose from: {', '.join(FORMATS)}")
     suffix, packages, write, run = FORMATS[form]
     if target.suffix != suffix:
-        raise ConfigError(f"{target} is no name for {form}", f"give one that ends in {suffix}")
+        raise ConfigError(f"--out must end in {suffix}, not in '{target.suffix}'")
     for package in packages:
         try:
             import_module(package)
         except ImportError:
-            message = f"the format {form} needs the package {package}"
+            message = f"--format {form} needs the package {package}"
             raise ConfigError(message, f"run `pip install replaycad[{form}]`") from None
     predictor = load_predictor(store, name, encoder, torch.device("cpu"))
     graph, size = predictor.graph, predictor.image_size
@@ -71,8 +72,8 @@ def export_detector(
         difference = max(float(np.abs(one - other).max()) for one, other in pairs)
         if not difference <= TOLERANCE:
             raise ExportError(
-                f"{form} answers otherwise than the detector, by up to {difference:.2g}",
-                "use another format, and report it",
+                f"the {form} file differs from the detector by up to {difference:.2g}",
+                "use another format and report this",
             )
         for file in sorted(Path(folder).iterdir()):  # the .bin of OpenVINO before its .xml
             with replacing(target.with_name(file.name)) as out, file.open("rb") as source:

@@ -55,9 +55,8 @@ class DetectorGraph(nn.Module):
         """
         by_class = self.thresholds.get("by_class", {})
         if name not in by_class:
-            known = ", ".join(by_class) or "none, train it again"
-            message = f"the detector has no threshold of its own for '{name}'"
-            raise ConfigError(message, f"it has those of: {known}")
+            hint = f"it has thresholds for: {', '.join(by_class)}" if by_class else "train it again"
+            raise ConfigError(f"the detector has no threshold for class '{name}'", hint)
         own = copy(self)  # shares the networks
         own.thresholds = by_class[name]
         return own
@@ -117,8 +116,10 @@ def load_predictor(
     if not name:
         found = store.list("detectors")
         if len(found) != 1:
-            there = f"these: {', '.join(found)}" if found else "none"
-            raise ConfigError(f"{store.root} holds {there}", "name a detector with --name")
+            if not found:
+                raise ConfigError(f"{store.root} holds no detector", "run `replaycad train`")
+            message = f"{store.root} holds several detectors: {', '.join(found)}"
+            raise ConfigError(message, "choose one with --name")
         name = found[0]
     path = store.path("detectors", name)
     trained = DetectorArtifact.load(path)
@@ -160,12 +161,12 @@ def find_images(named: Sequence[str], watch: bool = False) -> Iterator[Found]:
             images = sorted(_below(path))
             if not images and not watch:
                 endings = " ".join(sorted(IMAGE_SUFFIXES))
-                raise DatasetError(f"{path} holds no image", f"images end in {endings}")
+                raise DatasetError(f"{path} holds no images", f"images end in {endings}")
             yield from (Found(one, one.relative_to(path)) for one in images if not watch)
         elif path.exists():
             yield Found(path, Path(path.name))
         else:
-            raise DatasetError(f"{path} is not there", "check the path")
+            raise DatasetError(f"{path} does not exist", "check the path")
     if watch:
         yield from _arriving(folders)
 
@@ -206,7 +207,7 @@ class Tally:
         count = len(self.seconds)
         spent = time.monotonic() - self.start
         rate = f"{count / spent:.1f} images/s" if spent > 0 else ""
-        latency = f", {1000 * median(self.seconds):.0f} ms an image" if count else ""
+        latency = f", {1000 * median(self.seconds):.0f} ms per image" if count else ""
         broken = f", {self.failures} could not be read" if self.failures else ""
         return f"{count} images, {self.alarms} alarms{broken}{latency}, {rate}"
 
@@ -267,6 +268,7 @@ def _unused(target: Path, taken: set[Path]) -> Path:
 
 def _save(picture: Image.Image, target: Path, image: Path) -> None:
     if target.resolve() == image.resolve():
-        raise ArtifactError(f"{target} is the image itself", "give another folder with --out")
+        message = f"the heat map would overwrite the image {target}"
+        raise ArtifactError(message, "choose another folder with --out")
     with replacing(target) as file:
         picture.save(file, format="PNG")

@@ -115,7 +115,7 @@ def locate(name: str) -> SegmenterFiles:
         if not path.is_file():
             raise WeightsError(
                 f"segmenter '{name}' needs {path}, which is not there",
-                f"run: replaycad fetch --segmenter {name}; or use --segmenter mini",
+                f"run: replaycad fetch --segmenter {name}; or set the segmenter to mini",
             )
         return _checkpoint(name, path)
     path = Path(name)

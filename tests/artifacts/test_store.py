@@ -3,6 +3,7 @@ import pytest
 from replaycad.artifacts.checkpoints import Checkpoint
 from replaycad.artifacts.store import KINDS, MAX_NAME_BYTES, Store
 from replaycad.errors import ConfigError
+from tests.conftest import invoke
 
 
 def test_an_artifact_lies_under_its_kind_and_name(tmp_path):
@@ -11,6 +12,18 @@ def test_an_artifact_lies_under_its_kind_and_name(tmp_path):
     assert store.path("masks", "metal_nut") == tmp_path / "masks" / "metal_nut.safetensors"
     assert store.path("results", "run.1", ".json") == tmp_path / "results" / "run.1.json"
     assert store.path("masks", "Größe 2").name == "Größe 2.safetensors"
+
+
+def test_a_url_is_no_store(data, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    result = invoke(["mask", "--class", "disc", "--data", data, "--store", "s3://line-3/store"])
+
+    assert result.exit_code == 1
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("error: --store takes a folder, not the URL s3://line-3/store")
+    assert "aws s3 sync" in line
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

@@ -26,10 +26,10 @@ def seconds(data: Path, num_workers: int) -> float:
     try:
         with tempfile.TemporaryDirectory() as folder:
             settings = RunSettings(data=data, root=folder, overrides={}, device="cpu")
-            cells = comparison(find_classes(data), ["replay"], [0], [""], [0], 1)
-            planned = [one for one in steps(cells, "fleet", 0) if one.stage in ("mask", "compress")]
+            cells = comparison(find_classes(data), ["replay"])
+            planned = [one for one in steps(cells, "fleet") if one.stage in ("mask", "compress")]
             start = time.perf_counter()
-            perform_on_ray(Builder(settings, silent), planned, "")
+            perform_on_ray(Builder(settings, silent), planned)
             return time.perf_counter() - start
     finally:
         ray.shutdown()

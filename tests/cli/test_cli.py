@@ -243,7 +243,7 @@ def test_a_run_needs_no_report_to_succeed(run, tmp_path, monkeypatch):
     result = run("run", "--class", "disc", "--strategy", "finetune")
 
     assert result.exit_code == 0, result.output
-    assert "no report page: the report page needs the package jinja2" in " ".join(
+    assert "wrote no report page: a report page needs the package jinja2" in " ".join(
         result.output.split()
     )
     assert not (tmp_path / "store" / "results" / "run.html").exists()
@@ -253,7 +253,7 @@ def test_replays_of_all_past_classes_fit_into_a_budget(run, chain, tmp_path):
     shutil.copytree(chain, tmp_path / "store")
     train = ("train", "--class", "plate", "--past", "disc", "--name", "few")
 
-    result = run(*train, "--replay-budget", "4")
+    result = run(*train, "--set", "replay_budget=4")
 
     assert result.exit_code == 0, result.output
     assert "few learns from 4 replays of disc, " in " ".join(result.stderr.split())
@@ -292,7 +292,7 @@ def test_run_where_no_budget_is_enough_says_so(run):
 
 
 @pytest.mark.parametrize(
-    ("option", "text"), [("--seeds", "x"), ("--seeds", "0"), ("--budget", "many"),
+    ("option", "text"), [("--seeds", "x"), ("--seeds", "0"), ("--seeds", ","), ("--budget", "many"),
                          ("--budget", "-5"), ("--orders", "0")]
 )  # fmt: skip
 def test_senseless_numbers_are_usage_errors(run, option, text):

@@ -127,3 +127,17 @@ def test_a_missing_network_names_the_recipe_only_where_one_is_meant(
 
     assert refused.exit_code == 1
     assert command in " ".join(refused.stderr.split())
+
+
+def test_a_run_takes_the_backbone_by_setting_and_its_recipe_with_it(ground, monkeypatch):
+    place = ["--class", "disc,plate", "--data", ground / "data", "--store", ground / "store",
+             "--set", "compress.backbone=sd15"]  # fmt: skip
+    monkeypatch.setenv("HF_HUB_CACHE", str(ground / "none"))
+    monkeypatch.setenv("REPLAYCAD_WEIGHTS", str(ground / "none"))
+
+    refused = invoke(["run", "--strategy", "replay", *place])
+
+    assert refused.exit_code == 1
+    hint = "run: replaycad fetch --recipe fast --class disc,plate --backbone sd15)"
+    assert hint in " ".join(refused.stderr.split())
+    assert "vit_h" in refused.stderr, "the segmenter of the recipe `fast`"

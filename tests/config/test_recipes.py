@@ -247,8 +247,8 @@ def test_release_mixes_backbones_in_one_sequence(tmp_path, models):
     assert masks.all()
 
     typed = ["run", "--data", data, "--class", ",".join(classes), "--strategy", "final,joint",
-             "--encoder", models.encoder, "--set", "train.image_size=32", "--dry-run",
-             "--json"]  # fmt: skip
+             "--set", f"train.encoder={models.encoder}", "--set", "train.image_size=32",
+             "--dry-run", "--json"]  # fmt: skip
     looked = invoke([*typed, *common])
     assert looked.exit_code == 0, looked.output
     states = [(o["stage"], o["name"], o["state"]) for o in json.loads(looked.stdout)["outcomes"]]

@@ -136,7 +136,7 @@ def test_a_memory_bank_has_no_weights_to_hold(run, tmp_path):
 
     assert (alone.exit_code, sequence.exit_code) == (1, 1)
     assert "patchcore has no weights for the penalty 'mas' to hold" in alone.stderr
-    assert "strategy 'ewc' holds weights still, and patchcore has none" in sequence.stderr
+    assert "strategy 'ewc' protects trained weights, but patchcore has none" in sequence.stderr
     assert not list((tmp_path / "store").rglob("*.safetensors"))
 
 

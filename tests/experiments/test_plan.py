@@ -273,7 +273,7 @@ def test_orders_put_each_class_once_at_each_place():
     assert found[0] == ("a", "b", "c")
     assert [sorted(place) for place in zip(*found, strict=True)] == [["a", "b", "c"]] * 3
     assert len(set(orders("abcd", 8))) == 8
-    with pytest.raises(ConfigError, match="no 3 orders"):
+    with pytest.raises(ConfigError, match="1 to 2 orders, not 3"):
         orders(["a", "b"], 3)
 
 

@@ -29,26 +29,19 @@ def artifacts(store):
 
 
 def test_a_step_waits_for_all_that_it_reads():
-    cells = comparison(["a", "b", "c"], ["finetune", "replay", "joint"], [0], [""], [0], 1)
+    cells = comparison(["a", "b", "c"], ["finetune", "replay", "joint"])
     made = set()
-    for step in steps(cells, "run", 0):
+    for step in steps(cells, "run"):
         assert set(read_by(step)) <= made
         assert read_by(step) or step.stage in ("mask", "train")
         made.add(f"{KINDS[step.stage]}/{step.name}")
     assert {label.partition("/")[0] for label in made} == set(KINDS.values())
 
 
-def test_an_unknown_engine_is_refused(data, models, tmp_path):
-    result = invoke(typed(data, models, tmp_path, "--engine", "slurm"))
-
-    assert result.exit_code == 1
-    assert "unknown engine 'slurm'" in result.stderr
-
-
 def test_without_ray_the_command_says_how_to_get_it(data, models, tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "ray", None)
 
-    result = invoke(typed(data, models, tmp_path, "--engine", "ray"))
+    result = invoke(typed(data, models, tmp_path, "--ray"))
 
     assert result.exit_code == 1
     assert "pip install replaycad[ray]" in result.stderr
@@ -83,7 +76,7 @@ def test_a_lost_node_changes_nothing(data, models, tmp_path, monkeypatch, reques
         thread = threading.Thread(target=kill_half_way, daemon=True)
         thread.start()
 
-        result = invoke(typed(data, models, tmp_path / "fleet", "--engine", "ray"))
+        result = invoke(typed(data, models, tmp_path / "fleet", "--ray"))
 
         thread.join(60)
         assert result.exit_code == 0, result.output

@@ -174,7 +174,7 @@ def words(folder: Path, data: bytes) -> None:
     split_names([text])
     import typer
 
-    for split in (lambda one: split_seeds(one, 0), split_sizes):
+    for split in (split_seeds, split_sizes):
         with contextlib.suppress(typer.BadParameter):
             split(text)
     for path in (folder / ".digests.json", folder / ".timings" / "masks" / "a.json"):

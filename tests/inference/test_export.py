@@ -71,14 +71,14 @@ def test_a_file_that_answers_otherwise_is_not_kept(store, models, tmp_path, monk
     result = export(store, models, out, "onnx")
 
     assert result.exit_code == 1
-    assert "answers otherwise" in result.stderr
+    assert "the onnx file differs from the detector" in result.stderr
     assert out.read_bytes() == b"before"
 
 
 @pytest.mark.parametrize(
     ("form", "name", "message"),
     [("tflite", "a.tflite", "choose from: onnx, torch, openvino"),
-     ("onnx", "a.pt", "ends in .onnx")],
+     ("onnx", "a.pt", "--out must end in .onnx")],
 )  # fmt: skip
 def test_formats_and_names_that_do_not_fit_are_refused(
     store, models, tmp_path, form, name, message

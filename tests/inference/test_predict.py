@@ -68,7 +68,7 @@ def test_a_class_that_is_named_has_a_threshold_of_its_own(call, store, data):
         assert other["score"] == pytest.approx(expected, rel=1e-2, abs=1e-2)
     refused = call(data / "plate" / "test", "--class", "screw")
     assert refused.exit_code == 1
-    assert "it has those of: disc, plate" in refused.stderr
+    assert "it has thresholds for: disc, plate" in refused.stderr
 
 
 def test_overlays_have_the_images_names_and_sizes(call, tmp_path):
@@ -120,8 +120,8 @@ def test_paths_come_from_stdin_and_names_from_elsewhere_do_not_collide(call, tmp
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["nowhere"], "nowhere is not there"),
-        (["."], "holds no image"),
+        (["nowhere"], "nowhere does not exist"),
+        (["."], "holds no images"),
     ],
 )
 def test_what_is_no_image_is_named(call, tmp_path, monkeypatch, arguments, message):
@@ -149,7 +149,7 @@ def test_the_only_detector_need_not_be_named(store, models, tmp_path):
         store / "detectors" / "plate.safetensors", store / "detectors" / "other.safetensors"
     )
     assert "other, plate" in invoke(arguments).stderr
-    assert "holds none" in invoke([*options, tmp_path / "empty"]).stderr
+    assert "empty holds no detector" in invoke([*options, tmp_path / "empty"]).stderr
 
 
 def test_a_watched_folder_is_judged_as_it_fills(store, models, tmp_path):
@@ -200,5 +200,5 @@ def test_an_image_is_never_replaced_by_its_overlay(call, tmp_path):
     result = call(link, "--out", tmp_path)
 
     assert result.exit_code == 1
-    assert "is the image itself" in result.stderr
+    assert "would overwrite the image" in result.stderr
     assert (tmp_path / "a.png.png").read_bytes() == before

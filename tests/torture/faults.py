@@ -235,11 +235,12 @@ def meet(trial: Trial) -> None:
 
 
 def rival(trial: Trial) -> None:
-    """Another run at the same store wants the same names with another seed."""
+    """Another run at the same store wants the same names with other settings."""
     first = trial.start()
     time.sleep(trial.stream.uniform(0, RUN_SECONDS / 2))
     log = trial.folder / "log-rival"
-    other = commands.start([*trial.ground.command(trial.folder), "--seed", "1"], log)
+    settings = ("--set", "compress.num_steps=2", "--set", "train.num_steps=2")
+    other = commands.start([*trial.ground.command(trial.folder), *settings], log)
     trial.num_faults += 1
     trial.end(first)
     trial.end(other)
