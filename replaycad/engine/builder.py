@@ -222,6 +222,7 @@ class Builder:
                 # Another command may have made it since the plan.
                 due = force or self.header(plan.kind, plan.name).get("key") != plan.key
                 if due:
+                    self.models.check_device()
                     start, self._current = time.monotonic(), plan
                     stage.run(plan)
                     if not is_helping:

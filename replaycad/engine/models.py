@@ -31,6 +31,14 @@ class Models:
         self._loaded: tuple[str, str] = ("", "")
         self._network: Any = None
 
+    def check_device(self) -> None:
+        """Refuse a device that is not there before any work, also where no network is asked.
+
+        Raises:
+            ConfigError: as `device`.
+        """
+        _ = self.device
+
     @cached_property
     def device(self) -> "torch.device":
         """Where the networks are put.
