@@ -17,6 +17,15 @@ from tests.stages.stubs import mirror_artifact
 PLANNED = steps(comparison(["a", "b"], ("finetune", "replay")), "run")
 
 
+@pytest.fixture
+def images(tmp_path):
+    """A file that might be an image in the training folder of each class; nobody opens it."""
+    for name in ("a", "b"):
+        folder = tmp_path / name / "train" / "good"
+        folder.mkdir(parents=True)
+        (folder / "0.png").touch()
+
+
 def _with(overrides, tmp_path):
     settings = RunSettings(data=tmp_path, root=tmp_path / "store", overrides=overrides)
     return Builder(settings, silent)
@@ -42,11 +51,13 @@ def test_of_several_detectors_each_strategy_takes_those_that_fit(tmp_path):
     ]  # fmt: skip
 
 
+@pytest.mark.usefixtures("images")
 def test_the_bundled_networks_serve_where_none_is_named(tmp_path):
     with _with({}, tmp_path) as builder:
         _check_networks(builder, PLANNED)
 
 
+@pytest.mark.usefixtures("images")
 def test_a_missing_encoder_is_named_at_once(tmp_path):
     settings = RunSettings(
         data=tmp_path, root=tmp_path / "store",
