@@ -34,9 +34,9 @@ TORCH_FREE = [
     "errors", "config.recipes", "config.paper_classes", "progress", "engine.staleness",
     "engine.builder", "experiments.plan", "cli.commands", "cli.tools", "cli.console",
     "cli.options", "cli.session", "data.samples", "data.classes", "diffusion.presets",
-    "diffusion.memory", "segmentation.presets", "detectors.presets",
-    "detectors.encoder_files", "detectors.structures", "fetch.parts", "fetch.transfer",
-    "fetch.hub", "fetch.work",
+    "diffusion.memory", "segmentation.presets", "detectors.registry", "detectors.settings",
+    "detectors.encoder_files", "fetch.parts", "fetch.transfer", "fetch.hub", "fetch.work",
+    *(f"detectors.{path.parent.name}.preset" for path in PACKAGE.glob("detectors/*/preset.py")),
 ]  # fmt: skip
 SHARED_OPTIONS = {
     "--class", "--data", "--store", "--device", "--seed", "--force", "--json", "--quiet",

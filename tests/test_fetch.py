@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from replaycad.config.paper_classes import VISA
 from replaycad.detectors.encoder_files import PUBLISHED, locate_encoder
-from replaycad.detectors.presets import DETECTORS
+from replaycad.detectors.registry import DETECTORS
 from replaycad.diffusion.presets import BACKBONES, backbone_files, locate_backbone, needed_files
 from replaycad.errors import ConfigError, WeightsError
 from replaycad.fetch import converting, parts, transfer

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from replaycad.config.recipes import FOLDERS
+from replaycad.detectors.registry import DETECTORS
 
 Classes = Annotated[
     list[str],
@@ -68,7 +69,7 @@ Detector = Annotated[
     str,
     typer.Option(
         "--detector",
-        help="invad, patchcore, simplenet, dinomaly, uniad, rlr or mambaad; invad-lite: a preset.",
+        help=f"{', '.join(DETECTORS)}; with a preset behind it, as invad-lite.",
     ),
 ]
 Encoder = Annotated[

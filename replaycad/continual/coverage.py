@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 from replaycad.config.recipes import Form
 from replaycad.detectors.cut_paste import windows
 from replaycad.detectors.encoders import Encoder
-from replaycad.detectors.patchcore import PatchCore
-from replaycad.detectors.structures import PatchCorePreset
+from replaycad.detectors.patchcore.network import PatchCore
+from replaycad.detectors.patchcore.preset import PatchCorePreset
 from replaycad.mask_ops import Operation, apply_to_images, augmentations
 from replaycad.metrics import image_auroc, pixel_ap
 
@@ -116,7 +116,7 @@ def _memory(
 ) -> PatchCore:
     preset = PatchCorePreset(image_size=size, bank_fraction=1.0, bank_limit=BANK_LIMIT)
     detector = PatchCore(encoder.channels, encoder.strides, size, preset)
-    detector.to(next(encoder.buffers()).device)
+    detector.to(encoder.device)
     detector.fit(pyramids(drawn, encoder), 0, generator)
     return detector
 

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from replaycad.detectors.interface import Detector
+from replaycad.detectors.settings import OptimizerSettings, TrainingSettings
 from replaycad.detectors.stable_adamw import StableAdamW
-from replaycad.detectors.structures import OptimizerSettings, TrainingSettings
 
 FUSED_DEVICES = ("cpu", "cuda")
 

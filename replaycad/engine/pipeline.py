@@ -21,7 +21,7 @@ from replaycad.config.recipes import (
 )
 from replaycad.continual.representations import ASKS_BACKBONE, ASKS_ENCODER, DRAWING, tried_drawing
 from replaycad.data.samples import Sample, find_classes, test_samples, train_samples
-from replaycad.detectors.presets import preset_for, resolve_defaults
+from replaycad.detectors.registry import preset_for, resolve_defaults
 from replaycad.diffusion.fitting import check_fits, is_bundled_kind, shape_of
 from replaycad.engine import staleness as plans
 from replaycad.engine.builder import Builder, RunSettings

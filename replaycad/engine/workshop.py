@@ -364,7 +364,7 @@ class Workshop:
     def _encoder(self, name: str, detector: str, preset: str) -> Any:
         """The encoder with the levels that this detector reads."""
         from replaycad.detectors.encoders import load_encoder
-        from replaycad.detectors.presets import preset_for
+        from replaycad.detectors.registry import preset_for
 
         levels = preset_for(detector, preset).levels
         return self._load(

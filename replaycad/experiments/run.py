@@ -14,7 +14,7 @@ from replaycad.artifacts.format import read_header
 from replaycad.artifacts.scores import SCORES
 from replaycad.config.recipes import CompressConfig, MaskConfig, TrainConfig
 from replaycad.data.samples import test_samples, train_samples
-from replaycad.detectors.presets import preset_for, resolve_defaults
+from replaycad.detectors.registry import preset_for, resolve_defaults
 from replaycad.engine.pipeline import Pipeline
 from replaycad.engine.staleness import Outcome, digest_of, replaced
 from replaycad.errors import ArtifactError, BudgetError, ConfigError, ReplayCadError

@@ -14,12 +14,11 @@ from replaycad.config.recipes import TrainConfig
 from replaycad.continual.penalties import IMPORTANCES, Penalty, added, normalized
 from replaycad.data.images import evenly_spaced
 from replaycad.data.mixture import Mixture, batches
-from replaycad.detectors.build import build_detector
 from replaycad.detectors.encoders import Encoder
 from replaycad.detectors.feature_cache import FeatureCache
 from replaycad.detectors.interface import Detector
 from replaycad.detectors.optimization import make_optimizers, optimize_step
-from replaycad.detectors.presets import preset_for, resolve_defaults
+from replaycad.detectors.registry import build_detector, preset_for, resolve_defaults
 from replaycad.detectors.shared_norm import share
 from replaycad.distributed import average_gradients, ranks, wait
 from replaycad.errors import ArtifactError, ConfigError, TrainingError
@@ -77,7 +76,6 @@ def train_detector(
         ConfigError: if a penalty is asked of a detector without a loss.
     """
     config = resolve_defaults(config)
-    device = next(encoder.buffers()).device
     detector = build_detector(
         config.detector, config.preset, encoder.channels, encoder.strides, config.image_size,
         stream_seed(seed, "detector"),
@@ -90,8 +88,8 @@ def train_detector(
         # To fine-tune a memory bank is to replace it: adding to it would keep the old classes.
         if detector.trained_by != "fit" or config.banks == "extend":
             detector.load_state_dict({k: torch.from_numpy(v) for k, v in init.state.items()})
-    detector.to(device)
-    remembered = _remembered(init, config, device)
+    detector.to(encoder.device)
+    remembered = _remembered(init, config, encoder.device)
     uses = _uses(config, mixture) if detector.trained_by != "fit" else 1.0
     features = FeatureCache(
         encoder, mixture.images, len(mixture), config.batch_size, uses, report

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from replaycad.detectors import encoder_files as files
 from replaycad.detectors.encoder_files import encoder_files, locate_encoder
 from replaycad.detectors.encoders import load_encoder
-from replaycad.detectors.presets import DETECTORS, preset_for
+from replaycad.detectors.registry import DETECTORS, preset_for
 from replaycad.errors import ConfigError, WeightsError
 
 NAME = "resnet10t"
@@ -170,7 +170,7 @@ def test_unknown_detectors_and_presets_list_the_known_ones():
 
 def test_presets_and_files_are_told_without_torch():
     code = (
-        "import sys, replaycad.detectors.presets, replaycad.detectors.encoder_files; "
+        "import sys, replaycad.detectors.registry, replaycad.detectors.encoder_files; "
         "sys.exit('torch' in sys.modules)"
     )
 

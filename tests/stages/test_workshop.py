@@ -53,7 +53,7 @@ def test_an_encoder_is_asked_for_the_levels_of_its_detector(workshop, monkeypatc
     )
     levels = {"invad": (1, 2, 3), "patchcore": (2, 3)}
     monkeypatch.setattr(
-        "replaycad.detectors.presets.preset_for",
+        "replaycad.detectors.registry.preset_for",
         lambda detector, _preset: SimpleNamespace(levels=levels[detector]),
     )
 

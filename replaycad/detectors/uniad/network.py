@@ -12,8 +12,8 @@ from torch.nn import functional as F
 from replaycad.anomaly import apply_both_axes, bilinear_matrix
 from replaycad.detectors.interface import Detector, evaluating
 from replaycad.detectors.pyramid import check_pyramid
-from replaycad.detectors.structures import UniADPreset
 from replaycad.detectors.tokens import jitter, neighbours, to_maps, to_tokens
+from replaycad.detectors.uniad.preset import UniADPreset
 from replaycad.errors import ConfigError
 
 POOL_PX = 16  # of the image score, at 256 px

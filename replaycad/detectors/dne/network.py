@@ -14,8 +14,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from replaycad.detectors.cut_paste import windows
+from replaycad.detectors.dne.preset import DNEPreset
 from replaycad.detectors.interface import Detector, evaluating
-from replaycad.detectors.structures import DNEPreset
 from replaycad.errors import ConfigError
 
 PASTED_AREA = (0.02, 0.15)  # of an image

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from replaycad.detectors.interface import Detector, evaluating
 from replaycad.detectors.pyramid import MeanMap, check_pyramid
-from replaycad.detectors.structures import RLRPreset
+from replaycad.detectors.rlr.preset import RLRPreset
 from replaycad.detectors.tokens import jitter, neighbours, to_maps, to_tokens
 from replaycad.errors import ConfigError
 

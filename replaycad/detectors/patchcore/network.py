@@ -8,8 +8,8 @@ from torch.nn import functional as F
 
 from replaycad.anomaly import apply_both_axes, bilinear_matrix
 from replaycad.detectors.interface import Detector
+from replaycad.detectors.patchcore.preset import PatchCorePreset
 from replaycad.detectors.pyramid import check_pyramid, smoothing_matrix
-from replaycad.detectors.structures import PatchCorePreset
 from replaycad.errors import ConfigError
 
 PUBLISHED_WIDTH = 1024  # of the embedding of one place
