@@ -32,10 +32,11 @@ LAYERS = [
 FORBIDDEN_NAMES = {"utils", "common", "helpers", "base", "core", "misc", "types"}
 TORCH_FREE = [
     "errors", "config.recipes", "config.paper_classes", "progress", "engine.staleness",
-    "engine.builder", "experiments.plan", "cli.commands", "cli.tools", "cli.console",
-    "cli.options", "cli.session", "data.samples", "data.classes", "diffusion.presets",
-    "diffusion.memory", "segmentation.presets", "detectors.registry", "detectors.settings",
-    "detectors.encoder_files", "fetch.parts", "fetch.transfer", "fetch.hub", "fetch.work",
+    "engine.builder", "experiments.plan", "experiments.strategies", "cli.commands", "cli.tools",
+    "cli.console", "cli.options", "cli.session", "data.samples", "data.classes",
+    "diffusion.presets", "diffusion.memory", "segmentation.presets", "detectors.registry",
+    "detectors.settings", "detectors.encoder_files", "fetch.parts", "fetch.transfer", "fetch.hub",
+    "fetch.work",
     *(f"detectors.{path.parent.name}.preset" for path in PACKAGE.glob("detectors/*/preset.py")),
 ]  # fmt: skip
 SHARED_OPTIONS = {

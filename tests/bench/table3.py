@@ -31,7 +31,7 @@ from replaycad.data.classes import ClassPolicy
 from replaycad.diffusion.backbones import load_backbone
 from replaycad.diffusion.sampling import sample
 from replaycad.engine.pipeline import Pipeline
-from replaycad.experiments.plan import KEEPING
+from replaycad.experiments.strategies import STRATEGIES
 from replaycad.mini.world import HELD_OUT_SEED, ClassSpec, draw, draw_class, write_dataset
 from replaycad.segmentation.sam import load_segmenter
 from replaycad.stages.replay import rebuild_conditions
@@ -41,7 +41,7 @@ CHOOSING, REPORTING = slice(3), slice(3, 7)  # of the classes found
 MOTIONS = {"far": ({"turned", "shifted", "anywhere"}, 0.75), "little": ({"steady"}, 0.95)}
 LEAST_AREA, MASKS_IOU = 0.03, 0.8
 TRAIN, GOOD, DEFECTIVE, UNSEEN = 60, 20, 30, 12  # images of a class
-STRATEGIES = ("none", "spatial", "semantic", "replay")
+COMPARED = ("none", "spatial", "semantic", "replay")
 MECHANISMS = {
     "paper": {"compress.alignment": "none", "compress.num_variations": "0"},
     "default": {},
@@ -90,7 +90,7 @@ def score(pipeline: Pipeline, name: str, strategy: str, mechanism: str, seed: in
     if strategy == "real":
         pipeline.train([name], [], stored, seed)
     else:
-        pipeline.compress(name, stored, seed, dict(KEEPING[strategy]))
+        pipeline.compress(name, stored, seed, dict(STRATEGIES[strategy].compress or ()))
         pipeline.replay(stored, seed, name)
         pipeline.train([], [stored], stored, seed)
     outcome = pipeline.evaluate([name], stored)
@@ -143,7 +143,7 @@ def main() -> None:
     parser.add_argument("--choosing", action="store_true", help="on the classes for choosing")
     parser.add_argument("--motion", choices=MOTIONS, default="far")
     parser.add_argument("--mechanism", choices=MECHANISMS, default="paper")
-    parser.add_argument("--strategy", nargs="+", default=["real", *STRATEGIES])
+    parser.add_argument("--strategy", nargs="+", default=["real", *COMPARED])
     parser.add_argument("--seed", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--set", nargs="+", default=[], help="settings, as the program takes them")
     typed = parser.parse_args()
