@@ -62,7 +62,6 @@ def published(tmp_path_factory) -> Path:
 def cache(tmp_path, monkeypatch) -> Path:
     """Empty places for everything that is fetched."""
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setenv("REPLAYCAD_WEIGHTS", str(tmp_path / "weights"))
     monkeypatch.setattr(transfer, "PAUSE_S", 0.0)
     return tmp_path
