@@ -170,6 +170,59 @@ def test_no_forbidden_constructs(path):
     assert too_wide == CATCHES_ALL.get(module_name(path), [])
 
 
+CHANGING = {
+    "add", "append", "appendleft", "clear", "discard", "extend", "insert", "pop", "popitem",
+    "popleft", "remove", "reverse", "setdefault", "sort", "update", "__setitem__",
+}  # fmt: skip
+KEEPS_STATE = {"replaycad.experiments.ray_engine": {"_OPEN"}}
+
+
+def changed_names(function: ast.FunctionDef | ast.AsyncFunctionDef) -> set[str]:
+    """Names that a function rebinds outside itself, or whose content it changes."""
+    rebound, changed, own = set(), set(), set()
+    for node in ast.walk(function):
+        if isinstance(node, ast.Global):
+            rebound |= set(node.names)
+        elif isinstance(node, ast.arg):
+            own.add(node.arg)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            own.add(node.id)
+        elif isinstance(node, ast.Subscript) and isinstance(node.ctx, ast.Store | ast.Del):
+            changed.add(ast.unparse(node.value))
+        elif isinstance(node, ast.Attribute) and node.attr in CHANGING:
+            changed.add(ast.unparse(node.value))
+    return (changed - own) | rebound
+
+
+def module_names(tree: ast.Module) -> set[str]:
+    """Names that a file binds at its top, other than by importing and defining."""
+    assigned = [node for node in tree.body if isinstance(node, ast.Assign | ast.AnnAssign)]
+    return {
+        name.id for node in assigned for name in ast.walk(node)
+        if isinstance(name, ast.Name) and isinstance(name.ctx, ast.Store)
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("path", FILES, ids=module_name)
+def test_no_function_changes_what_its_module_holds(path):
+    changed = {name for function in functions(path) for name in changed_names(function)}
+
+    assert changed & module_names(TREES[path]) == KEEPS_STATE.get(module_name(path), set())
+
+
+@pytest.mark.parametrize(
+    "body",
+    ["KNOWN[1] = 2", "del KNOWN[1]", "KNOWN[1] += 2", "KNOWN.update(a=1)", "KNOWN.append(1)",
+     "global KNOWN\n    KNOWN = {}"],
+)  # fmt: skip
+def test_module_state_is_seen_however_it_is_changed(body):
+    (function,) = ast.parse(f"def f():\n    {body}").body
+
+    assert changed_names(function) == {"KNOWN"}
+    own = ast.parse(f"def f():\n    KNOWN = {{}}\n    {body.split(chr(10))[0]}").body[0]
+    assert changed_names(own) == ({"KNOWN"} if "global" in body else set())
+
+
 @pytest.mark.parametrize("path", FILES, ids=module_name)
 def test_public_functions_are_typed_and_documented(path):
     assert ast.get_docstring(TREES[path]), "the first line says the file's one idea"

@@ -36,6 +36,7 @@ from replaycad.continual.budget import IMAGE_BUDGET
 from replaycad.data.images import evenly_spaced, load_images
 from replaycad.data.mixture import Mixture, Source
 from replaycad.data.samples import Sample
+from replaycad.diffusion.alignment import Aligner
 from replaycad.diffusion.presets import backbone_sizes
 from replaycad.distributed import ranks
 from replaycad.engine.inputs import NO_SEGMENTER
@@ -89,6 +90,7 @@ class Workshop:
         self._save_every_seconds = save_every_seconds
         self._loaded: tuple[str, str] = ("", "")
         self._known: dict[tuple, ConditionsArtifact] = {}
+        self._aligner = Aligner()
         self._model: Any = None
         self._sound: dict[Path, str] = {}
 
@@ -153,8 +155,9 @@ class Workshop:
         if kept is None or config.keep == "hybrid":
             size = backbone_sizes(config.backbone)[1]
             kept, rows = keep_exemplars(
-                samples, masks, self._judge(), size, config, seed, header, self._report, kept
-            )
+                samples, masks, self._judge(), size, config, seed, header, self._report, kept,
+                self._aligner,
+            )  # fmt: skip
         return kept, rows
 
     def _searched(
@@ -181,7 +184,7 @@ class Workshop:
                 self._known.pop(next(iter(self._known)))
             self._known[key] = compress_class(
                 samples, masks, diffusion, config, seed, header, self._report, checkpoint,
-                self._save_every_seconds,
+                self._save_every_seconds, self._aligner,
             )  # fmt: skip
         found = self._known[key]
         return replace(found, header={**header, "placement": found.header["placement"]})
