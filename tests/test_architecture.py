@@ -187,9 +187,9 @@ def changed_names(function: ast.FunctionDef | ast.AsyncFunctionDef) -> set[str]:
             own.add(node.arg)
         elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
             own.add(node.id)
-        elif isinstance(node, ast.Subscript) and isinstance(node.ctx, ast.Store | ast.Del):
-            changed.add(ast.unparse(node.value))
-        elif isinstance(node, ast.Attribute) and node.attr in CHANGING:
+        elif (isinstance(node, ast.Subscript) and isinstance(node.ctx, ast.Store | ast.Del)) or (
+            isinstance(node, ast.Attribute) and node.attr in CHANGING
+        ):
             changed.add(ast.unparse(node.value))
     return (changed - own) | rebound
 

@@ -12,7 +12,6 @@ from typing import Protocol
 
 import numpy as np
 import torch
-from diffusers import UNet2DConditionModel
 from torch.nn import functional as F
 
 from replaycad.config.recipes import CompressConfig
@@ -95,6 +94,7 @@ def search(
     prompts = Prompts(
         diffusion.tokenizer, diffusion.text_encoder, TEMPLATES, conditions.placement,
         conditions.num_tokens,
+        diffusion.prompt_states if conditions.placement == "context" else None,
     )  # fmt: skip
     alphas_cumprod = diffusion.alphas_cumprod.to(diffusion.device)
     optimizer = _optimizer(conditions, config)
@@ -254,28 +254,22 @@ def _unscale(conditions: Conditions, scale: float) -> None:
 
 @contextmanager
 def _checkpointing(diffusion: Diffusion, wanted: bool) -> Iterator[None]:
-    """While open, the unet keeps few activations and computes the others again.
-
-    Raises:
-        ConfigError: if this unet cannot.
-    """
+    """While open, the unet keeps few activations and computes the others again."""
     unet = diffusion.unet
-    if wanted and not isinstance(unet, UNet2DConditionModel):
-        raise ConfigError(
-            "the bundled unet is too small for gradient checkpointing",
-            "use gradient_checkpointing off",
-        )
-    if wanted:
-        unet.enable_gradient_checkpointing()
+    if not wanted or isinstance(unet, CellUNet):
+        yield
+        return
+    unet.enable_gradient_checkpointing()
     try:
         yield
     finally:
-        if wanted:
-            unet.disable_gradient_checkpointing()
+        unet.disable_gradient_checkpointing()
 
 
 def _passes(diffusion: Diffusion, config: CompressConfig, report: Report) -> Passes:
     """How a batch is divided, told where it is not the whole."""
+    if isinstance(diffusion.unet, CellUNet):  # too small for checkpointing, see `check_fits`
+        config = replace(config, gradient_checkpointing="off")
     area = diffusion.latent_size**2
     width = diffusion.dtype.itemsize
     free = free_memory_bytes(diffusion.device)
