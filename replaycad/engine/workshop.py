@@ -26,9 +26,9 @@ from replaycad.config.recipes import (
     EXEMPLAR_ENCODER,
     CompressConfig,
     EvalConfig,
-    Form,
     MaskConfig,
     ReplayConfig,
+    Representation,
     TrainConfig,
 )
 from replaycad.continual import representations as choice
@@ -215,9 +215,9 @@ class Workshop:
             BudgetError: if no form fits into the budget.
         """
         budget = config.budget or IMAGE_BUDGET
-        tried: dict[Form, ConditionsArtifact] = {}
+        tried: dict[Representation, ConditionsArtifact] = {}
         unseen = np.ones(len(samples), np.bool_)  # images that no form has in it
-        for form in choice.FORMS:
+        for form in choice.REPRESENTATIONS:
             alone = choice.header_alone(header, form)
             trial = replace(config, keep=form, budget=budget)
             own = Checkpoint(checkpoint.path, f"{checkpoint.key} {form}", checkpoint.check)
@@ -232,12 +232,12 @@ class Workshop:
         if not tried:
             message = f"compress: a budget of {config.budget} bytes is too small for any form"
             raise BudgetError(message, "give more")
-        separations: dict[Form, float] = {}
+        separations: dict[Representation, float] = {}
         if len(tried) > 1:
             rest = np.flatnonzero(unseen)
             images = [samples[row] for row in rest[evenly_spaced(len(rest), choice.TRIED_ON)]]
             separations = self._separations(tried, images, drawing, header, seed)
-        best = choice.chosen_form(separations) if separations else next(iter(tried))
+        best = choice.chosen_representation(separations) if separations else next(iter(tried))
         told = "".join(f"; {form} tells {value:.3f} apart" for form, value in separations.items())
         self._report.note(f"{masks.class_name}: kept as {best}{told}")
         kept = replace(tried[best], header={**tried[best].header, "config": header["config"]})
@@ -246,12 +246,12 @@ class Workshop:
 
     def _separations(
         self,
-        tried: Mapping[Form, ConditionsArtifact],
+        tried: Mapping[Representation, ConditionsArtifact],
         samples: Sequence[Sample],
         drawing: ReplayConfig,
         header: dict[str, Any],
         seed: int,
-    ) -> dict[Form, float]:
+    ) -> dict[Representation, float]:
         """How well replays of each form tell these images from the same with a piece pasted."""
         from replaycad.continual.coverage import separations
 
