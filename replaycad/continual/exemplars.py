@@ -114,6 +114,5 @@ def vary(
     if not operations:
         return drawn
     picked = [operations[int(choice.integers(len(operations)))] for choice in choices]
-    return np.concatenate(
-        [apply_to_images(one, image[None]) for one, image in zip(picked, drawn, strict=True)]
-    )
+    pairs = zip(picked, drawn, strict=True)
+    return np.concatenate([apply_to_images(operation, image[None]) for operation, image in pairs])

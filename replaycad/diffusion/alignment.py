@@ -207,9 +207,9 @@ def _best_poses(
             error = torch.fft.irfft2(power - 2 * product, s=(size, size))
             error, index = error.masked_fill(too_far, torch.inf).flatten(1).min(1)
             shift = torch.stack([offset[index % size], offset[index // size]], 1) / size
-            found = _compose(turn, torch.cat([torch.zeros(count, 1), shift], 1))
+            moved = _compose(turn, torch.cat([torch.zeros(count, 1), shift], 1))
             better = error < least[number]
-            poses[number] = torch.where(better[:, None], found, poses[number])
+            poses[number] = torch.where(better[:, None], moved, poses[number])
             least[number] = torch.minimum(error, least[number])
     total = least.mean(1) + (disc * frames.square()).sum((1, 2, 3))
     return poses[total.argmin()]

@@ -91,11 +91,7 @@ def search(
         ConfigError: masks missing, or not of the images' shape.
     """
     _check_masks(conditions, images, masks)
-    prompts = Prompts(
-        diffusion.tokenizer, diffusion.text_encoder, TEMPLATES, conditions.placement,
-        conditions.num_tokens,
-        diffusion.prompt_states if conditions.placement == "context" else None,
-    )  # fmt: skip
+    prompts = _prompts(diffusion, conditions)
     alphas_cumprod = diffusion.alphas_cumprod.to(diffusion.device)
     optimizer = _optimizer(conditions, config)
     done, seen = _restore(checkpoint, conditions, optimizer)
@@ -138,6 +134,15 @@ def search(
             checkpoint.save(done, _state(conditions, optimizer, plateau))
         raise
     return conditions
+
+
+def _prompts(diffusion: Diffusion, conditions: Conditions) -> Prompts:
+    """The training prompts; what the text encoder says of them is constant beside the tokens."""
+    encoded = diffusion.prompt_states if conditions.placement == "context" else None
+    return Prompts(
+        diffusion.tokenizer, diffusion.text_encoder, TEMPLATES, conditions.placement,
+        conditions.num_tokens, encoded,
+    )  # fmt: skip
 
 
 def _check_masks(conditions: Conditions, images: Posterior, masks: Posterior | None) -> None:

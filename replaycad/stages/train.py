@@ -104,8 +104,8 @@ def train_detector(
             detector.shrink()
     detector.eval()
     if config.penalty != "none":
-        found = _importances(detector, features, mixture, config, seed)
-        remembered = added(found, remembered) if remembered else found
+        importances = _importances(detector, features, mixture, config, seed)
+        remembered = added(importances, remembered) if remembered else importances
     return DetectorArtifact(
         detector=config.detector,
         preset=config.preset,
@@ -123,9 +123,9 @@ def train_detector(
 
 def _check_same_kind(init: DetectorArtifact, config: TrainConfig, header: dict[str, Any]) -> None:
     wanted = (config.detector, config.preset, config.image_size, header["weights"])
-    found = (init.detector, init.preset, init.image_size, init.header.get("weights"))
+    known = (init.detector, init.preset, init.image_size, init.header.get("weights"))
     for what, here, there in zip(
-        ("detector", "preset", "image_size", "encoder weights"), wanted, found, strict=True
+        ("detector", "preset", "image_size", "encoder weights"), wanted, known, strict=True
     ):
         if here != there:
             raise ArtifactError(
@@ -305,14 +305,14 @@ class _Loop:
     def _restore_moments(
         self, optimizer: torch.optim.Optimizer, tensors: dict[str, np.ndarray]
     ) -> None:
-        own = {id(one) for group in optimizer.param_groups for one in group["params"]}
+        own = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
         for name, parameter in self._detector.named_parameters():
             start = f"moment.{name}/"
-            found = [key for key in tensors if key.startswith(start)]
-            if id(parameter) in own and found:
+            own_keys = [key for key in tensors if key.startswith(start)]
+            if id(parameter) in own and own_keys:
                 optimizer.state[parameter] = {
                     key.removeprefix(start): torch.from_numpy(tensors[key]).to(parameter.device)
-                    for key in found
+                    for key in own_keys
                 }
 
 
@@ -332,8 +332,8 @@ def _thresholds(
     rows = evenly_spaced(len(mixture), THRESHOLD_IMAGES)
     classes = mixture.class_index
     places = np.empty(len(classes), np.int64)  # of each image among those of its class
-    for one in np.unique(classes):
-        own = np.flatnonzero(classes == one)
+    for index in np.unique(classes):
+        own = np.flatnonzero(classes == index)
         places[own] = np.arange(len(own))
     scores, pixels = [], []
     for chunk in np.array_split(rows, math.ceil(len(rows) / batch_size)):
@@ -344,9 +344,9 @@ def _thresholds(
         pixels.append(maps[:, ::2, ::2].flatten(1).cpu().numpy())
     image_scores, map_values = np.concatenate(scores), np.concatenate(pixels)
     by_class = {}
-    for one in np.unique(classes[rows]):
-        own = classes[rows] == one
-        by_class[class_order[one]] = _limits(image_scores[own], map_values[own])
+    for index in np.unique(classes[rows]):
+        own = classes[rows] == index
+        by_class[class_order[index]] = _limits(image_scores[own], map_values[own])
     return {**_limits(image_scores, map_values), "by_class": by_class}
 
 
@@ -354,8 +354,8 @@ def _limits(
     image_scores: NDArray[np.float32], map_values: NDArray[np.float32]
 ) -> dict[str, float]:
     """Image score and map value that 1 % of images and pixels exceed, and their medians."""
-    found = {"false_alarm_rate": FALSE_ALARM_RATE}
+    limits = {"false_alarm_rate": FALSE_ALARM_RATE}
     for name, values in (("image", image_scores), ("pixel", map_values)):
-        found[name] = float(np.quantile(values, 1 - FALSE_ALARM_RATE))
-        found[f"typical_{name}"] = float(np.median(values))
-    return found
+        limits[name] = float(np.quantile(values, 1 - FALSE_ALARM_RATE))
+        limits[f"typical_{name}"] = float(np.median(values))
+    return limits

@@ -1,8 +1,12 @@
 """What holds of every detector: published size, a narrow interface, and that it finds a scratch."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
+from replaycad.cli.options import Detector
+from replaycad.detectors import registry
 from replaycad.detectors.encoders import load_encoder
 from replaycad.detectors.optimization import make_optimizers, optimize_step
 from replaycad.detectors.registry import (
@@ -174,6 +178,14 @@ def test_every_learned_tensor_moves_and_no_two_of_its_rows_alike(name, bundled, 
     # A scan's skip adds D x at the same place whichever way it runs, so only the sum over the ways
     # counts, in the published network too: one number told eight times, not a lost one.
     assert [found for found in tied(after, before) if ".skip:" not in found] == []
+
+
+def test_every_folder_of_a_detector_is_registered_and_named_in_the_help():
+    folders = {path.parent.name for path in Path(registry.__file__).parent.glob("*/network.py")}
+
+    assert folders == set(DETECTORS)
+    (option,) = Detector.__metadata__
+    assert all(name in option.help for name in DETECTORS)
 
 
 @pytest.mark.parametrize("name", DETECTORS)

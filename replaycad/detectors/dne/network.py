@@ -129,7 +129,7 @@ class DNE(Detector):
         own = torch.cat(batches)
         others = (self.memory_class != class_index) & self.preset.keeps_past
         drawn = [
-            _draw(*one, generator) for one in zip(
+            _draw(*gaussian, generator) for gaussian in zip(
                 self.memory_mean[others].cpu(), self.memory_covariance[others].cpu(),
                 self.memory_count[others].tolist(), strict=True,
             )

@@ -130,8 +130,8 @@ class RLR(Detector):
                     "use larger images",
                 )
         self.models = nn.ModuleList(
-            LevelModel(*one, preset)
-            for one in zip(channels, sizes, preset.widths, preset.reaches, strict=True)
+            LevelModel(*sizes_of_level, preset)
+            for sizes_of_level in zip(channels, sizes, preset.widths, preset.reaches, strict=True)
         )
         self.mean_map = MeanMap(image_size, sizes)
 

@@ -32,10 +32,10 @@ class Attention(nn.Module):
         self, x: torch.Tensor, memory: torch.Tensor, place: torch.Tensor, forbidden: torch.Tensor
     ) -> torch.Tensor:
         """Let `[B, N, D]` tokens query `[B, N, D]` memory; places `[N, D]`, mask `[N, N]` bool."""
-        found, _ = self.attention(
+        attended, _ = self.attention(
             x + place, memory + place, memory, attn_mask=forbidden, need_weights=False
         )
-        return self.norm(x + self.dropout(found))
+        return self.norm(x + self.dropout(attended))
 
 
 class FeedForward(nn.Module):
