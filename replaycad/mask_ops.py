@@ -202,40 +202,14 @@ def shift(object_mask: BoolArray, right: int, down: int) -> BoolArray:
 def label_components(object_mask: BoolArray) -> tuple[NDArray[np.int32], int]:
     """Number the 8-connected parts of a mask `[H, W]` bool from 1 in reading order.
 
-    Joins runs of pixels instead of calling scipy, whose import alone takes longer than the
-    up-to-date check of a whole stage, which reads masks too.
-
     Returns:
         Labels `[H, W]` int32, 0 on the background, and the number of parts.
     """
-    edges = np.diff(np.pad(object_mask.astype(np.int8), ((0, 0), (1, 1))), axis=1)
-    rows, starts = np.nonzero(edges == 1)
-    ends = np.nonzero(edges == -1)[1]  # exclusive; row-major order pairs it with `starts`
-    parent = list(range(len(rows)))
+    # The import takes longer than the up-to-date check of a stage, which reads masks too.
+    from scipy import ndimage  # noqa: PLC0415
 
-    def root(run: int) -> int:
-        while parent[run] != run:
-            parent[run] = parent[parent[run]]
-            run = parent[run]
-        return run
-
-    first_of_row = np.searchsorted(rows, np.arange(object_mask.shape[0] + 1))
-    for row in range(1, object_mask.shape[0]):
-        above, current = int(first_of_row[row - 1]), int(first_of_row[row])
-        above_end, current_end = current, int(first_of_row[row + 1])
-        while above < above_end and current < current_end:
-            if starts[above] <= ends[current] and starts[current] <= ends[above]:
-                low, high = sorted((root(above), root(current)))
-                parent[high] = low
-            if ends[above] < ends[current]:
-                above += 1
-            else:
-                current += 1
-    roots = np.array([root(run) for run in range(len(rows))], dtype=np.int64)
-    unique, numbers = np.unique(roots, return_inverse=True)
-    labels = np.zeros(object_mask.shape, dtype=np.int32)
-    labels[object_mask] = np.repeat(numbers + 1, ends - starts)
-    return labels, len(unique)
+    labels, count = ndimage.label(object_mask, structure=np.ones((3, 3)))
+    return labels, count
 
 
 def _source_pixels(operation: Operation, height: int, width: int) -> NDArray[np.int32]:

@@ -32,11 +32,12 @@ LAYERS = [
 FORBIDDEN_NAMES = {"utils", "common", "helpers", "base", "core", "misc", "types"}
 TORCH_FREE = [
     "errors", "config.recipes", "config.paper_classes", "progress", "engine.staleness",
-    "engine.builder", "experiments.plan", "cli.commands", "cli.tools", "cli.console",
-    "cli.options", "cli.session", "data.samples", "data.classes", "diffusion.presets",
-    "diffusion.memory", "segmentation.presets", "detectors.presets",
-    "detectors.encoder_files", "detectors.structures", "fetch.parts", "fetch.transfer",
-    "fetch.hub", "fetch.work",
+    "engine.builder", "experiments.plan", "experiments.strategies", "cli.commands", "cli.tools",
+    "cli.console", "cli.options", "cli.session", "data.samples", "data.classes",
+    "diffusion.presets", "diffusion.memory", "segmentation.presets", "detectors.registry",
+    "detectors.settings", "detectors.encoder_files", "fetch.parts", "fetch.transfer", "fetch.hub",
+    "fetch.work",
+    *(f"detectors.{path.parent.name}.preset" for path in PACKAGE.glob("detectors/*/preset.py")),
 ]  # fmt: skip
 MAX_OPTIONS = 16
 SHARED_OPTIONS = {
@@ -157,6 +158,58 @@ def test_no_forbidden_constructs(path):
         if isinstance(node, ast.Import | ast.ImportFrom):
             names = [alias.name for alias in node.names] + [getattr(node, "module", None) or ""]
             assert not {"pickle", "dill", "joblib", "shelve"} & set(names), node.lineno
+
+
+CHANGING = {
+    "add", "append", "appendleft", "clear", "discard", "extend", "insert", "pop", "popitem",
+    "popleft", "remove", "reverse", "setdefault", "sort", "update", "__setitem__",
+}  # fmt: skip
+
+
+def changed_names(function: ast.FunctionDef | ast.AsyncFunctionDef) -> set[str]:
+    """Names that a function rebinds outside itself, or whose content it changes."""
+    rebound, changed, own = set(), set(), set()
+    for node in ast.walk(function):
+        if isinstance(node, ast.Global):
+            rebound |= set(node.names)
+        elif isinstance(node, ast.arg):
+            own.add(node.arg)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            own.add(node.id)
+        elif (isinstance(node, ast.Subscript) and isinstance(node.ctx, ast.Store | ast.Del)) or (
+            isinstance(node, ast.Attribute) and node.attr in CHANGING
+        ):
+            changed.add(ast.unparse(node.value))
+    return (changed - own) | rebound
+
+
+def module_names(tree: ast.Module) -> set[str]:
+    """Names that a file binds at its top, other than by importing and defining."""
+    assigned = [node for node in tree.body if isinstance(node, ast.Assign | ast.AnnAssign)]
+    return {
+        name.id for node in assigned for name in ast.walk(node)
+        if isinstance(name, ast.Name) and isinstance(name.ctx, ast.Store)
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("path", FILES, ids=module_name)
+def test_no_function_changes_what_its_module_holds(path):
+    changed = {name for function in functions(path) for name in changed_names(function)}
+
+    assert changed & module_names(TREES[path]) == set()
+
+
+@pytest.mark.parametrize(
+    "body",
+    ["KNOWN[1] = 2", "del KNOWN[1]", "KNOWN[1] += 2", "KNOWN.update(a=1)", "KNOWN.append(1)",
+     "global KNOWN\n    KNOWN = {}"],
+)  # fmt: skip
+def test_module_state_is_seen_however_it_is_changed(body):
+    (function,) = ast.parse(f"def f():\n    {body}").body
+
+    assert changed_names(function) == {"KNOWN"}
+    own = ast.parse(f"def f():\n    KNOWN = {{}}\n    {body.split(chr(10))[0]}").body[0]
+    assert changed_names(own) == ({"KNOWN"} if "global" in body else set())
 
 
 @pytest.mark.parametrize("path", FILES, ids=module_name)

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from replaycad.config.paper_classes import VISA
 from replaycad.detectors.encoder_files import PUBLISHED, locate_encoder
-from replaycad.detectors.presets import DETECTORS
+from replaycad.detectors.registry import DETECTORS
 from replaycad.diffusion.presets import BACKBONES, backbone_files, locate_backbone, needed_files
 from replaycad.errors import ConfigError, WeightsError
 from replaycad.fetch import converting, parts, transfer
@@ -62,7 +62,6 @@ def published(tmp_path_factory) -> Path:
 def cache(tmp_path, monkeypatch) -> Path:
     """Empty places for everything that is fetched."""
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setenv("REPLAYCAD_WEIGHTS", str(tmp_path / "weights"))
     monkeypatch.setattr(transfer, "PAUSE_S", 0.0)
     return tmp_path

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from replaycad.artifacts.detector import DetectorArtifact
-from replaycad.detectors.build import build_detector
+from replaycad.detectors.registry import build_detector
 from replaycad.distributed import Ranks, ranks
 from replaycad.errors import ConfigError
 from tests.conftest import invoke
@@ -48,9 +48,9 @@ STEPS = """
 import sys
 import torch
 from safetensors.torch import save_file
-from replaycad.detectors.build import build_detector
+from replaycad.detectors.registry import build_detector
 from replaycad.detectors.optimization import make_optimizers, optimize_step
-from replaycad.detectors.presets import preset_for
+from replaycad.detectors.registry import preset_for
 from replaycad.detectors.shared_norm import share
 from replaycad.distributed import average_gradients, join, leave, ranks
 

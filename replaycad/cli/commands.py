@@ -46,7 +46,7 @@ from replaycad.cli.tools import (
     report,
     show_help,
 )
-from replaycad.experiments.plan import STRATEGIES
+from replaycad.experiments.strategies import STRATEGIES
 
 app = typer.Typer(
     name="replaycad",

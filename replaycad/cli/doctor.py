@@ -13,7 +13,7 @@ from replaycad.cli.session import FETCH
 from replaycad.config.paper_classes import VISA
 from replaycad.data.survey import survey
 from replaycad.detectors.encoder_files import encoder_files
-from replaycad.detectors.presets import DETECTORS
+from replaycad.detectors.registry import DETECTORS
 from replaycad.diffusion.presets import BACKBONES, locate_backbone
 from replaycad.errors import ReplayCadError
 from replaycad.experiments.tables import format_bytes

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from replaycad.config.recipes import FOLDERS
+from replaycad.detectors.registry import DETECTORS
 
 Classes = Annotated[
     list[str],
@@ -73,7 +74,7 @@ Detector = Annotated[
     str,
     typer.Option(
         "--detector",
-        help="Train invad, patchcore, simplenet, dinomaly, uniad, rlr, mambaad; or invad-lite.",
+        help=f"Train {', '.join(DETECTORS)}; append a preset, as invad-lite.",
     ),
 ]
 Encoder = Annotated[

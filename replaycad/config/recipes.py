@@ -20,7 +20,7 @@ STAGES = ("mask", "compress", "replay", "train", "eval")
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 """Of unet and text encoder; `auto` is 16 bits on a GPU. What is trained is always fp32."""
 
-Form = Literal["conditions", "exemplars", "hybrid"]
+Representation = Literal["conditions", "exemplars", "hybrid"]
 """What is kept of a class: conditions, real images, or both in one budget."""
 
 EXEMPLAR_ENCODER = "mini"
@@ -69,7 +69,7 @@ class MaskConfig:
 class CompressConfig:
     """Class -> conditions of a frozen diffusion model (paper section 4.2)."""
 
-    keep: Literal[Form, "auto"] = "conditions"  # auto: what covers other images best
+    keep: Literal[Representation, "auto"] = "conditions"  # auto: what covers other images best
     budget: int = _at_least(0, 0)  # bytes of the file; 0: as it comes, else 200,000
     exemplar_quality: int = _at_least(1, 60)  # of AVIF, up to 100
     backbone: str = "mini"

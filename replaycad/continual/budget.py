@@ -98,7 +98,7 @@ def _steps(kept: ConditionsArtifact) -> tuple[list[float], float]:
     least = max(finest, finest_step(kept.levels))
     steps = np.geomspace(least, max(coarsest, least), _TRIED)
     # Rounded up, for none may be below the finest.
-    return [float(np.nextafter(np.float16(one), np.float16(np.inf))) for one in steps], fine
+    return [float(np.nextafter(np.float16(step), np.float16(np.inf))) for step in steps], fine
 
 
 def _rounded(kept: ConditionsArtifact, room: int, steps: list[float]) -> ConditionsArtifact | None:

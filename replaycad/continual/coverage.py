@@ -6,11 +6,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from replaycad.config.recipes import Form
+from replaycad.config.recipes import Representation
 from replaycad.detectors.cut_paste import windows
 from replaycad.detectors.encoders import Encoder
-from replaycad.detectors.patchcore import PatchCore
-from replaycad.detectors.structures import PatchCorePreset
+from replaycad.detectors.patchcore.network import PatchCore
+from replaycad.detectors.patchcore.preset import PatchCorePreset
 from replaycad.mask_ops import Operation, apply_to_images, augmentations
 from replaycad.metrics import image_auroc, pixel_ap
 
@@ -48,11 +48,11 @@ def distance(
 
 
 def separations(
-    drawn: Mapping[Form, NDArray[np.uint8]],
+    drawn: Mapping[Representation, NDArray[np.uint8]],
     real: NDArray[np.uint8],
     encoder: Encoder,
     generator: torch.Generator,
-) -> dict[Form, float]:
+) -> dict[Representation, float]:
     """How well memory banks of drawn images tell real normal ones from spoilt ones.
 
     To lie near is not enough, for a blur lies near to everything, defects too (measured on a grid:
@@ -61,32 +61,32 @@ def separations(
     al. 2021), several times over, for one place decides little; all banks see the same.
 
     Args:
-        drawn: by form, `[N, 3, S, S]` uint8.
+        drawn: by representation, `[N, 3, S, S]` uint8.
         real: `[M, 3, S, S]` uint8, normal, none of them among the drawn ones. Conditions may have
             been searched with them: over six held-out classes that made a difference of -0.004.
         encoder: frozen.
         generator: CPU random stream of the banks and of what is pasted.
 
     Returns:
-        by form, mean of image AUROC and pixel AP, 0..1, higher is better.
+        by representation, mean of image AUROC and pixel AP, 0..1, higher is better.
     """
     spoilt, masks = cut_and_paste(np.concatenate([real] * PASTINGS), generator)
     masks = np.concatenate([np.zeros((len(real), *masks.shape[1:]), np.bool_), masks])
     labels = np.arange(len(masks)) >= len(real)
     memories = {
-        form: _memory(images, real.shape[-1], encoder, generator) for form, images in drawn.items()
+        name: _memory(images, real.shape[-1], encoder, generator) for name, images in drawn.items()
     }
-    parts: dict[Form, list[torch.Tensor]] = {form: [] for form in drawn}
+    parts: dict[Representation, list[torch.Tensor]] = {name: [] for name in drawn}
     for images in (real, spoilt):
         for pyramid in pyramids(images, encoder):
-            for form, detector in memories.items():
-                parts[form].append(detector.anomaly_maps(pyramid).cpu())
-    found = {}
-    for form, detector in memories.items():
-        maps = torch.cat(parts[form])
+            for name, detector in memories.items():
+                parts[name].append(detector.anomaly_maps(pyramid).cpu())
+    separated = {}
+    for name, detector in memories.items():
+        maps = torch.cat(parts[name])
         of_images = image_auroc(detector.image_scores(maps).numpy(), labels)
-        found[form] = (of_images + pixel_ap(maps.numpy(), masks)) / 2
-    return found
+        separated[name] = (of_images + pixel_ap(maps.numpy(), masks)) / 2
+    return separated
 
 
 def cut_and_paste(
@@ -116,13 +116,14 @@ def _memory(
 ) -> PatchCore:
     preset = PatchCorePreset(image_size=size, bank_fraction=1.0, bank_limit=BANK_LIMIT)
     detector = PatchCore(encoder.channels, encoder.strides, size, preset)
-    detector.to(next(encoder.buffers()).device)
+    detector.to(encoder.device)
     detector.fit(pyramids(drawn, encoder), 0, generator)
     return detector
 
 
 def _maps(detector: PatchCore, images: NDArray[np.uint8], encoder: Encoder) -> torch.Tensor:
-    return torch.cat([detector.anomaly_maps(one) for one in pyramids(images, encoder)]).cpu()
+    maps = [detector.anomaly_maps(pyramid) for pyramid in pyramids(images, encoder)]
+    return torch.cat(maps).cpu()
 
 
 def symmetries(
@@ -141,16 +142,20 @@ def symmetries(
         Operations of `six_way` that hold, the identity first.
     """
     picked = torch.randperm(len(images), generator=generator)[: 2 * SYMMETRY_IMAGES].numpy()
-    one, other = images[picked[::2]], images[picked[1::2]]
+    half, other = images[picked[::2]], images[picked[1::2]]
     operations = augmentations("six_way")
     if not len(other):
         return operations[:1]
-    found = [
-        distance(apply_to_images(operation, one), other, encoder, generator)
+    distances = [
+        distance(apply_to_images(operation, half), other, encoder, generator)
         for operation in operations
     ]
-    limit = SYMMETRY_SLACK * found[0]
-    return [one for one, value in zip(operations, found, strict=True) if value <= limit]
+    limit = SYMMETRY_SLACK * distances[0]
+    return [
+        operation
+        for operation, value in zip(operations, distances, strict=True)
+        if value <= limit
+    ]
 
 
 def pyramids(images: NDArray[np.uint8], encoder: Encoder) -> Iterator[Sequence[torch.Tensor]]:

@@ -10,7 +10,7 @@ from PIL import Image
 from torch.nn import functional as F
 
 from replaycad.detectors.encoders import Encoder
-from replaycad.detectors.patchcore import greedy_coreset
+from replaycad.detectors.patchcore.network import greedy_coreset
 from replaycad.diffusion.alignment import between
 from replaycad.mask_ops import Operation, apply_to_images
 
@@ -114,6 +114,5 @@ def vary(
     if not operations:
         return drawn
     picked = [operations[int(choice.integers(len(operations)))] for choice in choices]
-    return np.concatenate(
-        [apply_to_images(one, image[None]) for one, image in zip(picked, drawn, strict=True)]
-    )
+    pairs = zip(picked, drawn, strict=True)
+    return np.concatenate([apply_to_images(operation, image[None]) for operation, image in pairs])

@@ -24,7 +24,7 @@ def fisher_information(detector: Detector, pyramids: Pyramids) -> Tensors:
         One tensor of each trained parameter's shape, by its name.
     """
     return _mean_over_images(
-        detector, pyramids, lambda one: detector.loss(one, progress=1.0), torch.square
+        detector, pyramids, lambda image: detector.loss(image, progress=1.0), torch.square
     )
 
 
@@ -35,7 +35,7 @@ def output_sensitivity(detector: Detector, pyramids: Pyramids) -> Tensors:
     `fisher_information`.
     """
     return _mean_over_images(
-        detector, pyramids, lambda one: sum(level.square().sum() for level in detector(one)),
+        detector, pyramids, lambda image: sum(level.square().sum() for level in detector(image)),
         torch.abs,
     )  # fmt: skip
 
@@ -52,15 +52,15 @@ def _mean_over_images(
     scalar: Callable[[Sequence[torch.Tensor]], torch.Tensor],
     size: Callable[[torch.Tensor], torch.Tensor],
 ) -> Tensors:
-    named = {name: one for name, one in detector.named_parameters() if one.requires_grad}
-    total = {name: torch.zeros_like(one) for name, one in named.items()}
+    named = {name: p for name, p in detector.named_parameters() if p.requires_grad}
+    total = {name: torch.zeros_like(parameter) for name, parameter in named.items()}
     count, was_training = 0, detector.training
     detector.eval()
     for pyramid in pyramids:
         for index in range(len(pyramid[0])):
             image = [level[index : index + 1] for level in pyramid]
-            found = torch.autograd.grad(scalar(image), list(named.values()), allow_unused=True)
-            for kept, gradient in zip(total.values(), found, strict=True):
+            gradients = torch.autograd.grad(scalar(image), list(named.values()), allow_unused=True)
+            for kept, gradient in zip(total.values(), gradients, strict=True):
                 if gradient is not None:
                     kept += size(gradient)
             count += 1
@@ -70,14 +70,14 @@ def _mean_over_images(
 
 def normalized(importances: Tensors) -> Tensors:
     """Scaled to a mean of 1 over all weights, so that a penalty's weight fits any detector."""
-    count = sum(one.numel() for one in importances.values())
-    mean = torch.stack([one.sum() for one in importances.values()]).sum() / count
-    return {name: one / mean.clamp_min(1e-30) for name, one in importances.items()}
+    count = sum(values.numel() for values in importances.values())
+    mean = torch.stack([values.sum() for values in importances.values()]).sum() / count
+    return {name: values / mean.clamp_min(1e-30) for name, values in importances.items()}
 
 
-def added(one: Tensors, other: Tensors) -> Tensors:
+def added(importances: Tensors, other: Tensors) -> Tensors:
     """Importances of several steps, which count alike (online EWC with a decay of 1)."""
-    return {name: values + other[name] for name, values in one.items()}
+    return {name: values + other[name] for name, values in importances.items()}
 
 
 class Penalty:

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from replaycad.detectors.encoder_files import EncoderLocation, locate_encoder
-from replaycad.detectors.structures import MINI_LEVELS
+from replaycad.detectors.settings import MINI_LEVELS
 from replaycad.errors import ConfigError, WeightsError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -57,6 +57,11 @@ class Encoder(nn.Module):
         self.register_buffer("_scale", scale[:, None, None], persistent=False)
         self.register_buffer("_shift", shift[:, None, None], persistent=False)
 
+    @property
+    def device(self) -> torch.device:
+        """Where it lives."""
+        return self._scale.device
+
     def train(self, mode: bool = True) -> "Encoder":
         """Stay in eval mode: batch statistics of a frozen encoder never move."""
         return super().train(mode=False)
@@ -70,7 +75,7 @@ class Encoder(nn.Module):
         Returns:
             `[B, 3, H, W]` float32 on the encoder's device: (images / 255 - mean) / std.
         """
-        return torch.addcmul(self._shift, images.to(self._scale.device).float(), self._scale)
+        return torch.addcmul(self._shift, images.to(self.device).float(), self._scale)
 
     @torch.no_grad()  # not inference mode: a detector keeps the features for its backward pass
     def forward(self, inputs: torch.Tensor) -> list[torch.Tensor]:

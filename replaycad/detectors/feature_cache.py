@@ -1,10 +1,9 @@
 """Features of training images, computed once: a frozen encoder says the same of an image always."""
 
 import math
-import os
 import tempfile
 from collections.abc import Callable, Sequence
-from typing import BinaryIO
+from io import BufferedRandom
 
 import numpy as np
 import torch
@@ -45,8 +44,8 @@ class FeatureCache:
     ) -> None:
         self._encoder, self._images = encoder, images
         self._shapes: list[torch.Size] = []
-        self._file: BinaryIO | None = None
-        if uses >= 2 and next(encoder.buffers()).device.type == "cpu":
+        self._file: BufferedRandom | None = None
+        if uses >= 2 and encoder.device.type == "cpu":
             self._shapes = [level.shape[1:] for level in self._encode([0])]
             self._numbers = sum(math.prod(shape) for shape in self._shapes)
             if count * self._numbers * _NUMBER.itemsize <= LIMIT_BYTES:
@@ -56,11 +55,13 @@ class FeatureCache:
         """Levels from fine to coarse, each `[B, C, H, W]` float, as `Encoder.encode_images`."""
         if self._file is None:
             return self._encode(rows)
-        size = self._numbers * _NUMBER.itemsize
+        # Read, not mapped: as fast (0.25 ms for 8 rows of 256 kB, mapped 0.24 ms), and pages of a
+        # map would count as memory of the process, all of the file in the end.
         stored = np.empty((len(rows), self._numbers), _NUMBER)
         for row, index in zip(stored, rows, strict=True):
-            os.preadv(self._file.fileno(), [row.data], int(index) * size)
-        parts = torch.from_numpy(stored).split([math.prod(one) for one in self._shapes], dim=1)
+            self._file.seek(int(index) * row.nbytes)
+            self._file.readinto(row.data)
+        parts = torch.from_numpy(stored).split([math.prod(s) for s in self._shapes], dim=1)
         return [
             part.reshape(len(rows), *height_width, channels).permute(0, 3, 1, 2)
             for part, (channels, *height_width) in zip(parts, self._shapes, strict=True)

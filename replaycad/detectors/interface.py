@@ -14,10 +14,17 @@ class Detector(nn.Module):
     """The trainable part of a detector; the frozen encoder stays outside and is not in the state.
 
     `features` is always the encoder's pyramid: a list from fine to coarse of `[B, C, H, W]` float,
-    as the levels named by the detector's preset. A subclass is built from `(channels, strides,
-    image_size, preset)` and raises `ConfigError` if these do not fit together.
+    as the levels named by the detector's preset. Random numbers come from torch's global stream,
+    which the caller seeds for each step.
 
-    Random numbers come from torch's global stream, which the caller seeds for each step.
+    Args:
+        channels: of the encoder's levels, from fine to coarse.
+        strides: of the encoder's levels.
+        image_size: side of the input images in pixels.
+        preset: of the detector.
+
+    Raises:
+        ConfigError: if these do not fit together.
 
     Attributes:
         trained_by: `loss` for gradient steps on `loss`, `fit` for one call of `fit` per class,

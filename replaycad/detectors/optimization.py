@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from replaycad.detectors.interface import Detector
+from replaycad.detectors.settings import OptimizerSettings, TrainingSettings
 from replaycad.detectors.stable_adamw import StableAdamW
-from replaycad.detectors.structures import OptimizerSettings, TrainingSettings
 
 FUSED_DEVICES = ("cpu", "cuda")
 
@@ -25,11 +25,11 @@ def make_optimizers(
         training: of the preset.
         learning_rate: of the first optimiser; the others keep their ratio to it.
     """
-    left = {name: one for name, one in detector.named_parameters() if one.requires_grad}
+    left = {name: p for name, p in detector.named_parameters() if p.requires_grad}
     optimizers = []
     for settings in training.optimizers:
-        own = {name: one for name, one in left.items() if name.startswith(settings.parameters)}
-        left = {name: one for name, one in left.items() if name not in own}
+        own = {name: p for name, p in left.items() if name.startswith(settings.parameters)}
+        left = {name: p for name, p in left.items() if name not in own}
         ratio = settings.learning_rate / training.optimizers[0].learning_rate
         optimizers.append(_make_optimizer(list(own.values()), settings, learning_rate * ratio))
     return optimizers

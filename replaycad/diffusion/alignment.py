@@ -25,7 +25,7 @@ STARTS = 4  # pictures tried as the first frame
 ROUNDS = 3
 FREE_GAIN = 0.7  # the whole circle is believed only if it leaves at most this much of the variance
 STEPS = 40
-MAX_KNOWN = 64  # alignments remembered at once; each is but the poses
+MAX_KNOWN = 64  # alignments that an `Aligner` remembers; each is but the poses
 _DEGREES = 57.2958
 _CHUNK = 256  # images moved at once
 
@@ -116,22 +116,23 @@ def all_to_frame(images: torch.Tensor, poses: torch.Tensor, fill: str) -> torch.
     return torch.where(seen | (count == 0), moved, mean)
 
 
-_KNOWN: dict[tuple[bytes, int], Alignment] = {}  # of this process
+class Aligner:
+    """`align` for stored images, which remembers what it found for the last `MAX_KNOWN` classes.
 
-
-def align_once(images: NDArray[np.uint8], seed: int) -> Alignment:
-    """`align`, once per process: every form of keeping a class begins with it and waits for it.
-
-    Args:
-        images: `[N, 3, S, S]` uint8.
-        seed: of the run.
+    Every representation of a class that is tried begins with its poses and would wait for them.
     """
-    key = (hashlib.sha256(images.tobytes()).digest(), seed)
-    if key not in _KNOWN:
-        if len(_KNOWN) >= MAX_KNOWN:
-            _KNOWN.pop(next(iter(_KNOWN)))  # the oldest
-        _KNOWN[key] = align(torch.from_numpy(images), generator(seed, "alignment"))
-    return _KNOWN[key]
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[bytes, int], Alignment] = {}
+
+    def __call__(self, images: NDArray[np.uint8], seed: int) -> Alignment:
+        """Find the poses of `[N, 3, S, S]` uint8 images; `seed` is that of the run."""
+        key = (hashlib.sha256(images.tobytes()).digest(), seed)
+        if key not in self._known:
+            if len(self._known) >= MAX_KNOWN:
+                self._known.pop(next(iter(self._known)))  # the oldest
+            self._known[key] = align(torch.from_numpy(images), generator(seed, "alignment"))
+        return self._known[key]
 
 
 def align(images: torch.Tensor, seed: torch.Generator) -> Alignment:
@@ -206,9 +207,9 @@ def _best_poses(
             error = torch.fft.irfft2(power - 2 * product, s=(size, size))
             error, index = error.masked_fill(too_far, torch.inf).flatten(1).min(1)
             shift = torch.stack([offset[index % size], offset[index // size]], 1) / size
-            found = _compose(turn, torch.cat([torch.zeros(count, 1), shift], 1))
+            moved = _compose(turn, torch.cat([torch.zeros(count, 1), shift], 1))
             better = error < least[number]
-            poses[number] = torch.where(better[:, None], found, poses[number])
+            poses[number] = torch.where(better[:, None], moved, poses[number])
             least[number] = torch.minimum(error, least[number])
     total = least.mean(1) + (disc * frames.square()).sum((1, 2, 3))
     return poses[total.argmin()]

@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -29,6 +30,7 @@ from replaycad.diffusion.presets import (
     scheduler_config,
     split_name,
 )
+from replaycad.diffusion.prompts import TEMPLATES, encode_texts, without_placeholder
 from replaycad.diffusion.set_encoder import SetEncoder
 from replaycad.errors import WeightsError
 from replaycad.runtime import check_compiler
@@ -106,6 +108,11 @@ class Diffusion:
     def num_placed_tokens(self) -> int:
         """K that the unet can read as cells of the picture; 0 where tokens have no place."""
         return self.unet.num_cells if isinstance(self.unet, CellUNet) else 0
+
+    @cached_property
+    def prompt_states(self) -> torch.Tensor:
+        """The distinct training prompts without placeholder, encoded once: `[57, T, D]`."""
+        return encode_texts(self.tokenizer, self.text_encoder, without_placeholder(TEMPLATES))
 
     @property
     def alphas_cumprod(self) -> torch.Tensor:

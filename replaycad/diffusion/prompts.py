@@ -42,6 +42,11 @@ GENERATION_PROMPTS = {
 DEFAULT_INIT_WORD = "object"
 
 
+def without_placeholder(texts: Sequence[str]) -> list[str]:
+    """The distinct texts, each without its placeholder."""
+    return [text.replace(PLACEHOLDER, "").strip() for text in dict.fromkeys(texts)]
+
+
 def tokenize(
     tokenizer: PreTrainedTokenizerBase, text_encoder: PreTrainedModel, texts: Sequence[str]
 ) -> torch.Tensor:
@@ -131,6 +136,8 @@ class Prompts:
         texts: prompts, each holding the placeholder; repeats are encoded once.
         placement: `prompt` or `context`.
         num_tokens: K; with 0 the placeholder is dropped.
+        encoded: `[N, T, D]`, the distinct texts without placeholder where somebody has encoded
+            them; None to do so where they are needed.
 
     Raises:
         ConfigError: a placeholder foreign to the tokenizer, or K too large.
@@ -143,6 +150,7 @@ class Prompts:
         texts: Sequence[str],
         placement: str,
         num_tokens: int,
+        encoded: torch.Tensor | None = None,
     ) -> None:
         distinct = list(dict.fromkeys(texts))
         self.text_encoder = text_encoder
@@ -157,9 +165,10 @@ class Prompts:
                 )
             input_ids = tokenize(tokenizer, text_encoder, distinct)
             self._input_ids, self._slots = insert_slots(input_ids, ids[0], num_tokens)
+        elif encoded is not None:
+            self._encoded = encoded
         else:
-            bare = [text.replace(PLACEHOLDER, "").strip() for text in distinct]
-            self._encoded = encode_texts(tokenizer, text_encoder, bare)
+            self._encoded = encode_texts(tokenizer, text_encoder, without_placeholder(texts))
 
     def __len__(self) -> int:
         return len(self._row)
@@ -249,30 +258,18 @@ def word_embedding(
     return vectors.float().mean(0).expand(num_tokens, -1).clone()
 
 
-@torch.no_grad()
 def random_embedding(
-    tokenizer: PreTrainedTokenizerBase,
-    text_encoder: PreTrainedModel,
-    num_tokens: int,
-    placement: str,
-    rng: torch.Generator,
+    among: torch.Tensor, num_tokens: int, rng: torch.Generator
 ) -> torch.Tensor:
     """K random vectors, where the search starts (paper section 4.2): `[K, D]` float32.
 
-    They are normal around zero, at the scale of the vectors that they will stand among: the text
-    encoder's states of the training prompts with `context`, its token embeddings with `prompt`.
+    They are normal around zero, at the scale of the vectors that they will stand among.
 
     Args:
-        tokenizer: of the backbone.
-        text_encoder: frozen.
+        among: `[..., D]` float: the text encoder's states of the training prompts with `context`,
+            its token embeddings with `prompt`.
         num_tokens: K.
-        placement: `context` or `prompt`.
         rng: on the CPU.
     """
-    if placement == "context":
-        bare = [text.replace(PLACEHOLDER, "").strip() for text in dict.fromkeys(TEMPLATES)]
-        among = encode_texts(tokenizer, text_encoder, bare)
-    else:
-        among = text_encoder.get_input_embeddings().weight
-    scale = among.float().square().mean().sqrt().cpu()
+    scale = among.detach().float().square().mean().sqrt().cpu()
     return scale * torch.randn(num_tokens, among.shape[-1], generator=rng)

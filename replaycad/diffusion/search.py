@@ -12,7 +12,6 @@ from typing import Protocol
 
 import numpy as np
 import torch
-from diffusers import UNet2DConditionModel
 from torch.nn import functional as F
 
 from replaycad.config.recipes import CompressConfig
@@ -92,10 +91,7 @@ def search(
         ConfigError: masks missing, or not of the images' shape.
     """
     _check_masks(conditions, images, masks)
-    prompts = Prompts(
-        diffusion.tokenizer, diffusion.text_encoder, TEMPLATES, conditions.placement,
-        conditions.num_tokens,
-    )  # fmt: skip
+    prompts = _prompts(diffusion, conditions)
     alphas_cumprod = diffusion.alphas_cumprod.to(diffusion.device)
     optimizer = _optimizer(conditions, config)
     done, seen = _restore(checkpoint, conditions, optimizer)
@@ -138,6 +134,15 @@ def search(
             checkpoint.save(done, _state(conditions, optimizer, plateau))
         raise
     return conditions
+
+
+def _prompts(diffusion: Diffusion, conditions: Conditions) -> Prompts:
+    """The training prompts; what the text encoder says of them is constant beside the tokens."""
+    encoded = diffusion.prompt_states if conditions.placement == "context" else None
+    return Prompts(
+        diffusion.tokenizer, diffusion.text_encoder, TEMPLATES, conditions.placement,
+        conditions.num_tokens, encoded,
+    )  # fmt: skip
 
 
 def _check_masks(conditions: Conditions, images: Posterior, masks: Posterior | None) -> None:
@@ -254,28 +259,22 @@ def _unscale(conditions: Conditions, scale: float) -> None:
 
 @contextmanager
 def _checkpointing(diffusion: Diffusion, wanted: bool) -> Iterator[None]:
-    """While open, the unet keeps few activations and computes the others again.
-
-    Raises:
-        ConfigError: if this unet cannot.
-    """
+    """While open, the unet keeps few activations and computes the others again."""
     unet = diffusion.unet
-    if wanted and not isinstance(unet, UNet2DConditionModel):
-        raise ConfigError(
-            "the bundled unet is too small for gradient checkpointing",
-            "use gradient_checkpointing off",
-        )
-    if wanted:
-        unet.enable_gradient_checkpointing()
+    if not wanted or isinstance(unet, CellUNet):
+        yield
+        return
+    unet.enable_gradient_checkpointing()
     try:
         yield
     finally:
-        if wanted:
-            unet.disable_gradient_checkpointing()
+        unet.disable_gradient_checkpointing()
 
 
 def _passes(diffusion: Diffusion, config: CompressConfig, report: Report) -> Passes:
     """How a batch is divided, told where it is not the whole."""
+    if isinstance(diffusion.unet, CellUNet):  # too small for checkpointing, see `check_fits`
+        config = replace(config, gradient_checkpointing="off")
     area = diffusion.latent_size**2
     width = diffusion.dtype.itemsize
     free = free_memory_bytes(diffusion.device)

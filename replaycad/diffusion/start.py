@@ -85,7 +85,9 @@ def _text_start(
     num_tokens = config.num_tokens or placed or BACKBONES["ldm256"].num_tokens
     if config.init == "random":
         rng = generator(seed, "embedding-start")
-        return random_embedding(*networks, num_tokens, placement, rng)
+        embeddings = diffusion.text_encoder.get_input_embeddings().weight
+        among = diffusion.prompt_states if placement == "context" else embeddings
+        return random_embedding(among, num_tokens, rng)
     word = config.init_word or init_word or DEFAULT_INIT_WORD
     return word_embedding(*networks, word, num_tokens, placement)
 

@@ -8,9 +8,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType, TracebackType
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from replaycad.artifacts.checkpoints import Checkpoint
 from replaycad.artifacts.conditions import ConditionsArtifact
@@ -27,6 +28,9 @@ from replaycad.engine.staleness import KINDS, Plan, make_plan
 from replaycad.engine.timings import Timings
 from replaycad.errors import ArtifactError, ConfigError
 from replaycad.progress import Report, silent
+
+if TYPE_CHECKING:
+    from replaycad.diffusion.alignment import Aligner
 
 
 class Stage(ABC):
@@ -168,6 +172,13 @@ class Builder:
         trace: TracebackType | None,
     ) -> None:
         self.digests.cache.save()
+
+    @cached_property
+    def aligner(self) -> "Aligner":
+        """Finds the poses of a class's images, once for all that is built from them."""
+        from replaycad.diffusion.alignment import Aligner
+
+        return Aligner()
 
     def class_names(self, wanted: Sequence[str], stored: bool = False) -> list[str]:
         """The classes that were asked for; `all` stands for every one there is.

@@ -152,7 +152,7 @@ class CompressStage(Stage):
             kept, rows = keep_exemplars(
                 self._samples, masks, self._builder.models.exemplar_encoder(),
                 backbone_sizes(config.backbone)[1], config, self._seed, header,
-                self._builder.report, kept,
+                self._builder.report, kept, self._builder.aligner,
             )  # fmt: skip
         return kept, rows
 
@@ -179,7 +179,7 @@ class CompressStage(Stage):
                 known.pop(next(iter(known)))
             known[key] = compress_class(
                 self._samples, masks, diffusion, config, self._seed, header, builder.report,
-                checkpoint, builder.settings.save_every_seconds,
+                checkpoint, builder.settings.save_every_seconds, builder.aligner,
             )  # fmt: skip
         searched = known[key]
         return replace(searched, header={**header, "placement": searched.header["placement"]})

@@ -9,7 +9,7 @@ from replaycad.artifacts.detector import DetectorArtifact
 from replaycad.artifacts.scores import mirror_in_json
 from replaycad.config.recipes import EvalConfig, TrainConfig
 from replaycad.data.samples import test_samples
-from replaycad.detectors.presets import resolve_defaults
+from replaycad.detectors.registry import resolve_defaults
 from replaycad.engine.builder import Builder, Stage
 from replaycad.engine.staleness import Plan, check_same_encoder
 

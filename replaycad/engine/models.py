@@ -71,7 +71,7 @@ class Models:
     def encoder(self, name: str, detector: str, preset: str) -> "Encoder":
         """The encoder of this name, with the levels that a detector reads."""
         from replaycad.detectors.encoders import load_encoder
-        from replaycad.detectors.presets import preset_for
+        from replaycad.detectors.registry import preset_for
 
         levels = preset_for(detector, preset).levels
         return self.load(

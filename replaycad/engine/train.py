@@ -12,7 +12,7 @@ from replaycad.artifacts.replays import ReplaysReader
 from replaycad.config.recipes import TrainConfig
 from replaycad.data.mixture import Mixture, Source
 from replaycad.data.samples import train_samples
-from replaycad.detectors.presets import preset_for, resolve_defaults
+from replaycad.detectors.registry import preset_for, resolve_defaults
 from replaycad.distributed import ranks
 from replaycad.engine.builder import Builder, Stage
 from replaycad.engine.replay import prepare_replays

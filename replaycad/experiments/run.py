@@ -14,7 +14,7 @@ from replaycad.artifacts.format import read_header
 from replaycad.artifacts.scores import SCORES
 from replaycad.config.recipes import TrainConfig
 from replaycad.data.samples import test_samples, train_samples
-from replaycad.detectors.presets import preset_for
+from replaycad.detectors.registry import preset_for
 from replaycad.engine.builder import Builder, Outcome, Stage
 from replaycad.engine.compress import CompressStage
 from replaycad.engine.evaluate import EvalStage
@@ -25,6 +25,7 @@ from replaycad.engine.train import TrainStage
 from replaycad.errors import ArtifactError, BudgetError, ConfigError, ReplayCadError
 from replaycad.experiments import plan as sequence
 from replaycad.experiments.plan import Cell, Step
+from replaycad.experiments.strategies import STRATEGIES
 from replaycad.progress import Report
 
 Refused = dict[Cell, str]
@@ -75,7 +76,7 @@ def run_sequence(
         # PIL is not needed while all is up to date.
         from replaycad.experiments.contact_sheet import draw_sheet  # noqa: PLC0415
 
-        drawing = [cell for cell in left if sequence.form_of(cell.strategy) in sequence.KEEPING]
+        drawing = [cell for cell in left if STRATEGIES[cell.strategy].keeps_classes]
         stored = {
             one: sequence.artifact_name(one, drawing[0]) if drawing else one
             for one in cells[0].classes
@@ -106,13 +107,14 @@ def _fitting(builder: Builder, cells: Sequence[Cell]) -> list[Cell]:
 
 
 def _misfit(config: TrainConfig, strategy: str) -> ConfigError | None:
-    has_weights = bool(preset_for(config.detector, config.preset).training.optimizers)
-    if strategy in sequence.PENALIZED and not has_weights:
+    needs = STRATEGIES[strategy].needs
+    has_banks = preset_for(config.detector, config.preset).has_memory_banks
+    if needs == "loss" and has_banks:
         return ConfigError(
             f"strategy '{strategy}' protects trained weights, but {config.detector} has none",
             "use a detector that trains with a loss, such as invad",
         )
-    if strategy in sequence.BANKED and has_weights:
+    if needs == "memory banks" and not has_banks:
         return ConfigError(
             f"strategy '{strategy}' keeps memory banks, but {config.detector} has none",
             "use --detector patchcore",
@@ -209,7 +211,7 @@ def _kept_results(
             scores=lambda step: _scores(by_step[step]),
             seconds=lambda step: by_step[step].seconds,
             num_bytes=lambda cell, name: (
-                remembered(cell) if cell.strategy in sequence.GOING_ON
+                remembered(cell) if STRATEGIES[cell.strategy].goes_on
                 else _bytes_kept(builder, by_step, cell, name)
             ),
         )  # fmt: skip
@@ -253,7 +255,7 @@ def _remembered(by_step: Mapping[Step, Outcome], cell: Cell) -> int:
     last = [step for step in by_step if cell in step.cells and step.stage == "train"][-1]
     detector = DetectorArtifact.load(by_step[last].plan.path)
     kept = [*detector.penalty.values()]
-    if cell.strategy in sequence.BANKED:
+    if STRATEGIES[cell.strategy].needs == "memory banks":
         kept += detector.state.values()
     elif len(detector.state.get("memory_class", ())) > 1:
         kept += [value for name, value in detector.state.items() if name.startswith("memory_")]
@@ -267,7 +269,7 @@ def _bytes_kept(
 
     Conditions or all images; importances, banks and Gaussians are `_remembered`.
     """
-    if cell.strategy == "joint":
+    if STRATEGIES[cell.strategy].uses_all_images:
         images = train_samples(builder.settings.data, name)
         return sum(sample.path.stat().st_size for sample in images)
     own = [step for step in by_step if cell in step.cells]

@@ -16,7 +16,7 @@ from replaycad.config.recipes import (
 )
 from replaycad.data.samples import find_classes
 from replaycad.detectors.encoder_files import ENCODER_FILE, PUBLISHED
-from replaycad.detectors.presets import resolve_defaults
+from replaycad.detectors.registry import resolve_defaults
 from replaycad.diffusion.presets import BACKBONES, hub_place, needed_files, split_name
 from replaycad.engine.inputs import NO_SEGMENTER
 from replaycad.errors import ConfigError, DatasetError

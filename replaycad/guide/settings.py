@@ -2,7 +2,7 @@
 
 Within one stage's command the stage may be left out: `replaycad train --set num_steps=400`. Here 0
 or - means: as the backbone, the set encoder, the class's policy or the preset of the detector says.
-Presets, `mini` for the bundled encoder and the papers' `full`, stand in `detectors/presets.py`, what
+Presets, `mini` for the bundled encoder and the papers' `full`, stand in `detectors/<name>/preset.py`, what
 each field means in `recipes.py`. Without `--recipe` the backbone brings one: the bundled one `mini`,
 any other `fast`; a backbone that is named with `paper` or `fast` brings its batch and rates.
 """

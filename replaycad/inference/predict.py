@@ -22,7 +22,7 @@ from replaycad.artifacts.store import Store
 from replaycad.data.images import read_picture, square_pixels
 from replaycad.data.samples import IMAGE_SUFFIXES
 from replaycad.detectors.encoders import Encoder, load_encoder
-from replaycad.detectors.presets import preset_for
+from replaycad.detectors.registry import preset_for
 from replaycad.engine.inputs import InputDigests
 from replaycad.engine.staleness import check_same_encoder
 from replaycad.errors import ArtifactError, ConfigError, DatasetError

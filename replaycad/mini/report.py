@@ -21,8 +21,8 @@ from replaycad.continual.coverage import pyramids
 from replaycad.data.images import load_images
 from replaycad.data.samples import find_classes, test_samples, train_samples
 from replaycad.detectors.encoders import IMAGENET_MEAN, IMAGENET_STD, Encoder, load_encoder
-from replaycad.detectors.patchcore import PatchCore
-from replaycad.detectors.structures import PatchCorePreset
+from replaycad.detectors.patchcore.network import PatchCore
+from replaycad.detectors.patchcore.preset import PatchCorePreset
 from replaycad.diffusion.backbones import load_backbone
 from replaycad.engine.builder import Builder
 from replaycad.engine.compress import CompressStage

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from replaycad.artifacts.conditions import ConditionsArtifact
-from replaycad.config.recipes import CompressConfig, Form
+from replaycad.config.recipes import CompressConfig, Representation
 from replaycad.continual import representations
 from replaycad.continual.budget import IMAGE_BUDGET
 from replaycad.continual.coverage import separations
@@ -54,9 +54,9 @@ def choose_representation(
         BudgetError: if no representation fits into the budget.
     """
     budget = config.budget or IMAGE_BUDGET
-    tried: dict[Form, ConditionsArtifact] = {}
+    tried: dict[Representation, ConditionsArtifact] = {}
     unseen = np.ones(len(samples), np.bool_)  # images that no representation holds
-    for form in representations.FORMS:
+    for form in representations.REPRESENTATIONS:
         trial = replace(config, keep=form, budget=budget)
         try:
             tried[form], rows = keep(trial, representations.header_alone(header, form))
@@ -69,12 +69,12 @@ def choose_representation(
     if not tried:
         message = f"compress: a budget of {config.budget} bytes is too small for any form"
         raise BudgetError(message, "give more")
-    measured: dict[Form, float] = {}
+    measured: dict[Representation, float] = {}
     if len(tried) > 1:
         rest = np.flatnonzero(unseen)
         images = [samples[row] for row in rest[evenly_spaced(len(rest), representations.TRIED_ON)]]
         measured = _separations(tried, images, draw, load_encoder, header, seed)
-    best = representations.chosen_form(measured) if measured else next(iter(tried))
+    best = representations.chosen_representation(measured) if measured else next(iter(tried))
     told = "".join(f"; {form} tells {value:.3f} apart" for form, value in measured.items())
     report.note(f"{class_name}: kept as {best}{told}")
     kept = replace(tried[best], header={**tried[best].header, "config": header["config"]})
@@ -83,13 +83,13 @@ def choose_representation(
 
 
 def _separations(
-    tried: Mapping[Form, ConditionsArtifact],
+    tried: Mapping[Representation, ConditionsArtifact],
     samples: Sequence[Sample],
     draw: Draw,
     load_encoder: Callable[[], Encoder],
     header: dict[str, Any],
     seed: int,
-) -> dict[Form, float]:
+) -> dict[Representation, float]:
     """How well replays of each tell these images from the same with a piece pasted in."""
     drawn = {form: draw(kept, {**header, "key": form}) for form, kept in tried.items()}
     real = load_images(samples, next(iter(drawn.values())).shape[-1])

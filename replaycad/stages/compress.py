@@ -17,8 +17,8 @@ from replaycad.data.images import evenly_spaced, load_images
 from replaycad.data.samples import Sample
 from replaycad.detectors.encoders import Encoder
 from replaycad.diffusion.alignment import (
+    Aligner,
     Alignment,
-    align_once,
     all_to_frame,
     beyond_border,
     to_frame,
@@ -66,6 +66,7 @@ def compress_class(
     report: Report = silent,
     checkpoint: SearchCheckpoint | None = None,
     save_every_seconds: float = 60.0,
+    aligner: Aligner | None = None,
 ) -> ConditionsArtifact:
     """Search the conditions of one class.
 
@@ -80,6 +81,7 @@ def compress_class(
         report: hears of encoding and search.
         checkpoint: keeps the state of the search.
         save_every_seconds: time between two savings of it.
+        aligner: finds the poses, if it does not know them; None for a new one.
 
     Returns:
         the conditions, with M of the masks at the backbone's image size, at most `MAX_MASK_SIZE`.
@@ -100,7 +102,9 @@ def compress_class(
     if config.alignment == "auto":
         # The poses say how the class moves, better than the policy's guess.
         augmentation = "none"
-        found, images, resized = _into_frame(images, resized, policy["mask_rule"], seed)
+        found, images, resized = _into_frame(
+            images, resized, policy["mask_rule"], seed, aligner or Aligner()
+        )
         poses = found.poses[evenly_spaced(len(samples), MAX_POSES)].numpy()
         how = "turn freely" if found.is_free else "lie alike"
         report.note(
@@ -156,6 +160,7 @@ def keep_exemplars(
     header: dict[str, Any],
     report: Report = silent,
     conditions: ConditionsArtifact | None = None,
+    aligner: Aligner | None = None,
 ) -> tuple[ConditionsArtifact, list[int]]:
     """Keep real images of one class in place of conditions, or beside them, at equal bytes.
 
@@ -169,6 +174,7 @@ def keep_exemplars(
         header: common part of the artifact's header.
         report: hears how many are kept.
         conditions: that they are kept beside; None for images alone.
+        aligner: finds the poses, if it does not know them; None for a new one.
 
     Returns:
         the conditions, or such without tokens and masks, with as many images as the budget holds:
@@ -184,7 +190,9 @@ def keep_exemplars(
     poses, targets, framed = np.zeros((len(images), 3), np.float32), None, images
     if config.alignment == "auto":
         whole = np.ones((len(images), image_size, image_size), np.bool_)
-        found, framed, _ = _into_frame(images, whole, policy["mask_rule"], seed)
+        found, framed, _ = _into_frame(
+            images, whole, policy["mask_rule"], seed, aligner or Aligner()
+        )
         poses = found.poses.numpy()
         targets = poses[evenly_spaced(len(samples), MAX_EXEMPLAR_POSES)]
     if policy["train_augmentation"] in ("rotate_180", "six_way"):
@@ -294,10 +302,10 @@ def _spoilt(object_masks: np.ndarray, config: CompressConfig, seed: int) -> np.n
 
 
 def _into_frame(
-    images: np.ndarray, object_masks: np.ndarray, mask_rule: str, seed: int
+    images: np.ndarray, object_masks: np.ndarray, mask_rule: str, seed: int, aligner: Aligner
 ) -> tuple[Alignment, np.ndarray, np.ndarray]:
     """Find the poses; images `[N, 3, S, S]` and masks `[N, S, S]` moved into the class's frame."""
-    found = align_once(images, seed)
+    found = aligner(images, seed)
     fill = beyond_border(mask_rule)
     moved = all_to_frame(torch.from_numpy(images), found.poses, fill).numpy()
     masks = torch.from_numpy(object_masks)[:, None].float()

@@ -11,9 +11,9 @@ from replaycad.artifacts.scores import ScoresArtifact
 from replaycad.config.recipes import EvalConfig
 from replaycad.data.images import load_anomaly_mask, load_images
 from replaycad.data.samples import Sample
-from replaycad.detectors.build import build_detector
 from replaycad.detectors.encoders import Encoder
 from replaycad.detectors.interface import Detector
+from replaycad.detectors.registry import build_detector
 from replaycad.errors import ArtifactError
 from replaycad.metrics import class_metrics, mean_over_classes
 from replaycad.progress import Report, silent
@@ -97,7 +97,7 @@ def rebuild_detector(trained: DetectorArtifact, encoder: Encoder) -> Detector:
             f"the detector's parameters do not fit {trained.detector} ({trained.preset}): {reason}",
             "train it again with this version",
         ) from None
-    return detector.to(next(encoder.buffers()).device).eval()
+    return detector.to(encoder.device).eval()
 
 
 def _class_maps(

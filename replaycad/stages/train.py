@@ -14,12 +14,11 @@ from replaycad.config.recipes import TrainConfig
 from replaycad.continual.penalties import IMPORTANCES, Penalty, added, normalized
 from replaycad.data.images import evenly_spaced
 from replaycad.data.mixture import Mixture, batches
-from replaycad.detectors.build import build_detector
 from replaycad.detectors.encoders import Encoder
 from replaycad.detectors.feature_cache import FeatureCache
 from replaycad.detectors.interface import Detector
 from replaycad.detectors.optimization import make_optimizers, optimize_step
-from replaycad.detectors.presets import preset_for, resolve_defaults
+from replaycad.detectors.registry import build_detector, preset_for, resolve_defaults
 from replaycad.detectors.shared_norm import share
 from replaycad.distributed import average_gradients, ranks, wait
 from replaycad.errors import ArtifactError, ConfigError, TrainingError
@@ -77,7 +76,6 @@ def train_detector(
         ConfigError: if a penalty is asked of a detector without a loss.
     """
     config = resolve_defaults(config)
-    device = next(encoder.buffers()).device
     detector = build_detector(
         config.detector, config.preset, encoder.channels, encoder.strides, config.image_size,
         stream_seed(seed, "detector"),
@@ -90,8 +88,8 @@ def train_detector(
         # To fine-tune a memory bank is to replace it: adding to it would keep the old classes.
         if detector.trained_by != "fit" or config.banks == "extend":
             detector.load_state_dict({k: torch.from_numpy(v) for k, v in init.state.items()})
-    detector.to(device)
-    remembered = _remembered(init, config, device)
+    detector.to(encoder.device)
+    remembered = _remembered(init, config, encoder.device)
     uses = _uses(config, mixture) if detector.trained_by != "fit" else 1.0
     features = FeatureCache(
         encoder, mixture.images, len(mixture), config.batch_size, uses, report
@@ -106,8 +104,8 @@ def train_detector(
             detector.shrink()
     detector.eval()
     if config.penalty != "none":
-        found = _importances(detector, features, mixture, config, seed)
-        remembered = added(found, remembered) if remembered else found
+        importances = _importances(detector, features, mixture, config, seed)
+        remembered = added(importances, remembered) if remembered else importances
     return DetectorArtifact(
         detector=config.detector,
         preset=config.preset,
@@ -125,9 +123,9 @@ def train_detector(
 
 def _check_same_kind(init: DetectorArtifact, config: TrainConfig, header: dict[str, Any]) -> None:
     wanted = (config.detector, config.preset, config.image_size, header["weights"])
-    found = (init.detector, init.preset, init.image_size, init.header.get("weights"))
+    known = (init.detector, init.preset, init.image_size, init.header.get("weights"))
     for what, here, there in zip(
-        ("detector", "preset", "image_size", "encoder weights"), wanted, found, strict=True
+        ("detector", "preset", "image_size", "encoder weights"), wanted, known, strict=True
     ):
         if here != there:
             raise ArtifactError(
@@ -307,14 +305,14 @@ class _Loop:
     def _restore_moments(
         self, optimizer: torch.optim.Optimizer, tensors: dict[str, np.ndarray]
     ) -> None:
-        own = {id(one) for group in optimizer.param_groups for one in group["params"]}
+        own = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
         for name, parameter in self._detector.named_parameters():
             start = f"moment.{name}/"
-            found = [key for key in tensors if key.startswith(start)]
-            if id(parameter) in own and found:
+            own_keys = [key for key in tensors if key.startswith(start)]
+            if id(parameter) in own and own_keys:
                 optimizer.state[parameter] = {
                     key.removeprefix(start): torch.from_numpy(tensors[key]).to(parameter.device)
-                    for key in found
+                    for key in own_keys
                 }
 
 
@@ -334,8 +332,8 @@ def _thresholds(
     rows = evenly_spaced(len(mixture), THRESHOLD_IMAGES)
     classes = mixture.class_index
     places = np.empty(len(classes), np.int64)  # of each image among those of its class
-    for one in np.unique(classes):
-        own = np.flatnonzero(classes == one)
+    for index in np.unique(classes):
+        own = np.flatnonzero(classes == index)
         places[own] = np.arange(len(own))
     scores, pixels = [], []
     for chunk in np.array_split(rows, math.ceil(len(rows) / batch_size)):
@@ -346,9 +344,9 @@ def _thresholds(
         pixels.append(maps[:, ::2, ::2].flatten(1).cpu().numpy())
     image_scores, map_values = np.concatenate(scores), np.concatenate(pixels)
     by_class = {}
-    for one in np.unique(classes[rows]):
-        own = classes[rows] == one
-        by_class[class_order[one]] = _limits(image_scores[own], map_values[own])
+    for index in np.unique(classes[rows]):
+        own = classes[rows] == index
+        by_class[class_order[index]] = _limits(image_scores[own], map_values[own])
     return {**_limits(image_scores, map_values), "by_class": by_class}
 
 
@@ -356,8 +354,8 @@ def _limits(
     image_scores: NDArray[np.float32], map_values: NDArray[np.float32]
 ) -> dict[str, float]:
     """Image score and map value that 1 % of images and pixels exceed, and their medians."""
-    found = {"false_alarm_rate": FALSE_ALARM_RATE}
+    limits = {"false_alarm_rate": FALSE_ALARM_RATE}
     for name, values in (("image", image_scores), ("pixel", map_values)):
-        found[name] = float(np.quantile(values, 1 - FALSE_ALARM_RATE))
-        found[f"typical_{name}"] = float(np.median(values))
-    return found
+        limits[name] = float(np.quantile(values, 1 - FALSE_ALARM_RATE))
+        limits[f"typical_{name}"] = float(np.median(values))
+    return limits

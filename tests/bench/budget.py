@@ -25,19 +25,19 @@ from replaycad.engine.train import TrainStage
 from replaycad.errors import BudgetError
 from replaycad.progress import silent
 
-FORMS = ("exemplars", "conditions", "hybrid", "auto")
+REPRESENTATIONS = ("exemplars", "conditions", "hybrid", "auto")
 FIGURES = ("image_auroc", "pixel_ap")
 
 
 def last_step(
-    builder: Builder, classes: Sequence[str], form: str, budget: int, seed: int
+    builder: Builder, classes: Sequence[str], keep: str, budget: int, seed: int
 ) -> dict[str, Any]:
     """Figures of one detector, as fractions; `bytes` is the mean of the past classes' files."""
-    name = f"{form}-{budget}-{seed}"
+    name = f"{keep}-{budget}-{seed}"
     start = time.monotonic()
     past = [f"{one}-{name}" for one in classes[:-1]]
     for one, stored in zip(classes, past, strict=False):
-        builder.build(CompressStage(builder, one, stored, seed, {"keep": form, "budget": budget}))
+        builder.build(CompressStage(builder, one, stored, seed, {"keep": keep, "budget": budget}))
         builder.build(ReplayStage(builder, stored, seed, one))
     detector = f"{builder.settings.config(TrainConfig).detector}-{name}"
     builder.build(TrainStage(builder, classes[-1:], past, detector, seed))
@@ -46,7 +46,7 @@ def last_step(
     chosen = [read_header(builder.store.path("conditions", one)).get("form") for one in past]
     metrics = read_header(outcome.plan.path)["metrics"]["classes"]
     return {
-        "form": form, "budget": budget, "seed": seed, "bytes": round(fmean(sizes)),
+        "keep": keep, "budget": budget, "seed": seed, "bytes": round(fmean(sizes)),
         "chosen": chosen, "seconds": round(time.monotonic() - start),
         **{figure: fmean(metrics[one][figure] for one in classes[:-1]) for figure in FIGURES},
         "classes": {one: [metrics[one][figure] for figure in FIGURES] for one in classes},
@@ -60,7 +60,7 @@ def main() -> None:
     parser.add_argument("--store", type=Path, default=Path("build/budget"))
     parser.add_argument("--order", nargs="+", default=[], help="of the classes; default: by name")
     parser.add_argument("--budget", type=int, nargs="+", default=[25_000, 50_000, 100_000, 200_000])
-    parser.add_argument("--form", nargs="+", default=list(FORMS))
+    parser.add_argument("--keep", nargs="+", default=list(REPRESENTATIONS))
     parser.add_argument("--seed", type=int, nargs="+", default=[0])
     parser.add_argument("--num", type=int, default=100)
     parser.add_argument("--detector", default="patchcore")
@@ -79,22 +79,22 @@ def main() -> None:
 
 
 def compare(builder: Builder, classes: Sequence[str], typed: argparse.Namespace) -> None:
-    """One row per budget and form; a class is searched once for all of them."""
+    """One row per budget and representation; a class is searched once for all of them."""
     for budget in typed.budget:
-        for form in typed.form:
+        for keep in typed.keep:
             rows = []
             for seed in typed.seed:
                 try:
-                    rows.append(last_step(builder, classes, form, budget, seed))
+                    rows.append(last_step(builder, classes, keep, budget, seed))
                 except BudgetError as error:
-                    sys.stdout.write(f"{form} {budget}: {error.message}\n")
+                    sys.stdout.write(f"{keep} {budget}: {error.message}\n")
                     break
                 sys.stdout.write(json.dumps(rows[-1]) + "\n")
                 sys.stdout.flush()
             if rows:
                 columns = [[100 * row[figure] for row in rows] for figure in FIGURES]
                 cells = [f"{fmean(column):.1f} +- {pstdev(column):.1f}" for column in columns]
-                told = (str(budget), form, str(rows[0]["bytes"]), *cells)
+                told = (str(budget), keep, str(rows[0]["bytes"]), *cells)
                 sys.stdout.write(f"| {' | '.join(told)} |\n")
             sys.stdout.flush()
 

@@ -6,10 +6,9 @@ from collections.abc import Callable
 
 import torch
 
-from replaycad.detectors.build import build_detector
 from replaycad.detectors.optimization import make_optimizers, optimize_step
-from replaycad.detectors.patchcore import embed, greedy_coreset
-from replaycad.detectors.presets import preset_for
+from replaycad.detectors.patchcore.network import embed, greedy_coreset
+from replaycad.detectors.registry import build_detector, preset_for
 from tests.detectors.grouped import per_sample
 from tests.detectors.test_patchcore import embedding_by_the_published_chain
 

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from replaycad.artifacts.detector import DetectorArtifact
-from replaycad.detectors.presets import DETECTORS
+from replaycad.detectors.registry import DETECTORS
 
 COLUMNS = ("detector", "encoder", "million numbers", "train s", "eval s", "peak GB", "image AUROC",
            "pixel AP")  # fmt: skip

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 
 from replaycad.artifacts.detector import DetectorArtifact
-from replaycad.detectors.build import build_detector
 from replaycad.detectors.encoders import load_encoder
+from replaycad.detectors.registry import build_detector
 from replaycad.inference.predict import DetectorGraph, Predictor
 from tests.bench.pairs import paired
 

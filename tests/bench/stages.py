@@ -18,11 +18,10 @@ from replaycad.config.recipes import CompressConfig, ReplayConfig, TrainConfig, 
 from replaycad.data.images import load_images
 from replaycad.data.mixture import Mixture, Source
 from replaycad.data.samples import Sample, find_classes, train_samples
-from replaycad.detectors.build import build_detector
 from replaycad.detectors.encoders import load_encoder
 from replaycad.detectors.feature_cache import FeatureCache
 from replaycad.detectors.optimization import make_optimizers, optimize_step
-from replaycad.detectors.presets import preset_for, resolve_defaults
+from replaycad.detectors.registry import build_detector, preset_for, resolve_defaults
 from replaycad.diffusion.backbones import Diffusion, load_backbone
 from replaycad.diffusion.conditioning import Conditions
 from replaycad.diffusion.posterior import Posterior, encode_posterior

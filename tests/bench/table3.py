@@ -36,7 +36,7 @@ from replaycad.engine.evaluate import EvalStage
 from replaycad.engine.mask import MaskStage
 from replaycad.engine.replay import ReplayStage
 from replaycad.engine.train import TrainStage
-from replaycad.experiments.plan import KEEPING
+from replaycad.experiments.strategies import STRATEGIES
 from replaycad.mini.world import HELD_OUT_SEED, ClassSpec, draw, draw_class, write_dataset
 from replaycad.segmentation.sam import load_segmenter
 from replaycad.stages.replay import rebuild_conditions
@@ -46,7 +46,7 @@ CHOOSING, REPORTING = slice(3), slice(3, 7)  # of the classes found
 MOTIONS = {"far": ({"turned", "shifted", "anywhere"}, 0.75), "little": ({"steady"}, 0.95)}
 LEAST_AREA, MASKS_IOU = 0.03, 0.8
 TRAIN, GOOD, DEFECTIVE, UNSEEN = 60, 20, 30, 12  # images of a class
-STRATEGIES = ("none", "spatial", "semantic", "replay")
+COMPARED = ("none", "spatial", "semantic", "replay")
 MECHANISMS = {
     "paper": {"compress.alignment": "none", "compress.num_variations": "0"},
     "default": {},
@@ -95,7 +95,8 @@ def score(builder: Builder, name: str, strategy: str, mechanism: str, seed: int)
     if strategy == "real":
         builder.build(TrainStage(builder, [name], [], stored, seed))
     else:
-        builder.build(CompressStage(builder, name, stored, seed, dict(KEEPING[strategy])))
+        changes = dict(STRATEGIES[strategy].compress or ())
+        builder.build(CompressStage(builder, name, stored, seed, changes))
         builder.build(ReplayStage(builder, stored, seed, name))
         builder.build(TrainStage(builder, [], [stored], stored, seed))
     outcome = builder.build(EvalStage(builder, [name], stored))
@@ -148,7 +149,7 @@ def main() -> None:
     parser.add_argument("--choosing", action="store_true", help="on the classes for choosing")
     parser.add_argument("--motion", choices=MOTIONS, default="far")
     parser.add_argument("--mechanism", choices=MECHANISMS, default="paper")
-    parser.add_argument("--strategy", nargs="+", default=["real", *STRATEGIES])
+    parser.add_argument("--strategy", nargs="+", default=["real", *COMPARED])
     parser.add_argument("--seed", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--set", nargs="+", default=[], help="settings, as the program takes them")
     typed = parser.parse_args()

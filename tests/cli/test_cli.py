@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 
 from replaycad.cli.console import TerminalReport
@@ -159,7 +160,7 @@ def test_eval_without_detector_says_how_to_train_one(run):
 
 def test_unknown_weights_say_how_to_get_them(run, monkeypatch, tmp_path):
     monkeypatch.setenv("REPLAYCAD_WEIGHTS", str(tmp_path / "weights"))
-    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
 
     segmenter = one_line_error(run("mask", "--class", "disc", "--set", "segmenter=vit_b"))
     assert str(tmp_path / "weights" / "sam_vit_b_01ec64.pth") in segmenter
@@ -353,7 +354,7 @@ def test_doctor_names_versions_and_what_is_missing():
 
 def test_doctor_shows_one_command_for_whatever_is_missing(monkeypatch, tmp_path):
     monkeypatch.setenv("REPLAYCAD_WEIGHTS", str(tmp_path / "weights"))
-    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
 
     lines = [line for line in invoke(["doctor"]).stdout.splitlines() if "replaycad fetch" in line]
 

@@ -118,7 +118,7 @@ def test_sizes_are_read_off_the_configs(ground):
 def test_a_missing_network_names_the_recipe_only_where_one_is_meant(
     ground, monkeypatch, backbone, command
 ):
-    monkeypatch.setenv("HF_HUB_CACHE", str(ground / "none"))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(ground / "none"))
     monkeypatch.setenv("REPLAYCAD_WEIGHTS", str(ground / "none"))
 
     refused = invoke(["train", "--class", "disc", "--data", ground / "data", "--store",

@@ -14,7 +14,7 @@ from replaycad.artifacts.replays import ReplaysReader
 from replaycad.config.recipes import ReplayConfig
 from replaycad.continual.coverage import cut_and_paste, distance, separations, symmetries
 from replaycad.continual.exemplars import coverage_order, decode, encode, fill, vary
-from replaycad.continual.representations import chosen_form, tried_drawing
+from replaycad.continual.representations import chosen_representation, tried_drawing
 from replaycad.data.images import load_images
 from replaycad.data.samples import train_samples
 from replaycad.detectors.encoders import load_encoder
@@ -244,7 +244,7 @@ def test_auto_keeps_the_very_images_of_the_form_that_tells_images_it_lacks_apart
     separations = kept.header["separations"]
     assert len(separations) >= 2
     assert all(0 <= value <= 1 for value in separations.values())
-    assert kept.header["form"] == chosen_form(separations)
+    assert kept.header["form"] == chosen_representation(separations)
     assert path.stat().st_size <= int(budget)
     assert run("replay", "--class", "disc").exit_code == 0
     assert states(run, *again) == [("hit", "")]
@@ -282,7 +282,7 @@ def test_auto_keeps_all_images_where_they_fit_and_searches_nothing(run, tmp_path
     ],
 )
 def test_a_form_that_needs_more_must_be_clearly_better(separations, form):
-    assert chosen_form(separations) == form
+    assert chosen_representation(separations) == form
 
 
 def test_forms_are_tried_with_as_many_replays_as_are_learned_from_up_to_a_limit():

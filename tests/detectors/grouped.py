@@ -8,7 +8,7 @@ import types
 
 from torch.nn import functional as F
 
-from replaycad.detectors.blocks import SLOPE, EqualizedUp, ModulatedConv, ResidualBlock
+from replaycad.detectors.invad.blocks import SLOPE, EqualizedUp, ModulatedConv, ResidualBlock
 
 
 def per_sample(detector):

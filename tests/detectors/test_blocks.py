@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from replaycad.detectors.blocks import (
+from replaycad.detectors.invad.blocks import (
     EqualizedConv,
     EqualizedUp,
     ModulatedConv,

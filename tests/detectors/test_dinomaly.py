@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from replaycad.detectors.dinomaly import Dinomaly, LinearAttention
-from replaycad.detectors.structures import DinomalyPreset
+from replaycad.detectors.dinomaly.network import Dinomaly, LinearAttention
+from replaycad.detectors.dinomaly.preset import DinomalyPreset
 from replaycad.errors import ConfigError
 
 

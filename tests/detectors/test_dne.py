@@ -5,8 +5,8 @@ import pytest
 import torch
 from sklearn.covariance import ledoit_wolf
 
-from replaycad.detectors.build import build_detector
-from replaycad.detectors.dne import _draw, cut_and_paste
+from replaycad.detectors.dne.network import _draw, cut_and_paste
+from replaycad.detectors.registry import build_detector
 from replaycad.errors import ConfigError
 
 CHANNELS, STRIDES, SIZE = (6, 4), (8, 16), 64

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 
+import huggingface_hub
 import pytest
 import timm
 import torch
@@ -12,7 +13,7 @@ from safetensors.torch import save_file
 from replaycad.detectors import encoder_files as files
 from replaycad.detectors.encoder_files import encoder_files, locate_encoder
 from replaycad.detectors.encoders import load_encoder
-from replaycad.detectors.presets import DETECTORS, preset_for
+from replaycad.detectors.registry import DETECTORS, preset_for
 from replaycad.errors import ConfigError, WeightsError
 
 NAME = "resnet10t"
@@ -45,7 +46,7 @@ def test_a_whole_classifier_in_the_hub_cache_loads(tmp_path, monkeypatch):
     (folder / "refs" / "main").write_text("abc")
     model = timm.create_model(NAME, pretrained=False)
     save_file(model.state_dict(), snapshot / "model.safetensors")
-    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
 
     encoder = load_encoder(NAME)
 
@@ -82,14 +83,16 @@ def test_levels_that_a_network_lacks_are_refused_in_one_line(weights):
     assert "\n" not in str(caught.value)
 
 
-def test_hub_cache_follows_the_environment(tmp_path, monkeypatch):
-    monkeypatch.delenv("HF_HUB_CACHE", raising=False)
-    monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
+@pytest.mark.parametrize("name", ["resnet34.bt_in1k", "no such name", "a/b/c", ".."])
+def test_what_the_hub_s_cache_lacks_is_fetched_by_the_command_in_the_hint(
+    name, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
 
-    with pytest.raises(WeightsError, match=str(tmp_path / "home" / "hub")) as caught:
-        locate_encoder("resnet34.bt_in1k")
+    with pytest.raises(WeightsError, match=str(tmp_path / "hub")) as caught:
+        locate_encoder(name)
 
-    assert "replaycad fetch --encoder resnet34.bt_in1k;" in caught.value.hint
+    assert f"replaycad fetch --encoder {name};" in caught.value.hint
 
 
 def bundled(folder, weights, **changes):
@@ -170,7 +173,7 @@ def test_unknown_detectors_and_presets_list_the_known_ones():
 
 def test_presets_and_files_are_told_without_torch():
     code = (
-        "import sys, replaycad.detectors.presets, replaycad.detectors.encoder_files; "
+        "import sys, replaycad.detectors.registry, replaycad.detectors.encoder_files; "
         "sys.exit('torch' in sys.modules)"
     )
 

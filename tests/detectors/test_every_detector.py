@@ -1,12 +1,20 @@
 """What holds of every detector: published size, a narrow interface, and that it finds a scratch."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
-from replaycad.detectors.build import build_detector
+from replaycad.cli.options import Detector
+from replaycad.detectors import registry
 from replaycad.detectors.encoders import load_encoder
 from replaycad.detectors.optimization import make_optimizers, optimize_step
-from replaycad.detectors.presets import DETECTORS, preset_for
+from replaycad.detectors.registry import (
+    DETECTORS,
+    build_detector,
+    detector_class,
+    preset_for,
+)
 from replaycad.errors import ConfigError
 from tests.learned import standing_still, tied
 
@@ -31,12 +39,9 @@ PUBLISHED = {  # trained parameters, as in the papers or counted in their publis
     ("rlr", "full"): 21_514_512,
     ("mambaad", "full"): 17_456_960,
 }
-UNPUBLISHED = ("mini", "ucad", "cutpaste", "panda")  # the bundled encoder's
-WITHOUT_COUNT = ("dne",)  # trains its encoder in the paper
-STEPS = {"invad": 60, "simplenet": 60, "dinomaly": 60, "uniad": 60, "mambaad": 20, "rlr": 60,
-         "dne": 60}  # fmt: skip
-BY_LOSS = [name for name in DETECTORS if name != "patchcore"]
-POINTING = [name for name in DETECTORS if name != "dne"]
+STEPS = {"mambaad": 20}  # in which it learns a class; 60 for the others
+BY_LOSS = [name for name in DETECTORS if detector_class(name).trained_by != "fit"]
+POINTING = [name for name in DETECTORS if detector_class(name).localizes]
 
 
 def pyramid_of(preset):
@@ -80,11 +85,7 @@ def descend(detector, name, features, num_steps):
         ]
 
 
-@pytest.mark.parametrize(
-    ("name", "size"),
-    [(name, size) for name in DETECTORS if name not in WITHOUT_COUNT
-     for size in DETECTORS[name] if size not in UNPUBLISHED],
-)
+@pytest.mark.parametrize(("name", "size"), PUBLISHED)
 def test_presets_of_the_papers_have_the_published_number_of_parameters(name, size):
     preset = preset_for(name, size)
     channels, strides = pyramid_of(preset)
@@ -102,7 +103,7 @@ def test_it_over_fits_a_class_and_points_at_a_scratch(name, bundled, stripes):
     encoder = bundled[name]
     detector = mini(name, encoder)
 
-    losses = learn(detector, name, encoder.encode_images(normal[1:]), STEPS.get(name, 1))
+    losses = learn(detector, name, encoder.encode_images(normal[1:]), STEPS.get(name, 60))
     maps = detector.anomaly_maps(encoder.encode_images(torch.cat([normal, scratched])))
 
     scores = detector.image_scores(maps)
@@ -179,14 +180,32 @@ def test_every_learned_tensor_moves_and_no_two_of_its_rows_alike(name, bundled, 
     assert [found for found in tied(after, before) if ".skip:" not in found] == []
 
 
+def test_every_folder_of_a_detector_is_registered_and_named_in_the_help():
+    folders = {path.parent.name for path in Path(registry.__file__).parent.glob("*/network.py")}
+
+    assert folders == set(DETECTORS)
+    (option,) = Detector.__metadata__
+    assert all(name in option.help for name in DETECTORS)
+
+
+@pytest.mark.parametrize("name", DETECTORS)
+def test_its_presets_say_what_its_network_does(name):
+    network = detector_class(name)
+
+    for preset in DETECTORS[name].values():
+        assert bool(preset.training.optimizers) == (network.trained_by != "fit")
+        assert preset.has_memory_banks == (network.trained_by == "fit")
+    assert DETECTORS[name]["mini"].encoder == "mini"
+
+
 @pytest.mark.parametrize("name", DETECTORS)
 def test_features_of_another_kind_of_encoder_are_refused_in_one_line(name):
-    preset = preset_for(name, "full")
+    largest, preset = next(iter(DETECTORS[name].items()))
     is_transformer = preset.encoder.startswith("vit")
     channels, strides = ((64, 128, 256), (4, 8, 16)) if is_transformer else ((384,) * 3, (14,) * 3)
 
     with pytest.raises(ConfigError) as caught:
-        build_detector(name, "full", channels, strides, 224)
+        build_detector(name, largest, channels, strides, 224)
 
     assert caught.value.hint
     assert "\n" not in str(caught.value)

@@ -20,8 +20,9 @@ class CountingEncoder:
     def __init__(self) -> None:
         self.encoder, self.shown = load_encoder("mini"), 0
 
-    def buffers(self):
-        return self.encoder.buffers()
+    @property
+    def device(self) -> torch.device:
+        return self.encoder.device
 
     def encode_images(self, images: torch.Tensor) -> list[torch.Tensor]:
         self.shown += len(images)

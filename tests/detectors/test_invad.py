@@ -4,11 +4,10 @@ import pytest
 import torch
 
 from replaycad.anomaly import image_scores
-from replaycad.detectors.build import build_detector
-from replaycad.detectors.invad import InvAD
+from replaycad.detectors.invad.network import InvAD
+from replaycad.detectors.invad.preset import InvADPreset
 from replaycad.detectors.optimization import make_optimizers, optimize_step
-from replaycad.detectors.presets import preset_for
-from replaycad.detectors.structures import InvADPreset
+from replaycad.detectors.registry import build_detector, preset_for
 from replaycad.errors import ConfigError
 from tests.detectors.grouped import per_sample
 

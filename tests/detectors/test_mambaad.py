@@ -5,9 +5,9 @@ import torch
 from torch.nn import functional as F
 
 from replaycad.anomaly import smooth
-from replaycad.detectors import selective_scan as scans
-from replaycad.detectors.mambaad import DropPath, MambaAD, hilbert_curve, scan_orders
-from replaycad.detectors.structures import MambaADPreset
+from replaycad.detectors.mambaad import selective_scan as scans
+from replaycad.detectors.mambaad.network import DropPath, MambaAD, hilbert_curve, scan_orders
+from replaycad.detectors.mambaad.preset import MambaADPreset
 from replaycad.errors import ConfigError
 
 BATCH, DIRECTIONS, WIDTH, STATE = 2, 3, 5, 4

@@ -9,9 +9,9 @@ from torch import nn
 
 from replaycad.config.recipes import TrainConfig
 from replaycad.detectors.optimization import make_optimizers, optimize_step, rate_factor
-from replaycad.detectors.presets import DETECTORS, preset_for, resolve_defaults
+from replaycad.detectors.registry import DETECTORS, preset_for, resolve_defaults
+from replaycad.detectors.settings import OptimizerSettings, TrainingSettings
 from replaycad.detectors.stable_adamw import StableAdamW
-from replaycad.detectors.structures import OptimizerSettings, TrainingSettings
 
 ADAM = OptimizerSettings(learning_rate=1.0, betas=(0.0, 0.99))
 TRAINING = TrainingSettings(optimizers=(ADAM,))

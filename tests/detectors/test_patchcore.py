@@ -7,15 +7,15 @@ import torch
 from torch.nn import functional as F
 
 from replaycad.anomaly import image_scores
-from replaycad.detectors import patchcore
-from replaycad.detectors.build import build_detector
-from replaycad.detectors.patchcore import (
+from replaycad.detectors.patchcore import network as patchcore
+from replaycad.detectors.patchcore.network import (
     PatchCore,
     embed,
     greedy_coreset,
     nearest_squared_distances,
 )
-from replaycad.detectors.structures import PatchCorePreset
+from replaycad.detectors.patchcore.preset import PatchCorePreset
+from replaycad.detectors.registry import build_detector
 from replaycad.errors import ConfigError
 
 SMALL = PatchCorePreset(image_size=32, bank_fraction=0.5, projection_width=8)

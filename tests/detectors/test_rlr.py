@@ -5,8 +5,8 @@ import torch
 from torch.nn import functional as F
 
 from replaycad.anomaly import smooth
-from replaycad.detectors.rlr import RLR, Layer, place_code
-from replaycad.detectors.structures import RLRPreset
+from replaycad.detectors.rlr.network import RLR, Layer, place_code
+from replaycad.detectors.rlr.preset import RLRPreset
 from replaycad.detectors.tokens import neighbours
 from replaycad.errors import ConfigError
 

@@ -3,11 +3,10 @@
 import pytest
 import torch
 
-from replaycad.detectors.build import build_detector
 from replaycad.detectors.optimization import make_optimizers
-from replaycad.detectors.presets import preset_for
-from replaycad.detectors.simplenet import SimpleNet, embed
-from replaycad.detectors.structures import SimpleNetPreset
+from replaycad.detectors.registry import build_detector, preset_for
+from replaycad.detectors.simplenet.network import SimpleNet, embed
+from replaycad.detectors.simplenet.preset import SimpleNetPreset
 from tests.detectors.test_patchcore import embedding_by_the_published_chain
 
 

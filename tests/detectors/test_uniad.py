@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from replaycad.detectors.structures import UniADPreset
-from replaycad.detectors.uniad import UniAD
+from replaycad.detectors.uniad.network import UniAD
+from replaycad.detectors.uniad.preset import UniADPreset
 from replaycad.errors import ConfigError
 
 

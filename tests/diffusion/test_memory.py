@@ -5,12 +5,14 @@ import dataclasses
 import json
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from replaycad.config.recipes import CompressConfig, ReplayConfig, stage_config
 from replaycad.diffusion import search as loop
+from replaycad.diffusion.cell_unet import CellUNet
 from replaycad.diffusion.conditioning import Conditions, SpatialEncoder
 from replaycad.diffusion.memory import (
     ALIVE,
@@ -24,7 +26,7 @@ from replaycad.diffusion.memory import (
 from replaycad.diffusion.posterior import Posterior
 from replaycad.diffusion.presets import BACKBONES
 from replaycad.diffusion.search import search
-from replaycad.errors import ConfigError, WeightsError
+from replaycad.errors import WeightsError
 from replaycad.progress import SilentReport
 from tests.conftest import Run
 from tests.tiny import IN_FEATURES, LATENT_SHAPE, OUT_FEATURES, WIDTH, make_tiny_backbone
@@ -200,11 +202,15 @@ def test_large_pictures_are_coded_one_by_one():
     assert [codec_batch(size) for size in (128, 256, 512, 768)] == [4, 4, 1, 1]
 
 
-def test_the_bundled_unet_is_not_checkpointed(diffusion):
-    odd = dataclasses.replace(diffusion, unet=torch.nn.Linear(1, 1))
+def test_the_bundled_unet_is_never_checkpointed_however_little_memory_is_free(monkeypatch):
+    monkeypatch.setattr(loop, "free_memory_bytes", lambda _: 0)
+    bundled, other = (
+        SimpleNamespace(unet=unet, latent_size=16, dtype=torch.float32, device="cuda")
+        for unet in (CellUNet.__new__(CellUNet), None)
+    )
 
-    with pytest.raises(ConfigError, match="too small"), loop._checkpointing(odd, True):
-        pass
+    assert loop._passes(bundled, CONFIG, SilentReport()) == Passes(size=1, checkpointing=False)
+    assert loop._passes(other, CONFIG, SilentReport()) == Passes(size=1, checkpointing=True)
 
 
 def test_memory_is_told_without_torch():

@@ -12,7 +12,7 @@ from replaycad.config.recipes import CompressConfig
 from replaycad.diffusion import stopping
 from replaycad.diffusion.conditioning import Conditions, SpatialEncoder
 from replaycad.diffusion.posterior import Posterior, encode_posterior
-from replaycad.diffusion.prompts import tokenize, word_embedding
+from replaycad.diffusion.prompts import TEMPLATES, tokenize, word_embedding
 from replaycad.diffusion.search import CHECK_EVERY, draw_timesteps, search
 from replaycad.diffusion.set_encoder import SetEncoder
 from replaycad.diffusion.start import start_conditions
@@ -378,6 +378,21 @@ def test_the_random_start_is_at_the_scale_of_what_it_stands_among(diffusion, pla
     assert torch.linalg.matrix_rank(first) == 12
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
+
+
+def test_a_random_start_and_its_search_encode_the_prompts_once(diffusion):
+    fresh = dataclasses.replace(diffusion)
+    config = dataclasses.replace(CONFIG, semantic_placement="context", num_steps=1)
+    rows = []
+    handle = diffusion.text_encoder.register_forward_pre_hook(
+        lambda _, args: rows.append(len(args[0]))
+    )
+
+    start = start_conditions(fresh, posterior(1), config, 0)
+    search(fresh, start, posterior(1), posterior(1), config, 0)
+    handle.remove()
+
+    assert sum(rows) == len(set(TEMPLATES)) == 57
 
 
 def test_the_random_spatial_start_has_the_law_of_a_linear_layer(diffusion):

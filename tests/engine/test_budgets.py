@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from replaycad.continual.representations import chosen_form
+from replaycad.continual.representations import chosen_representation
 from replaycad.engine.train import shared_out
 from replaycad.errors import ConfigError
 
@@ -19,8 +19,8 @@ def test_a_budget_of_replays_is_shared_alike():
 
 
 def test_a_later_form_has_to_be_better_by_a_margin():
-    assert chosen_form({"conditions": 0.645, "exemplars": 0.6}) == "exemplars"
-    assert chosen_form({"conditions": 0.66, "exemplars": 0.6}) == "conditions"
+    assert chosen_representation({"conditions": 0.645, "exemplars": 0.6}) == "exemplars"
+    assert chosen_representation({"conditions": 0.66, "exemplars": 0.6}) == "conditions"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a child starts from nothing")

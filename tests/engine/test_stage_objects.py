@@ -69,7 +69,7 @@ def test_an_encoder_is_asked_for_the_levels_of_its_detector(frozen, monkeypatch)
     )
     levels = {"invad": (1, 2, 3), "patchcore": (2, 3)}
     monkeypatch.setattr(
-        "replaycad.detectors.presets.preset_for",
+        "replaycad.detectors.registry.preset_for",
         lambda detector, _preset: SimpleNamespace(levels=levels[detector]),
     )
 
@@ -143,18 +143,34 @@ def test_the_oldest_search_is_forgotten_first(searched, monkeypatch):
 
 
 def test_poses_are_remembered_for_the_images_and_the_seed(monkeypatch):
-    monkeypatch.setattr(alignment, "_KNOWN", {})
-    monkeypatch.setattr(
-        alignment, "align", lambda images, seed: (int(images.sum()), seed.initial_seed())
-    )
+    asked = []
+
+    def align(images, seed):
+        asked.append(int(images.sum()))
+        return asked[-1], seed.initial_seed()
+
+    monkeypatch.setattr(alignment, "align", align)
     dark, bright = np.zeros((1, 3, 4, 4), np.uint8), np.ones((1, 3, 4, 4), np.uint8)
 
-    first = alignment.align_once(dark, 0)
+    aligner = alignment.Aligner()
+    first = aligner(dark, 0)
 
-    assert alignment.align_once(dark, 0) == first
-    assert alignment.align_once(dark, 1)[1] != first[1]
-    assert [alignment.align_once(bright, 0), alignment.align_once(dark, 0)] == [(48, first[1]),
-                                                                                first]  # fmt: skip
+    assert aligner(dark, 0) == first
+    assert aligner(dark, 1)[1] != first[1]
+    assert [aligner(bright, 0), aligner(dark, 0)] == [(48, first[1]), first]
+    assert asked == [0, 0, 48]
+
+
+def test_the_oldest_poses_are_forgotten_first(monkeypatch):
+    asked = []
+    monkeypatch.setattr(alignment, "MAX_KNOWN", 2)
+    monkeypatch.setattr(alignment, "align", lambda images, _: asked.append(int(images[0, 0, 0, 0])))
+    aligner = alignment.Aligner()
+
+    for value in (1, 2, 3, 2, 1):
+        aligner(np.full((1, 3, 4, 4), value, np.uint8), 0)
+
+    assert asked == [1, 2, 3, 1]
 
 
 def test_a_checkpoint_of_another_seed_is_not_gone_on_from(builder, tmp_path):

@@ -8,7 +8,7 @@ import timm
 from safetensors.torch import save_file
 
 from replaycad.artifacts.detector import DetectorArtifact
-from replaycad.detectors.presets import DETECTORS
+from replaycad.detectors.registry import DETECTORS
 from tests.conftest import ENCODER, states
 
 

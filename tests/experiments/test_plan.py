@@ -1,14 +1,16 @@
 """The protocol as data: what is done, in which order, and what is read from the matrix."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 
+from replaycad.config.recipes import CompressConfig, TrainConfig
+from replaycad.detectors.registry import DETECTORS
 from replaycad.errors import ConfigError
 from replaycad.experiments.plan import (
     Cell,
     Step,
-    check_strategies,
     comparison,
     label,
     orders,
@@ -16,6 +18,7 @@ from replaycad.experiments.plan import (
     steps,
 )
 from replaycad.experiments.results import figures, results_csv, results_document, spread
+from replaycad.experiments.strategies import STRATEGIES, check_strategies
 
 ALL = ("finetune", "replay", "joint")
 
@@ -204,6 +207,18 @@ def test_later_seeds_have_their_own_artifacts_but_share_the_masks():
 def test_unknown_strategy_is_refused_with_the_valid_ones():
     with pytest.raises(ConfigError, match="finetune, ewc, mas, features, ucad, dne, dne-panda"):
         check_strategies(["magic"])
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_an_entry_tells_stages_settings_that_they_have_and_the_reader_one_sentence(name):
+    strategy = STRATEGIES[name]
+
+    replace(CompressConfig(), **dict(strategy.compress or ()))
+    replace(TrainConfig(), **dict((*strategy.train, *strategy.later)))
+    assert strategy.detector in ("", *DETECTORS)
+    assert strategy.named_as in ("", *STRATEGIES)
+    assert strategy.description[-1] == "."
+    assert ". " not in strategy.description
 
 
 def test_figures_of_a_hand_worked_matrix():

@@ -41,12 +41,8 @@ def write_sample(
 class Plain(nn.Module):
     """An encoder whose only level is the image's red channel, 0 to 255."""
 
-    channels, strides = (1,), (1,)
+    channels, strides, device = (1,), (1,), torch.device("cpu")
     mean, std = (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.register_buffer("place", torch.zeros(1))
 
     def encode_images(self, images: torch.Tensor) -> list[torch.Tensor]:
         """Levels of `[B, 3, H, W]` uint8."""

@@ -92,7 +92,7 @@ def test_images_are_not_turned_where_that_is_not_wanted_or_their_poses_are_known
     settings, bolts, encoded, monkeypatch
 ):
     lie = Alignment(torch.zeros(COUNT, 3), False, 1.0)
-    monkeypatch.setattr(stage, "align_once", lambda *_: lie)
+    monkeypatch.setattr(stage.Aligner, "__call__", lambda *_: lie)
 
     compressed(bolts, replace(SETTINGS, **settings))
 
@@ -127,7 +127,7 @@ def test_the_masks_that_are_kept_are_spread_over_the_class(bolts):
 def test_the_poses_that_are_kept_are_spread_over_the_class(bolts, monkeypatch):
     monkeypatch.setattr(stage, "MAX_POSES", 4)
     lie = Alignment(torch.arange(COUNT).float()[:, None] * torch.tensor([[1, 0, 0]]), False, 1.0)
-    monkeypatch.setattr(stage, "align_once", lambda *_: lie)
+    monkeypatch.setattr(stage.Aligner, "__call__", lambda *_: lie)
 
     found = compressed(bolts, replace(SETTINGS, alignment="auto"))
 
@@ -196,7 +196,7 @@ def ordered(monkeypatch):
     """Images cover their class in the order 4, 2, 0, 6, 1, 3, 5; image i lies at i degrees."""
     order = [4, 2, 0, 6, 1, 3, 5]
     lie = Alignment(torch.arange(COUNT).float()[:, None] * torch.tensor([[1, 0, 0]]), False, 1.0)
-    monkeypatch.setattr(stage, "align_once", lambda *_: lie)
+    monkeypatch.setattr(stage.Aligner, "__call__", lambda *_: lie)
     monkeypatch.setattr(stage, "describe", lambda *_: None)
     monkeypatch.setattr(stage, "coverage_order", lambda *_: list(order))
     return order

@@ -8,8 +8,8 @@ from torch.nn import functional as F
 
 from replaycad.anomaly import apply_both_axes, bilinear_matrix
 from replaycad.detectors.interface import Detector
+from replaycad.detectors.patchcore.preset import PatchCorePreset
 from replaycad.detectors.pyramid import check_pyramid, smoothing_matrix
-from replaycad.detectors.structures import PatchCorePreset
 from replaycad.errors import ConfigError
 
 PUBLISHED_WIDTH = 1024  # of the embedding of one place
@@ -101,10 +101,10 @@ def greedy_coreset(
     nearest = torch.cdist(vectors, vectors[start.to(vectors.device)]).mean(dim=1)
     picks = torch.empty(0, dtype=torch.int64, device=vectors.device)
     while len(picks) < num_picks:
-        found = _pick_among_far(vectors, nearest, num_picks - len(picks))
-        distances = nearest_squared_distances(vectors, vectors[found]).sqrt_()
+        farthest = _pick_among_far(vectors, nearest, num_picks - len(picks))
+        distances = nearest_squared_distances(vectors, vectors[farthest]).sqrt_()
         nearest = torch.minimum(nearest, distances)
-        picks = torch.cat([picks, found])
+        picks = torch.cat([picks, farthest])
     return picks
 
 
@@ -222,17 +222,18 @@ class PatchCore(Detector):
         images = torch.empty(0, dtype=torch.int64)  # which image each of them is from
         num_images = num_patches = 0
         for pyramid in features:
-            found = self._patches(pyramid)
-            batch = torch.arange(num_images, num_images + len(pyramid[-2]), device=found.device)
-            batch = batch.repeat_interleave(len(found) // len(batch))
-            num_images, num_patches = num_images + len(pyramid[-2]), num_patches + len(found)
+            patches = self._patches(pyramid)
+            batch = torch.arange(num_images, num_images + len(pyramid[-2]), device=patches.device)
+            batch = batch.repeat_interleave(len(patches) // len(batch))
+            num_images, num_patches = num_images + len(pyramid[-2]), num_patches + len(patches)
             if pool is None:  # room that is not written to takes no memory on a CPU
-                rows = max(POOL_BYTES // found[0].nbytes, 2 * self.preset.bank_limit) + len(found)
-                pool, images = found.new_empty(rows, found.shape[1]), images.to(found.device)
-            if len(images) + len(found) > len(pool):
+                rows = max(POOL_BYTES // patches[0].nbytes, 2 * self.preset.bank_limit)
+                pool = patches.new_empty(rows + len(patches), patches.shape[1])
+                images = images.to(patches.device)
+            if len(images) + len(patches) > len(pool):
                 picks = self._picks(pool[: len(images)], self.preset.bank_limit, generator)
                 pool[: len(picks)], images = pool[picks], images[picks]
-            pool[len(images) : len(images) + len(found)] = found
+            pool[len(images) : len(images) + len(patches)] = patches
             images = torch.cat([images, batch])
         if pool is None:
             raise ValueError("cannot fill a memory bank from no images")
@@ -306,9 +307,10 @@ class PatchCore(Detector):
         height, width = features[-2].shape[-2:]
         if self.preset.is_routed:
             banks = [bank[class_index == c] for c in class_index.unique()]
-            found = torch.stack([nearest_squared_distances(patches, one) for one in banks])
-            found = found.reshape(len(banks), -1, height * width)  # [classes, B, patches]
-            distances = found.gather(0, found.sum(2).argmin(0)[None, :, None].expand_as(found[:1]))
+            nearest = torch.stack([nearest_squared_distances(patches, b) for b in banks])
+            nearest = nearest.reshape(len(banks), -1, height * width)  # [classes, B, patches]
+            route = nearest.sum(2).argmin(0)[None, :, None].expand_as(nearest[:1])
+            distances = nearest.gather(0, route)
         else:
             distances = nearest_squared_distances(patches, bank)
         return apply_both_axes(distances.reshape(-1, height, width), self._to_image)

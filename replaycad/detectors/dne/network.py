@@ -14,8 +14,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from replaycad.detectors.cut_paste import windows
+from replaycad.detectors.dne.preset import DNEPreset
 from replaycad.detectors.interface import Detector, evaluating
-from replaycad.detectors.structures import DNEPreset
 from replaycad.errors import ConfigError
 
 PASTED_AREA = (0.02, 0.15)  # of an image
@@ -129,7 +129,7 @@ class DNE(Detector):
         own = torch.cat(batches)
         others = (self.memory_class != class_index) & self.preset.keeps_past
         drawn = [
-            _draw(*one, generator) for one in zip(
+            _draw(*gaussian, generator) for gaussian in zip(
                 self.memory_mean[others].cpu(), self.memory_covariance[others].cpu(),
                 self.memory_count[others].tolist(), strict=True,
             )

@@ -8,10 +8,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from replaycad.anomaly import apply_both_axes, cosine_distance_map
-from replaycad.detectors.blocks import EqualizedConv, EqualizedUp, ResidualBlock
 from replaycad.detectors.interface import Detector, evaluating
+from replaycad.detectors.invad.blocks import EqualizedConv, EqualizedUp, ResidualBlock
+from replaycad.detectors.invad.preset import InvADPreset
 from replaycad.detectors.pyramid import check_pyramid, pyramid_error, smoothing_matrix
-from replaycad.detectors.structures import InvADPreset
 from replaycad.errors import ConfigError
 
 STYLE_LR_MULTIPLIER = 0.01

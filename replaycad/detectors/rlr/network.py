@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from replaycad.detectors.interface import Detector, evaluating
 from replaycad.detectors.pyramid import MeanMap, check_pyramid
-from replaycad.detectors.structures import RLRPreset
+from replaycad.detectors.rlr.preset import RLRPreset
 from replaycad.detectors.tokens import jitter, neighbours, to_maps, to_tokens
 from replaycad.errors import ConfigError
 
@@ -130,8 +130,8 @@ class RLR(Detector):
                     "use larger images",
                 )
         self.models = nn.ModuleList(
-            LevelModel(*one, preset)
-            for one in zip(channels, sizes, preset.widths, preset.reaches, strict=True)
+            LevelModel(*sizes_of_level, preset)
+            for sizes_of_level in zip(channels, sizes, preset.widths, preset.reaches, strict=True)
         )
         self.mean_map = MeanMap(image_size, sizes)
 

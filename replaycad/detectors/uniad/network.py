@@ -12,8 +12,8 @@ from torch.nn import functional as F
 from replaycad.anomaly import apply_both_axes, bilinear_matrix
 from replaycad.detectors.interface import Detector, evaluating
 from replaycad.detectors.pyramid import check_pyramid
-from replaycad.detectors.structures import UniADPreset
 from replaycad.detectors.tokens import jitter, neighbours, to_maps, to_tokens
+from replaycad.detectors.uniad.preset import UniADPreset
 from replaycad.errors import ConfigError
 
 POOL_PX = 16  # of the image score, at 256 px
@@ -32,10 +32,10 @@ class Attention(nn.Module):
         self, x: torch.Tensor, memory: torch.Tensor, place: torch.Tensor, forbidden: torch.Tensor
     ) -> torch.Tensor:
         """Let `[B, N, D]` tokens query `[B, N, D]` memory; places `[N, D]`, mask `[N, N]` bool."""
-        found, _ = self.attention(
+        attended, _ = self.attention(
             x + place, memory + place, memory, attn_mask=forbidden, need_weights=False
         )
-        return self.norm(x + self.dropout(found))
+        return self.norm(x + self.dropout(attended))
 
 
 class FeedForward(nn.Module):

@@ -13,9 +13,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from replaycad.detectors.interface import Detector, evaluating
+from replaycad.detectors.mambaad.preset import MambaADPreset
+from replaycad.detectors.mambaad.selective_scan import selective_scan
 from replaycad.detectors.pyramid import MeanMap, check_pyramid, pyramid_error
-from replaycad.detectors.selective_scan import selective_scan
-from replaycad.detectors.structures import MambaADPreset
 from replaycad.errors import ConfigError
 
 NUM_DIRECTIONS = 8

@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 
-from replaycad.continual.audit import audit, near_copies
+from replaycad.audit import audit, near_copies
 from replaycad.detectors.encoders import load_encoder
 from tests.conftest import invoke
 

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from replaycad.anomaly import apply_both_axes
 from replaycad.detectors.interface import Detector, evaluating
 from replaycad.detectors.pyramid import check_pyramid, smoothing_matrix
-from replaycad.detectors.structures import SimpleNetPreset
+from replaycad.detectors.simplenet.preset import SimpleNetPreset
 from replaycad.errors import ConfigError
 
 

@@ -16,9 +16,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from replaycad.anomaly import apply_both_axes, bilinear_matrix
+from replaycad.detectors.dinomaly.preset import DinomalyPreset
 from replaycad.detectors.interface import Detector, evaluating
 from replaycad.detectors.pyramid import check_pyramid
-from replaycad.detectors.structures import DinomalyPreset
 from replaycad.detectors.tokens import to_maps, to_tokens
 from replaycad.errors import ConfigError
 

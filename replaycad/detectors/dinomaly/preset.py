@@ -1,0 +1,50 @@
+"""Presets of Dinomaly; imports no torch."""
+
+from dataclasses import dataclass, replace
+
+from replaycad.detectors.settings import OptimizerSettings, Preset, TrainingSettings
+
+
+@dataclass(frozen=True, kw_only=True)
+class DinomalyPreset(Preset):
+    """Structure of Dinomaly.
+
+    Attributes:
+        num_groups: groups of consecutive levels that are compared by their mean.
+        num_blocks: of the decoder; 0 for one per level, as published.
+        width: of the tokens; 0 for that of the encoder, as published.
+        dropout: in the bottleneck, the only noise.
+    """
+
+    num_groups: int = 2
+    num_blocks: int = 0
+    width: int = 0
+    dropout: float = 0.2
+
+
+_TRAINING = TrainingSettings(
+    optimizers=(
+        OptimizerSettings(kind="stable_adamw", learning_rate=2e-3, weight_decay=1e-4),
+    ),
+    batch_size=16,
+    num_steps=10_000,
+    grad_clip=0.1,
+    schedule="cosine",
+    warmup=0.01,
+)
+_FULL = DinomalyPreset(
+    encoder="vit_base_patch14_reg4_dinov2.lvd142m",
+    levels=tuple(range(2, 10)),
+    image_size=392,
+    training=_TRAINING,
+)
+
+PRESETS: dict[str, Preset] = {
+    "full": _FULL,
+    "lite": replace(_FULL, encoder="vit_small_patch14_reg4_dinov2.lvd142m"),
+    "mini": DinomalyPreset(
+        width=128,
+        num_blocks=2,
+        training=replace(_TRAINING, batch_size=8, num_steps=600),
+    ),
+}

@@ -1,0 +1,1 @@
+"""RLR: features are rebuilt from a learned reference (He et al., ECCV 2024)."""

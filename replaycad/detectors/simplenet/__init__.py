@@ -1,0 +1,1 @@
+"""SimpleNet: a discriminator tells features from noisy ones (Liu et al., CVPR 2023)."""
