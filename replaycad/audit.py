@@ -44,9 +44,9 @@ def audit_file(path: Path, data: Path) -> dict[str, Any]:
     from replaycad.data.images import load_images  # noqa: PLC0415
     from replaycad.detectors.encoders import load_encoder  # noqa: PLC0415
 
-    with ReplaysReader(beside["replays"]) as replays:
-        class_name = replays.header["class_name"]
-        drawn = replays.images(range(min(len(replays), AUDITED_REPLAYS)))
+    replays = ReplaysReader(beside["replays"])
+    class_name = replays.header["class_name"]
+    drawn = replays.images(range(min(len(replays), AUDITED_REPLAYS)))
     samples = train_samples(data, class_name)
     if len(samples) < 2:
         raise DatasetError(f"{class_name} has one training image: no distance among them", "")

@@ -9,10 +9,11 @@ from typing import Any, TypeGuard
 import numpy as np
 from numpy.typing import NDArray
 
-from replaycad.artifacts.format import Schema, TensorSpec, damaged, file_bytes, read, write
+from replaycad.artifacts.format import damaged, file_bytes, read, write
 from replaycad.artifacts.frequencies import from_frequencies, have_places, to_frequencies
 from replaycad.artifacts.masks import check_width
 from replaycad.artifacts.packing import pack, unpack
+from replaycad.artifacts.schema import Schema, TensorSpec
 from replaycad.errors import ArtifactError
 from replaycad.mask_ops import pack_bits, unpack_bits
 

@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Mapping
 from typing import Any
 
-from replaycad.artifacts.layout import canonical_json
+from replaycad.artifacts.format import canonical_json
 
 GROUPS = ("config", "inputs", "weights")
 

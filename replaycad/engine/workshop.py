@@ -19,8 +19,7 @@ from replaycad.artifacts.detector import DetectorArtifact
 from replaycad.artifacts.format import canonical_json
 from replaycad.artifacts.inspection import verify
 from replaycad.artifacts.masks import MasksArtifact
-from replaycad.artifacts.replay_writer import ReplaysWriter
-from replaycad.artifacts.replays import ReplaysReader
+from replaycad.artifacts.replays import ReplaysReader, ReplaysWriter
 from replaycad.artifacts.store import Store
 from replaycad.config.recipes import (
     EXEMPLAR_ENCODER,
@@ -257,8 +256,8 @@ class Workshop:
             with tempfile.TemporaryDirectory() as folder:
                 path = Path(folder) / "replays.safetensors"
                 self._draw(kept, path, {**header, "key": form}, drawing, seed)
-                with ReplaysReader(path) as replays:
-                    drawn[form] = replays.images(range(len(replays)))
+                replays = ReplaysReader(path)
+                drawn[form] = replays.images(range(len(replays)))
         size = next(iter(drawn.values())).shape[-1]
         real = load_images(samples, size)
         found = separations(drawn, real, self._judge(), generator(seed, "auto"))
@@ -285,15 +284,15 @@ class Workshop:
 
         diffusion = self._load_backbone(config) if conditions.is_drawn else None
         size = diffusion.image_size if diffusion else conditions.exemplar_size
-        with ReplaysWriter(path, header, config.num_images, size) as writer:
-            if writer.rows_done:
-                self._report.note(f"going on from image {writer.rows_done} of {config.num_images}")
-            if diffusion:
-                replay_class(conditions, diffusion, config, seed, writer, self._report)
-            else:
-                vary_exemplars(conditions, config, seed, writer, self._report)
-            check()
-            writer.close()
+        writer = ReplaysWriter(path, header, config.num_images, size)
+        if writer.rows_done:
+            self._report.note(f"going on from image {writer.rows_done} of {config.num_images}")
+        if diffusion:
+            replay_class(conditions, diffusion, config, seed, writer, self._report)
+        else:
+            vary_exemplars(conditions, config, seed, writer, self._report)
+        check()
+        writer.close()
 
     def train(
         self,

@@ -18,7 +18,8 @@ from replaycad.artifacts import atomic
 from replaycad.artifacts.checkpoints import Checkpoint
 from replaycad.artifacts.conditions import ConditionsArtifact
 from replaycad.artifacts.detector import DetectorArtifact
-from replaycad.artifacts.format import Schema, TensorSpec, read_header, write
+from replaycad.artifacts.format import read_header, write
+from replaycad.artifacts.schema import Schema, TensorSpec
 from replaycad.engine.builder import RunSettings
 from replaycad.engine.pipeline import Pipeline
 from replaycad.engine.staleness import split_settings

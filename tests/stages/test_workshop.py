@@ -211,10 +211,9 @@ def test_each_form_is_judged_by_all_its_replays_and_by_the_real_images(
     def draw(kept, path, header, _config, seed):
         found[kept] = (header["key"], seed)
         images = Flats(values[kept]).images(range(len(values[kept])))
-        with ReplaysWriter(path, {"class_name": "bolt", **header}, len(images), SIDE) as writer:
-            writer.append(images, np.ones((len(images), SIDE, SIDE), bool),
-                          np.arange(len(images)))  # fmt: skip
-            writer.close()
+        writer = ReplaysWriter(path, {"class_name": "bolt", **header}, len(images), SIDE)
+        writer.append(images, np.ones((len(images), SIDE, SIDE), bool), np.arange(len(images)))
+        writer.close()
 
     def judge(drawn, real, *_others):
         found["drawn"] = {form: images[:, 0, 0, 0].tolist() for form, images in drawn.items()}
@@ -277,10 +276,10 @@ def test_forms_are_judged_by_images_and_pixels_alike(monkeypatch):
 def write_replays(store, name, class_name, value):
     """Two replays of one value all over."""
     header = {"class_name": class_name, "key": name}
-    with ReplaysWriter(store.path("replays", name), header, 2, SIDE) as writer:
-        flat = np.full((2, 3, SIDE, SIDE), value, np.uint8)
-        writer.append(flat, np.ones((2, SIDE, SIDE), bool), np.arange(2))
-        writer.close()
+    writer = ReplaysWriter(store.path("replays", name), header, 2, SIDE)
+    flat = np.full((2, 3, SIDE, SIDE), value, np.uint8)
+    writer.append(flat, np.ones((2, SIDE, SIDE), bool), np.arange(2))
+    writer.close()
 
 
 def test_replays_and_images_are_learned_as_the_class_that_they_show(tmp_path, monkeypatch):
