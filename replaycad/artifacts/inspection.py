@@ -48,7 +48,6 @@ def describe(path: str | Path) -> dict[str, Any]:
     """
     path = Path(path)
     schema = schema_of(path)
-    files.read_header(path, schema)
     found = files.read_layout(path, schema)
     header = {name: value for name, value in found.header.items() if name not in LONG_FIELDS}
     lengths = {
@@ -83,7 +82,6 @@ def verify(path: str | Path) -> dict[str, str]:
     """
     path = Path(path)
     schema = schema_of(path)
-    files.read_header(path, schema)
     parts = {path: schema, **dict.fromkeys(shard_paths(path) if schema is REPLAYS else (), SHARD)}
     return {str(part): files.read(part, kind)[1]["content_id"] for part, kind in parts.items()}
 

@@ -23,8 +23,8 @@ from replaycad.artifacts.schema import Schema, TensorSpec
 from replaycad.errors import ArtifactError
 from replaycad.mask_ops import pack_bits, unpack_bits
 
-SHARD_IMAGES = 64
-SHARD_BYTES = 8 * 2**20  # large images make shards of fewer: a killed run loses less than one shard
+SHARD_IMAGES = 16  # as many as are drawn at once: a killed run loses little more than that
+SHARD_BYTES = 8 * 2**20  # of the images of one shard; there are fewer where these are large
 SET_LENGTH = 16
 
 REPLAYS = Schema(
@@ -36,7 +36,7 @@ REPLAYS = Schema(
     },
     command="replaycad replay --class {name}",
     fields={"key": str, "image_size": int, "num_images": int, "shard_images": int},
-    check_parts=lambda path: _stored(path)[0].check(),
+    check_parts=lambda path: _stored(path)[0].check_there(),
 )
 SHARD = Schema(
     format="replays_shard",
@@ -83,13 +83,24 @@ class _Set:
         name, count = self.name, -(-self.num_images // self.shard_images)
         return [self.folder / f"{name}-{number:05d}.safetensors" for number in range(count)]
 
+    def check_there(self) -> None:
+        """Check that no shard is missing, without opening them."""
+        for shard in self.shards:
+            if not shard.is_file():
+                damaged(shard, SHARD, f"expected a shard of {self.path.name}, found no such file")
+
     def check(self) -> None:
-        """Check from headers alone that every shard is there and is the one that was written."""
+        """Check from headers alone that every shard is the one that was written."""
+        self.check_there()
         for number, (shard, digest) in enumerate(zip(self.shards, self.digests, strict=True)):
-            found = self.check_shard(number, shard)
-            if found != digest:
-                difference = f"expected content id {digest:.12}..., found {found:.12}..."
-                damaged(shard, SHARD, difference)
+            try:
+                found = self.check_shard(number, shard)
+                if found != digest:
+                    difference = f"expected content id {digest:.12}..., found {found:.12}..."
+                    damaged(shard, SHARD, difference)
+            except ArtifactError as error:
+                # While all shards are there, the set counts as up to date.
+                raise ArtifactError(error.message, f"remove it and {SHARD.remedy(shard)}") from None
 
     def check_shard(self, number: int, shard: Path) -> str:
         """Check that a shard holds the images that its place is for; its content id."""
@@ -104,12 +115,14 @@ class _Set:
 
 
 def shard_paths(path: str | Path) -> list[Path]:
-    """The shards of a set in order, there or not.
+    """Find the shards of a set, in order, and check from headers alone that they are its own.
 
     Raises:
-        ArtifactError: the main file cannot be used.
+        ArtifactError: the main file cannot be used, or a shard is not the one that was written.
     """
-    return _stored(Path(path))[0].shards
+    stored, _, _ = _stored(Path(path))
+    stored.check()
+    return stored.shards
 
 
 class ReplaysWriter:
@@ -122,7 +135,7 @@ class ReplaysWriter:
         header: further header fields; its `key` says which unfinished set is the same one.
         num_images: N.
         image_size: side in pixels.
-        shard_images: of one shard, but for the last; 0 for 64, or what fits into 8 MiB.
+        shard_images: of one shard, but for the last; 0 for 16, or what fits into 8 MiB.
 
     Raises:
         ArtifactError: the folder cannot be written.

@@ -85,7 +85,7 @@ class Builder:
             if partial.exists():
                 found.append(f"kept the checkpoint {partial}")
             elif plan.stage == "replay":
-                found.append(f"kept the images of {plan.name} drawn so far")
+                found.append(f"kept the images of {plan.name} drawn so far, but for the last few")
         return found
 
     def next_command(self, stage: str, class_names: str, past: str = "", name: str = "") -> str:

@@ -87,9 +87,9 @@ def test_a_set_is_a_main_file_with_shards_in_a_folder(path):
 
 
 @pytest.mark.parametrize(
-    ("image_size", "expected"), [(4, 64), (128, 64), (256, 42), (512, 10), (2048, 1)]
+    ("image_size", "expected"), [(4, 16), (256, 16), (512, 10), (2048, 1)]
 )
-def test_a_shard_has_64_images_or_what_fits_into_8_mebibytes(path, image_size, expected):
+def test_a_shard_has_16_images_or_what_fits_into_8_mebibytes(path, image_size, expected):
     writer = ReplaysWriter(path, FACTS, 1, image_size)
     writer.append(
         np.zeros((1, 3, image_size, image_size), np.uint8),
@@ -235,11 +235,18 @@ def test_two_writers_of_the_same_set_write_the_same(path):
     assert len(files(path.parent)) == 4
 
 
-def refusals(path: Path) -> list[ArtifactError]:
-    """What every reader, also of the header alone, says of a set that is not whole."""
+def header_of_set(path: Path):
+    """What decides whether a set is up to date."""
+    return read_header(path, REPLAYS)
+
+
+READERS = (ReplaysReader, inspection.describe, inspection.verify)
+
+
+def refusals(path: Path, readers=(*READERS, header_of_set)) -> list[ArtifactError]:
+    """What readers say of a set that is not whole."""
     found = []
-    for read in (ReplaysReader, inspection.describe, inspection.verify,
-                 lambda path: read_header(path, REPLAYS)):  # fmt: skip
+    for read in readers:
         with pytest.raises(ArtifactError) as caught:
             read(path)
         assert "replaycad replay --class bottle" in caught.value.hint
@@ -259,9 +266,14 @@ def test_a_missing_shard_is_told(path):
 
 def test_a_shortened_shard_is_told(path):
     write_replays(path, 5, 2)
-    os.truncate(shard_paths(path)[2], 300)
+    shard = shard_paths(path)[2]
+    os.truncate(shard, 300)
 
-    assert all("found a damaged file" in error.message for error in refusals(path))
+    for error in refusals(path, READERS):
+        assert "found a damaged file" in error.message
+        assert error.hint.startswith("remove it and make it again")
+    shard.unlink()  # as it says: to the header alone, the set was up to date before
+    assert refusals(path, [header_of_set])
 
 
 def test_a_shard_of_another_place_is_told(path):
@@ -269,7 +281,7 @@ def test_a_shard_of_another_place_is_told(path):
     first, second, _ = shard_paths(path)
     first.write_bytes(second.read_bytes())
 
-    for error in refusals(path):
+    for error in refusals(path, READERS):
         assert error.message.startswith(f"{first}: ")
         assert "expected set, first image and shape" in error.message
 
@@ -283,7 +295,7 @@ def test_a_shard_of_another_drawing_is_told(path):
 
     rewrite(shard, change)
 
-    assert all("expected content id" in error.message for error in refusals(path))
+    assert all("expected content id" in error.message for error in refusals(path, READERS))
 
 
 def test_a_flipped_bit_in_a_shard_is_found_by_verify(path):
@@ -341,8 +353,9 @@ def test_a_main_file_cannot_point_elsewhere(path):
     write_replays(path, 5, 2)
     rewrite(path, lambda _, header: header.update(key="../../elsewhere"))
 
-    assert {shard.parent for shard in shard_paths(path)} == {path.with_suffix(".shards")}
-    assert all("no such file" in error.message for error in refusals(path))
+    for error in refusals(path):
+        assert error.message.startswith(f"{path.with_suffix('.shards')}/")
+        assert "elsewhere" not in error.message
 
 
 def test_a_set_of_an_older_version_is_refused_and_made_anew(path):

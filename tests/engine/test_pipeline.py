@@ -274,26 +274,31 @@ def test_a_killed_stage_goes_on_from_its_checkpoint_to_the_same_bytes(
 
 
 class Interrupted(SilentReport):
-    """Presses ctrl-C after the first batch of replays."""
+    """Presses ctrl-C after the sixteenth replay."""
 
     def step(self, what: str, done: int, total: int, **_values: float) -> None:
-        if what == "replay" and done < total:
+        if what == "replay" and 16 <= done < total:
             raise KeyboardInterrupt
 
 
 def test_replay_goes_on_from_the_images_already_drawn(run, chain, data, models, tmp_path):
     store = tmp_path / "store"
+    whole = shutil.copytree(chain, tmp_path / "whole")
     shutil.copytree(chain / "conditions", store / "conditions")
-    with Pipeline(wishes(models, "replay", data, store), Interrupted()) as pipeline:
+    twenty = ["--class", "disc", "--num", 20]
+    assert run("replay", *twenty, "--store", whole).exit_code == 0
+    settings = wishes(models, "replay", data, store)
+    settings.overrides["replay"]["num_images"] = "20"
+    with Pipeline(settings, Interrupted()) as pipeline:
         with pytest.raises(KeyboardInterrupt):
             pipeline.replay("disc")
         assert "drawn so far" in " ".join(pipeline.builder.kept())
 
-    result = run("replay", "--class", "disc")
+    result = run("replay", *twenty)
 
     assert result.exit_code == 0, result.output
-    assert "going on from image 4 of 6" in result.stderr
-    assert sha256(store, "replays/disc") == sha256(chain, "replays/disc")
+    assert "going on from image 16 of 20" in result.stderr
+    assert sha256(store, "replays/disc") == sha256(whole, "replays/disc")
 
 
 def test_ctrl_c_says_what_was_kept_and_exits_with_130(run, monkeypatch, tmp_path):
