@@ -285,7 +285,7 @@ def test_replay_goes_on_from_the_images_already_drawn(run, chain, data, models, 
     store = tmp_path / "store"
     whole = shutil.copytree(chain, tmp_path / "whole")
     shutil.copytree(chain / "conditions", store / "conditions")
-    twenty = ["--class", "disc", "--num", 20]
+    twenty = ["--class", "disc", "--set", "num_images=20"]
     assert run("replay", *twenty, "--store", whole).exit_code == 0
     settings = wishes(models, "replay", data, store)
     settings.overrides["replay"]["num_images"] = "20"
