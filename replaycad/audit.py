@@ -53,9 +53,9 @@ def audit_file(path: Path, data: Path) -> dict[str, Any]:
         hint = f"run `replaycad replay --class {path.stem}`"
         raise ArtifactError(f"{beside['replays']} is not there: nothing to audit", hint)
     kept = ConditionsArtifact.load(beside["conditions"]) if beside["conditions"].exists() else None
-    with ReplaysReader(beside["replays"]) as replays:
-        class_name = replays.header["class_name"]
-        drawn = replays.images(range(min(len(replays), AUDITED_REPLAYS)))
+    replays = ReplaysReader(beside["replays"])
+    class_name = replays.header["class_name"]
+    drawn = replays.images(range(min(len(replays), AUDITED_REPLAYS)))
     samples = train_samples(data, class_name)
     if len(samples) < 2:
         raise DatasetError(f"{class_name} has one training image: no distance among them", "")

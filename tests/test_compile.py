@@ -68,7 +68,7 @@ def test_replays_are_drawn_by_the_compiled_unet(run, tmp_path, compiled):
     for more in ((), ("--set", "compile=true")):
         assert run("replay", "--class", "disc", *more).exit_code == 0
         assert bool(compiled) == bool(more)
-        with ReplaysReader(tmp_path / "store" / "replays" / "disc.safetensors") as replays:
-            drawn.append(replays.images(range(len(replays))))
+        replays = ReplaysReader(tmp_path / "store" / "replays" / "disc.safetensors")
+        drawn.append(replays.images(range(len(replays))))
 
     assert np.array_equal(*drawn)

@@ -103,6 +103,8 @@ def test_an_image_that_changes_leaves_no_checkpoint_either(copies, models, monke
 def test_a_flipped_bit_in_an_input_stops_the_stage(stage, copies, models):
     before = {"compress": "masks/disc"}.get(stage, STAGES[stage][3])
     path = copies / "store" / f"{before}.safetensors"
+    if stage == "train":
+        (path,) = path.with_suffix(".shards").iterdir()
     (copies / "store" / f"{STAGES[stage][1]}.safetensors").unlink()
     flip(path)
 
@@ -111,6 +113,22 @@ def test_a_flipped_bit_in_an_input_stops_the_stage(stage, copies, models):
     assert result.exit_code == 1
     assert f"{path}: expected content_id" in result.stderr.replace("\n", "")
     assert "remove it and" in " ".join(result.stderr.split())
+
+
+def test_replays_that_lost_a_shard_or_are_damaged_in_their_main_file_are_drawn_anew(
+    copies, models
+):
+    path = copies / "store" / "replays" / "disc.safetensors"
+    (shard,) = path.with_suffix(".shards").iterdir()
+    sound = path.read_bytes(), shard.read_bytes()
+    for spoil in (shard.unlink, lambda: flip(path)):
+        spoil()
+
+        result = invoke(typed("train", copies, models))
+
+        assert result.exit_code == 0, result.output
+        assert "drew the replays of disc first" in result.stderr
+        assert (path.read_bytes(), shard.read_bytes()) == sound
 
 
 def test_results_that_were_changed_are_written_anew(copies, data, models):

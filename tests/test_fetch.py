@@ -302,18 +302,18 @@ def test_the_hubs_own_switch_forbids_every_request(tmp_path):
 
 
 def test_a_disk_that_fills_up_while_converting_keeps_the_original(hub, cache, monkeypatch):
-    whole = converting.byte_view
+    whole = converting.save
 
-    def full(_):
+    def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(converting, "byte_view", full)
+    monkeypatch.setattr(converting, "save", full)
     line = one_line_error(fetch("--backbone", "ldm256", "--quiet"))
 
     assert "No space left on device" in line
     assert all(blob(cache, LDM, path).is_file() for path in PICKLES)
     assert not [name for name in files_below(cache) if name.endswith((".safetensors", ".tmp"))]
-    monkeypatch.setattr(converting, "byte_view", whole)
+    monkeypatch.setattr(converting, "save", whole)
     asked = len(hub.asked)
     assert fetched("--backbone", "ldm256") == {"backbone ldm256": "fetched"}
     assert len(hub.asked) == asked, "nothing but the conversion was left to do"

@@ -6,8 +6,7 @@ from PIL import Image, ImageDraw
 
 from replaycad.artifacts.conditions import ConditionsArtifact
 from replaycad.artifacts.masks import MasksArtifact
-from replaycad.artifacts.replay_writer import ReplaysWriter
-from replaycad.artifacts.replays import ReplaysReader
+from replaycad.artifacts.replays import ReplaysReader, ReplaysWriter
 from replaycad.config.recipes import CompressConfig, ReplayConfig
 from replaycad.data.classes import POLICIES
 from replaycad.data.samples import train_samples
@@ -98,13 +97,12 @@ def test_stored_masks_are_small_and_replays_have_masks_of_their_size(
     kept = stage.compress_class(samples, masks, diffusion, config, 0, {"key": "k"})
     target = tmp_path / "replays.safetensors"
     drawing = ReplayConfig(num_images=3, num_inference_steps=2, batch_size=2)
-    with ReplaysWriter(target, {"class_name": "disc", "key": "k"}, 3, 32) as writer:
-        replay_class(kept, diffusion, drawing, 0, writer)
-        writer.close()
+    writer = ReplaysWriter(target, {"class_name": "disc", "key": "k"}, 3, 32)
+    replay_class(kept, diffusion, drawing, 0, writer)
+    writer.close()
 
     assert kept.object_masks.shape == (4, 16, 16)
-    with ReplaysReader(target) as replays:
-        drawn = replays.object_masks([0, 1, 2])
+    drawn = ReplaysReader(target).object_masks([0, 1, 2])
     large = resize_masks(kept.object_masks, 32)
     assert drawn.shape == (3, 32, 32)
     assert all(any(np.array_equal(one, mask) for mask in large) for one in drawn)

@@ -76,8 +76,8 @@ def test_what_is_exported_comes_back_bit_by_bit_and_can_be_drawn(kept, tmp_path)
     assert np.array_equal(back.semantic_embedding, VECTORS)
     assert back.num_bytes == VECTORS.nbytes
     assert (back.spatial_weight, back.header["placement"]) == (None, "prompt")
-    with ReplaysReader(other / "replays" / "disc.safetensors") as replays:
-        assert replays.images([0, 1]).shape == (2, 3, 32, 32)
+    replays = ReplaysReader(other / "replays" / "disc.safetensors")
+    assert replays.images([0, 1]).shape == (2, 3, 32, 32)
     again = invoke(["import", target, "--class", "disc", "--backbone", folder, "--store", other])
     assert "--force" in again.output
 

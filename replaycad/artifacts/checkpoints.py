@@ -7,8 +7,8 @@ from typing import Any
 from numpy.typing import NDArray
 
 from replaycad.artifacts.atomic import cannot_write, remove_leftovers
-from replaycad.artifacts.format import Schema, TensorSpec, read, write
-from replaycad.artifacts.layout import NUMPY_NAMES
+from replaycad.artifacts.format import NUMPY_NAMES, read, write
+from replaycad.artifacts.schema import Schema, TensorSpec
 from replaycad.errors import ArtifactError
 
 CHECKPOINT = Schema(

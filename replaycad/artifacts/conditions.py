@@ -9,10 +9,16 @@ from typing import Any, TypeGuard
 import numpy as np
 from numpy.typing import NDArray
 
-from replaycad.artifacts.format import Schema, TensorSpec, damaged, file_bytes, read, write
-from replaycad.artifacts.frequencies import from_frequencies, have_places, to_frequencies
+from replaycad.artifacts.format import damaged, file_bytes, read, write
 from replaycad.artifacts.masks import check_width
-from replaycad.artifacts.packing import pack, unpack
+from replaycad.artifacts.schema import Schema, TensorSpec
+from replaycad.artifacts.token_coding import (
+    inverse_transform,
+    is_transformed,
+    pack,
+    transform,
+    unpack,
+)
 from replaycad.errors import ArtifactError
 from replaycad.mask_ops import pack_bits, unpack_bits
 
@@ -21,7 +27,7 @@ MAX_PACKED = 2**24  # numbers that a file may claim to hold packed; classes of o
 WEIGHT, BIAS, POSES = "spatial_encoder.weight", "spatial_encoder.bias", "poses"
 VARIATIONS, STEPS, COEFFICIENTS = "semantic_variations", "variation_steps", "coefficients"
 PACKED, STEP = "packed_tokens", "packed_step"
-TOKENS, FREQUENCIES = "tokens", "frequencies"  # what is packed; unsaid in older files: tokens
+TOKENS, FREQUENCIES = "tokens", "frequencies"  # packed as they are, or transformed
 EXEMPLARS, ENDS, PLACES = "exemplars", "exemplar_ends", "exemplar_poses"
 TOGETHER = ((WEIGHT, BIAS), (VARIATIONS, STEPS), (PACKED, STEP), (EXEMPLARS, ENDS),
             (EXEMPLARS, PLACES))  # fmt: skip
@@ -98,9 +104,8 @@ class ConditionsArtifact:
         semantic_variations: [R, K, D] float32, what one step along each direction in which the
             class varies adds to the embedding; None where every image has the same.
         coefficients: [V, R] float32, how many steps training images lie along them; None likewise.
-        step: tokens and variations are stored as whole multiples of this, compressed, and as
-            `frequencies` where they have the bundled network's shape; one that fits into 16 bits,
-            or 0 for floats.
+        step: tokens and variations are stored as whole multiples of this, compressed, as
+            `token_coding` does; it fits into 16 bits. 0 for floats.
         exemplars: real images as AVIF, [3, S, S] each; empty where none are kept.
         exemplar_poses: [E, 3] float32, how they lie, zeros where poses were not looked for; None
             likewise.
@@ -152,8 +157,7 @@ class ConditionsArtifact:
         """Tokens and variations as they are packed, before they are rounded to steps."""
         variations = self.semantic_variations
         parts = [self.semantic_embedding[None], *([] if variations is None else [variations])]
-        together = np.concatenate(parts)
-        return to_frequencies(together) if have_places(together.shape) else together
+        return transform(np.concatenate(parts))
 
     @property
     def _packed(self) -> bytes:
@@ -204,7 +208,7 @@ class ConditionsArtifact:
             variations = self.semantic_variations
             count = 1 if variations is None else 1 + len(variations)
             own["packed_shape"] = [count, *self.semantic_embedding.shape]
-            own["packed_as"] = FREQUENCIES if have_places(self.semantic_embedding.shape) else TOKENS
+            own["packed_as"] = _form(self.semantic_embedding.shape)
         return {**self.header, **own}
 
     def _tensors(self, path: str | Path, half: bool | None) -> dict[str, NDArray[Any]]:
@@ -291,17 +295,20 @@ def _unpacked(
     shape, form = header.get("packed_shape"), header.get("packed_as")
     if not _is_shape(shape) or step <= 0:
         damaged(path, CONDITIONS, f"expected shape and step of `{PACKED}`, found {shape}, {step}")
-    is_turned = form == FREQUENCIES
-    if form not in (None, TOKENS, FREQUENCIES) or (is_turned and not have_places(tuple(shape))):
-        damaged(path, CONDITIONS, f"`{PACKED}` of shape {shape} cannot be packed as {form}")
-    count, number, width = shape
-    stored = (count, width, number) if is_turned else (count, number, width)
+    if form != _form(tuple(shape)):
+        expected = f"expected `{PACKED}` of shape {shape} packed as {_form(tuple(shape))}"
+        damaged(path, CONDITIONS, f"{expected}, found {form!r:.40}")
     try:
-        found = unpack(tensors[PACKED].tobytes(), stored, step, signs_last=form is not None)
+        packed = unpack(tensors[PACKED].tobytes(), math.prod(shape), step)
     except ValueError as error:
         damaged(path, CONDITIONS, f"expected `{PACKED}` of shape {shape}: {error}")
-    found = from_frequencies(found) if is_turned else found
+    found = inverse_transform(packed, tuple(shape))
     return found[0], found[1:] if len(found) > 1 else None
+
+
+def _form(shape: tuple[int, ...]) -> str:
+    """How tokens `[..., K, D]` are packed."""
+    return FREQUENCIES if is_transformed(shape) else TOKENS
 
 
 def _is_shape(found: Any) -> TypeGuard[list[int]]:

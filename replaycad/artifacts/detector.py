@@ -6,7 +6,8 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from replaycad.artifacts.format import Schema, TensorSpec, damaged, read, write
+from replaycad.artifacts.format import damaged, read, write
+from replaycad.artifacts.schema import Schema, TensorSpec
 
 MODEL, PENALTY = "model.", "penalty."
 IMAGENET_MEAN = (0.485, 0.456, 0.406)

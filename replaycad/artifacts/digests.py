@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Any, Protocol
 
 from replaycad.artifacts.atomic import write_text
-from replaycad.artifacts.layout import canonical_json
+from replaycad.artifacts.format import canonical_json
 from replaycad.errors import ArtifactError
 
 FILE_NAME = ".digests.json"

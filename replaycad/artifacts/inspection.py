@@ -13,8 +13,8 @@ from replaycad.artifacts.schema import Schema, bracketed
 from replaycad.artifacts.scores import SCORES
 from replaycad.errors import ArtifactError
 
-ARTIFACTS = (MASKS, CONDITIONS, REPLAYS, DETECTOR, SCORES)
-SCHEMAS = {schema.format: schema for schema in (*ARTIFACTS, SHARD, CHECKPOINT)}
+ARTIFACTS = (MASKS, CONDITIONS, REPLAYS, SHARD, DETECTOR, SCORES)
+SCHEMAS = {schema.format: schema for schema in (*ARTIFACTS, CHECKPOINT)}
 
 # Lists with one entry per image are told by their length.
 LONG_FIELDS = ("image_ids",)
@@ -38,9 +38,10 @@ def describe(path: str | Path) -> dict[str, Any]:
 
     Returns:
         `path`, `format`, `format_version`, `num_bytes` (with shards), `made_with` (the command),
-        `tensors` (a list of name, dtype, shape, num_bytes), `shards` (the same of each, replays
-        only), `num_bytes_without_masks` (conditions only), and the header's own fields: class,
-        config, seed, inputs, weights, versions, key, content_id and so on. JSON throughout.
+        `tensors` (a list of name, dtype, shape, num_bytes), `shards` (of replays: file, num_bytes,
+        content_id and tensors of each), `num_bytes_without_masks` (conditions only), and the
+        header's own fields: class, config, seed, inputs, weights, versions, key, content_id and so
+        on. JSON throughout.
 
     Raises:
         ArtifactError: it is missing, damaged, foreign or newer, or a shard is not the listed one.
@@ -57,7 +58,7 @@ def describe(path: str | Path) -> dict[str, Any]:
         **lengths,
         "path": str(path),
         "num_bytes": found.file_bytes,
-        "made_with": schema.command.format(name=path.stem),
+        "made_with": schema.command.format(name=path.stem, folder=path.parent.stem),
         "tensors": _tensors(found),
     }
     if schema is CONDITIONS:
@@ -81,11 +82,8 @@ def verify(path: str | Path) -> dict[str, str]:
     """
     path = Path(path)
     schema = schema_of(path)
-    checked = {str(path): files.verify(path, schema)}
-    if schema is REPLAYS:
-        for shard in shard_paths(path):
-            checked[str(shard)] = files.verify(shard, SHARD)
-    return checked
+    parts = {path: schema, **dict.fromkeys(shard_paths(path) if schema is REPLAYS else (), SHARD)}
+    return {str(part): files.read(part, kind)[1]["content_id"] for part, kind in parts.items()}
 
 
 def artifact_rows() -> list[dict[str, str]]:
@@ -113,7 +111,7 @@ def artifact_table() -> str:
     for row in artifact_rows():
         schema = SCHEMAS[row["format"]]
         is_first, before = row["format"] != before, row["format"]
-        command = schema.command.format(name="NAME")
+        command = schema.command.format(name="NAME", folder="NAME")
         start = f"| `{schema.format}` | `{command}` " if is_first else "| | "
         lines.append(
             f"{start}| `{row['tensor']}` | {row['dtype']} | {row['shape']} | {row['meaning']} |"
@@ -124,8 +122,8 @@ def artifact_table() -> str:
 def _tensors(found: files.Layout) -> list[dict[str, Any]]:
     """Name, dtype, shape and bytes of each tensor, in name order."""
     return [
-        {"name": name, "dtype": p.dtype, "shape": list(p.shape), "num_bytes": p.num_bytes}
-        for name, p in sorted(found.tensors.items())
+        {"name": name, "dtype": dtype, "shape": list(shape), "num_bytes": found.num_bytes(name)}
+        for name, (dtype, shape) in sorted(found.tensors.items())
     ]
 
 

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from replaycad.artifacts.format import Schema, TensorSpec, damaged, read, write
+from replaycad.artifacts.format import damaged, read, write
+from replaycad.artifacts.schema import Schema, TensorSpec
 from replaycad.mask_ops import pack_bits, unpack_bits
 
 MASKS = Schema(

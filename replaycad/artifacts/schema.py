@@ -1,7 +1,7 @@
 """Declares what an artifact must hold: its tensors with symbolic sizes, its header fields."""
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -46,8 +46,10 @@ class Schema:
         format: the name in the header.
         version: the newest version this code reads, and the one it writes.
         tensors: by name; a trailing `*` stands for any ending, and for none at all.
-        command: what makes such a file; `{name}` becomes the file's stem.
+        command: what makes such a file; `{name}` becomes the file's stem, `{folder}` its folder's.
         fields: header fields that must be there, with their JSON type.
+        check_parts: given the file, raises `ArtifactError` if another file that belongs to it is
+            missing or not the right one.
     """
 
     format: str
@@ -55,6 +57,7 @@ class Schema:
     tensors: Mapping[str, TensorSpec]
     command: str
     fields: Mapping[str, type] = field(default_factory=dict)
+    check_parts: Callable[[Path], None] | None = None
 
     def spec(self, name: str) -> TensorSpec | None:
         """Find the declaration of a tensor, by its name or by a `prefix*`."""
@@ -100,7 +103,8 @@ class Schema:
 
     def remedy(self, path: Path) -> str:
         """The command that makes the file again."""
-        return f"make it again with `{self.command.format(name=shlex.quote(path.stem))}`"
+        name, folder = shlex.quote(path.stem), shlex.quote(path.parent.stem)
+        return f"make it again with `{self.command.format(name=name, folder=folder)}`"
 
 
 def bracketed(shape: tuple[int | str, ...]) -> str:

@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from replaycad.artifacts.atomic import write_text
-from replaycad.artifacts.format import Schema, TensorSpec, damaged, read, read_header, write
-from replaycad.artifacts.layout import plain
+from replaycad.artifacts.format import damaged, plain, read, read_header, write
+from replaycad.artifacts.schema import Schema, TensorSpec
 
 SCORES = Schema(
     format="scores",

@@ -6,8 +6,7 @@ from dataclasses import replace
 import numpy as np
 
 from replaycad.artifacts.conditions import ConditionsArtifact
-from replaycad.artifacts.frequencies import have_places
-from replaycad.artifacts.packing import finest_step
+from replaycad.artifacts.token_coding import finest_step, is_transformed
 from replaycad.config.recipes import CompressConfig
 from replaycad.data.images import evenly_spaced
 
@@ -21,7 +20,7 @@ counts for more. Measured with the bundled network's tokens, on replays of three
 seeds, 64 poses, image AUROC / pixel AP: 68.8 / 9.2 in floats, 68.7 / 9.1 at 1/24, 67.1 / 9.2 at
 1/12, 65.4 / 8.5 at 1/6."""
 FINEST_SEEN, FINE_SEEN, COARSEST_SEEN = 0.02, 0.08, 0.5
-"""The same of packed frequencies, in units of the picture's latents: replays of six held-out
+"""The same of transformed tokens, in units of the picture's latents: replays of six held-out
 classes and four real ones lie 48 to 51, 38 to 43 and 27 to 36 dB from those of unrounded tokens."""
 _TRIED = 64  # steps between these two, evenly_spaced in their logarithm
 
@@ -69,7 +68,7 @@ def affordable(
 def fitted(kept: ConditionsArtifact, room: int) -> ConditionsArtifact | None:
     """The same conditions, their tokens rounded as finely as so many bytes of the file allow.
 
-    Frequencies are rounded no finer than is seen, and then take fewer bytes.
+    Transformed tokens are rounded no finer than is seen, and then take fewer bytes.
 
     Args:
         kept: as searched.
@@ -92,7 +91,7 @@ def fitted(kept: ConditionsArtifact, room: int) -> ConditionsArtifact | None:
 def _steps(kept: ConditionsArtifact) -> tuple[list[float], float]:
     """Steps to try from the finest on, as 16 bits keep them, and one that is fine enough."""
     finest, fine, coarsest = FINEST_SEEN, FINE_SEEN, COARSEST_SEEN
-    if not have_places(kept.semantic_embedding.shape):
+    if not is_transformed(kept.semantic_embedding.shape):
         size = float(np.sqrt(np.square(kept.semantic_embedding).mean()))
         finest, fine, coarsest = size * FINEST, size * FINE, size * COARSEST
     least = max(finest, finest_step(kept.levels))

@@ -301,7 +301,7 @@ class Builder:
             if partial.exists():
                 kept.append(f"kept the checkpoint {partial}")
             elif plan.stage == "replay":
-                kept.append(f"kept the images of {plan.name} drawn so far")
+                kept.append(f"kept the images of {plan.name} drawn so far, but for the last few")
         return kept
 
 

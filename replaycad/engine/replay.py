@@ -110,8 +110,8 @@ def draw_apart(
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "replays.safetensors"
         _draw(builder, conditions, path, header, config, seed)
-        with ReplaysReader(path) as replays:
-            return replays.images(range(len(replays)))
+        replays = ReplaysReader(path)
+        return replays.images(range(len(replays)))
 
 
 def _config(
@@ -141,12 +141,12 @@ def _draw(
 
     diffusion = builder.models.backbone(config) if conditions.is_drawn else None
     size = diffusion.image_size if diffusion else conditions.exemplar_size
-    with ReplaysWriter(path, header, config.num_images, size) as writer:
-        if writer.rows_done:
-            builder.report.note(f"going on from image {writer.rows_done} of {config.num_images}")
-        if diffusion:
-            replay_class(conditions, diffusion, config, seed, writer, builder.report)
-        else:
-            vary_exemplars(conditions, config, seed, writer, builder.report)
-        check()
-        writer.close()
+    writer = ReplaysWriter(path, header, config.num_images, size)
+    if writer.rows_done:
+        builder.report.note(f"going on from image {writer.rows_done} of {config.num_images}")
+    if diffusion:
+        replay_class(conditions, diffusion, config, seed, writer, builder.report)
+    else:
+        vary_exemplars(conditions, config, seed, writer, builder.report)
+    check()
+    writer.close()

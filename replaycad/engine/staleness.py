@@ -16,7 +16,7 @@ from replaycad.artifacts.conditions import CONDITIONS
 from replaycad.artifacts.detector import DETECTOR
 from replaycad.artifacts.format import canonical_json, read_header
 from replaycad.artifacts.masks import MASKS
-from replaycad.artifacts.replay_set import REPLAYS
+from replaycad.artifacts.replays import REPLAYS
 from replaycad.artifacts.scores import SCORES
 from replaycad.config.recipes import STAGE_VERSIONS, StageConfig, as_dict
 from replaycad.diffusion.presets import split_name

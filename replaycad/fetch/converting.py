@@ -2,9 +2,11 @@
 
 from pathlib import Path
 
+import numpy as np
+from safetensors.numpy import save
+
 from replaycad.artifacts.atomic import replacing
-from replaycad.artifacts.layout import CODES, encode
-from replaycad.artifacts.reading import byte_view
+from replaycad.artifacts.format import NUMPY_NAMES
 from replaycad.errors import WeightsError
 from replaycad.fetch.transfer import check_space
 
@@ -25,14 +27,10 @@ def convert(source: Path, target: Path) -> None:
     arrays = {}
     for name, tensor in read_tensors(source).items():
         kind = str(tensor.dtype).removeprefix("torch.")
-        if kind not in CODES:
+        if kind not in NUMPY_NAMES.values():
             raise WeightsError(
                 f"{source} holds `{name}` as {kind}", "convert it to safetensors by yourself"
             )
-        arrays[name] = tensor.detach().numpy()
-    kinds = {name: (array.dtype.name, array.shape) for name, array in arrays.items()}
-    start, order = encode(kinds, {"format": "pt"})
+        arrays[name] = np.asarray(tensor.detach().numpy(), order="C")
     with replacing(target) as file:
-        file.write(start)
-        for name in order:
-            file.write(byte_view(arrays[name]))
+        file.write(save(arrays, {"format": "pt"}))

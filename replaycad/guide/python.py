@@ -17,8 +17,8 @@ Masks and conditions of a class:
 Replays, read a few at a time, however many there are:
 
     >>> from replaycad.artifacts.replays import ReplaysReader
-    >>> with ReplaysReader(builder.build(ReplayStage(builder, "disc")).plan.path) as replays:
-    ...     print(len(replays), replays.images([0, 1, 2]).shape)  # RGB, uint8
+    >>> replays = ReplaysReader(builder.build(ReplayStage(builder, "disc")).plan.path)
+    >>> print(len(replays), replays.images([0, 1, 2]).shape)  # RGB, uint8
     8 (3, 3, 128, 128)
 
 A detector of a new class beside the replays of an old one, and its figures on test images:

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from replaycad.artifacts.conditions import ConditionsArtifact
-from replaycad.artifacts.replay_writer import ReplaysWriter
+from replaycad.artifacts.replays import ReplaysWriter
 from replaycad.config.recipes import ReplayConfig
 from replaycad.continual.exemplars import decode, vary
 from replaycad.diffusion.alignment import beyond_border, to_pose

@@ -11,8 +11,7 @@ from safetensors.numpy import load_file, save_file
 
 from replaycad.artifacts.conditions import ConditionsArtifact
 from replaycad.artifacts.detector import DetectorArtifact
-from replaycad.artifacts.format import canonical_json, content_id
-from replaycad.artifacts.layout import LENGTH_BYTES, header_id
+from replaycad.artifacts.format import LENGTH_BYTES, canonical_json, content_id, header_id
 from replaycad.artifacts.masks import MasksArtifact
 from replaycad.artifacts.replays import ReplaysReader, ReplaysWriter
 from replaycad.artifacts.scores import ScoresArtifact
@@ -92,11 +91,11 @@ def rows(num_images: int, image_size: int = 4):
     return images, object_masks, np.arange(num_images, dtype=np.int64) * 10**15
 
 
-def write_replays(path: Path, num_images: int = 5, shard_bytes: int = 10**6) -> str:
+def write_replays(path: Path, num_images: int = 5, shard_images: int = 0) -> str:
     """A replay set of 4 px images."""
-    with ReplaysWriter(path, FACTS, num_images, 4, shard_bytes) as writer:
-        writer.append(*rows(num_images))
-        return writer.close()
+    writer = ReplaysWriter(path, FACTS, num_images, 4, shard_images)
+    writer.append(*rows(num_images))
+    return writer.close()
 
 
 WRITERS = {

@@ -22,6 +22,21 @@ EXAMPLES = {
 }
 
 
+CONTENT_IDS = {
+    "masks": "5b5ec84c1f41c4a4cef87b1ac350b844d16da4d9bedb5761d622b18be8bb3b02",
+    "conditions": "5140e35fdbc429cff0141aca0c45c146f6552bdc918fd76e690ca4210e9f5218",
+    "detector": "096f87ae4797f58cd91e5040548dc67d3850080fe94a1ff29cd0d8d47e832a19",
+    "scores": "a4f9c1054b452c0768f75cbb0148b814773c1484841b10914d42b2a7f20329a7",
+}
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_the_content_ids_of_files_made_before_stay(tmp_path, name):
+    make, _ = EXAMPLES[name]
+
+    assert make().save(tmp_path / "a.safetensors") == CONTENT_IDS[name]
+
+
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_saving_what_was_loaded_gives_the_same_bytes(tmp_path, name):
     make, kind = EXAMPLES[name]

@@ -1,7 +1,5 @@
 """Every way in which the file of every artifact can be wrong."""
 
-import lzma
-
 import numpy as np
 import pytest
 from artifact_examples import LOADERS, WRITERS, conditions, rewrite
@@ -80,10 +78,10 @@ def test_another_format_is_refused(example):
 
 def test_a_newer_version_says_so(example):
     name, path = example
-    rewrite(path, lambda _, header: header.update(format_version=2, classes=None))
+    rewrite(path, lambda _, header: header.update(format_version=9, classes=None))
 
     with pytest.raises(
-        ArtifactError, match=r"from a newer replaycad: expected .* 1 at most"
+        ArtifactError, match=r"from a newer replaycad: expected .* \d at most, found version 9"
     ) as caught:
         LOADERS[name](path)
 
@@ -93,7 +91,8 @@ def test_a_newer_version_says_so(example):
 def test_an_older_version_is_refused(example):
     rewrite(example[1], lambda _, header: header.update(format_version=0))
 
-    assert "expected version 1, found version 0" in refusal(example).message
+    expected = inspection.SCHEMAS[example[0]].version
+    assert f"expected version {expected}, found version 0" in refusal(example).message
 
 
 @pytest.mark.parametrize("version", ["1", None, True, 1.0])
@@ -146,12 +145,11 @@ def test_another_number_of_axes_is_refused(example):
 
 def test_sizes_that_disagree_between_tensors_are_refused(example):
     name, path = example
-    if name == "detector":
+    if name in ("detector", "replays"):  # of replays, the header says how many they are
         return
     shortened = {
         "masks": "area_fraction",
         "conditions": "spatial_encoder.bias",
-        "replays": "seeds",
         "scores": "image_labels",
     }[name]
     rewrite(path, lambda tensors, _: tensors.update({shortened: tensors[shortened][:-1]}))
@@ -213,8 +211,7 @@ def test_a_flipped_bit_in_a_tensor_is_found(example):
     # By its header it is up to date, and so no command would make it again by itself.
     assert "remove it" in caught.value.hint
     assert COMMANDS[name] in caught.value.hint
-    if name != "replays":  # their rows are read one by one, and verified before
-        assert "expected content_id" in refusal(example).message
+    assert "expected content_id" in refusal(example).message
 
 
 def test_a_flipped_bit_in_a_header_is_found_by_every_reader(example):
@@ -237,7 +234,7 @@ def test_a_flipped_bit_in_a_header_is_found_by_every_reader(example):
         ("masks", "mask_width", 99, "expected 13 bytes per row for 99 pixels, found 2 bytes"),
         ("masks", "image_ids", ["a"], "expected image ids of 3 masks, found 1"),
         ("conditions", "mask_width", 1, "expected 1 bytes per row"),
-        ("replays", "image_size", 9, "expected 5 images of (3, 9, 9)"),
+        ("replays", "num_images", 9, "expected 9 images of 4 px"),
         ("scores", "image_ids", [], "expected image ids of 4 scores, found 0"),
         ("scores", "classes", ["a"], "expected `class_index` below 1, found 0 to 1"),
         ("detector", "class_order", {}, "expected header field `class_order`"),
@@ -297,8 +294,8 @@ def test_packed_tokens_come_back_to_half_a_step_and_stay_as_they_are(tmp_path):
         ("shape", lambda _: [2**20, 2**20, 2**20], "expected shape and step"),
         ("shape", lambda _: None, "expected shape and step"),
         ("step", lambda _: np.zeros(1, np.float32), "expected shape and step"),
-        ("form", lambda _: "frequencies", "cannot be packed as frequencies"),
-        ("form", lambda _: "waves", "cannot be packed as waves"),
+        ("form", lambda _: "frequencies", "packed as tokens, found 'frequencies'"),
+        ("form", lambda _: None, "packed as tokens, found None"),
         ("coefficients", lambda rows: rows[:, :1], "along 2 directions, found 1"),
     ],
 )
@@ -321,25 +318,6 @@ def test_packed_tokens_that_are_not_what_the_header_says_are_refused(
     with pytest.raises(ArtifactError) as caught:
         ConditionsArtifact.load(path)
     assert finding in caught.value.message
-
-
-def test_tokens_that_were_packed_before_signs_came_last_are_read(tmp_path):
-    path = tmp_path / "bottle.safetensors"
-    kept = packed(path)
-    together = np.concatenate([kept.semantic_embedding[None], kept.semantic_variations])
-    planes = np.rint(together / kept.step).astype("<i2").reshape(-1, 1).view(np.uint8).T
-    older = lzma.compress(planes.tobytes(), lzma.FORMAT_RAW, filters=[{"id": lzma.FILTER_LZMA2}])
-
-    def make_older(tensors, header):
-        tensors["packed_tokens"] = np.frombuffer(older, np.uint8)
-        del header["packed_as"]
-
-    expected = ConditionsArtifact.load(path)
-    rewrite(path, make_older)
-    found = ConditionsArtifact.load(path)
-
-    assert np.array_equal(found.semantic_embedding, expected.semantic_embedding)
-    assert np.array_equal(found.semantic_variations, expected.semantic_variations)
 
 
 def test_tokens_of_the_bundled_network_are_packed_as_frequencies(tmp_path):

@@ -30,7 +30,7 @@ def reading(other_maps: float = OTHER_MAPS) -> np.ndarray:
 
 
 def reading_directions() -> np.ndarray:
-    """Directions `[D, D]` float16 of the bundled network, as `artifacts.frequencies` has them."""
+    """Directions `[D, D]` float16 of the bundled network, as `artifacts.token_coding` has them."""
     _, values, rows = np.linalg.svd(reading(), full_matrices=False)
     largest = np.abs(rows).argmax(1)
     rows *= np.sign(rows[np.arange(len(rows)), largest])[:, None]

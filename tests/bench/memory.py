@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from replaycad.artifacts.replay_writer import ReplaysWriter
+from replaycad.artifacts.replays import ReplaysWriter
 
 IMAGE_SIZE = 128
 CHUNK = 100
@@ -27,12 +27,12 @@ from replaycad.runtime import peak_memory_bytes
 from replaycad.stages.train import train_detector
 
 torch.set_num_threads(1)
-with ReplaysReader(Path(sys.argv[1])) as replays:
-    mixture = Mixture([Source(class_index=0, replays=replays)], {size})
-    config = TrainConfig(num_steps={steps}, image_size={size})
-    header = {{"config": {{"encoder": "mini"}}, "weights": {{}}}}
-    encoder = load_encoder("mini", torch.device("cpu"))
-    train_detector(mixture, ["one"], encoder, config, 0, header)
+replays = ReplaysReader(Path(sys.argv[1]))
+mixture = Mixture([Source(class_index=0, replays=replays)], {size})
+config = TrainConfig(num_steps={steps}, image_size={size})
+header = {{"config": {{"encoder": "mini"}}, "weights": {{}}}}
+encoder = load_encoder("mini", torch.device("cpu"))
+train_detector(mixture, ["one"], encoder, config, 0, header)
 print(peak_memory_bytes())
 """
 
@@ -52,11 +52,11 @@ def write_replays(path: Path, num_images: int) -> None:
         "weights": {},
     }
     masks = np.ones((CHUNK, IMAGE_SIZE, IMAGE_SIZE), bool)
-    with ReplaysWriter(path, header, num_images, IMAGE_SIZE) as writer:
-        for start in range(0, num_images, CHUNK):
-            images = rng.integers(0, 256, (CHUNK, 3, IMAGE_SIZE, IMAGE_SIZE), np.uint8)
-            writer.append(images, masks, np.arange(start, start + CHUNK))
-        writer.close()
+    writer = ReplaysWriter(path, header, num_images, IMAGE_SIZE)
+    for start in range(0, num_images, CHUNK):
+        images = rng.integers(0, 256, (CHUNK, 3, IMAGE_SIZE, IMAGE_SIZE), np.uint8)
+        writer.append(images, masks, np.arange(start, start + CHUNK))
+    writer.close()
 
 
 def peak_bytes_of_training(path: Path) -> int:

@@ -115,8 +115,7 @@ def _look_at(store, name, recipe):
 
         assert closest_rows(torch.from_numpy(embedding)) > 0.1
         assert found.spatial_weight is not None
-        with ReplaysReader(store / f"replays/{name}.safetensors") as replays:
-            drawn = replays.object_masks([0])
+        drawn = ReplaysReader(store / f"replays/{name}.safetensors").object_masks([0])
         assert drawn.shape[1] == (512 if name in VISA else 256)
 
 

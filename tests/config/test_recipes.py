@@ -239,9 +239,9 @@ def test_release_mixes_backbones_in_one_sequence(tmp_path, models):
     assert [kept[name].header["config"]["backbone"] for name in classes] == ["sd15", "ldm256"]
     assert all(one.spatial_weight is None for one in kept.values())
     assert all(one.object_masks.shape[0] == 0 for one in kept.values())
-    with ReplaysReader(tmp_path / "store/replays/capsules.safetensors") as replays:
-        config = replays.header["config"]
-        images, masks = replays.images([0, 1]), replays.object_masks([0, 1])
+    replays = ReplaysReader(tmp_path / "store/replays/capsules.safetensors")
+    config = replays.header["config"]
+    images, masks = replays.images([0, 1]), replays.object_masks([0, 1])
     assert (config["guidance_scale"], config["jpeg_quality"]) == (10.0, 75)
     assert images.shape == (2, 3, 32, 32)
     assert masks.all()

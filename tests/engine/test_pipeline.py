@@ -18,7 +18,8 @@ from replaycad.artifacts import atomic
 from replaycad.artifacts.checkpoints import Checkpoint
 from replaycad.artifacts.conditions import ConditionsArtifact
 from replaycad.artifacts.detector import DetectorArtifact
-from replaycad.artifacts.format import Schema, TensorSpec, read_header, write
+from replaycad.artifacts.format import read_header, write
+from replaycad.artifacts.schema import Schema, TensorSpec
 from replaycad.engine.builder import Builder
 from replaycad.engine.replay import ReplayStage
 from replaycad.engine.settings import RunSettings, split_settings
@@ -274,26 +275,31 @@ def test_a_killed_stage_goes_on_from_its_checkpoint_to_the_same_bytes(
 
 
 class Interrupted(SilentReport):
-    """Presses ctrl-C after the first batch of replays."""
+    """Presses ctrl-C after the sixteenth replay."""
 
     def step(self, what: str, done: int, total: int, **_values: float) -> None:
-        if what == "replay" and done < total:
+        if what == "replay" and 16 <= done < total:
             raise KeyboardInterrupt
 
 
 def test_replay_goes_on_from_the_images_already_drawn(run, chain, data, models, tmp_path):
     store = tmp_path / "store"
+    whole = shutil.copytree(chain, tmp_path / "whole")
     shutil.copytree(chain / "conditions", store / "conditions")
-    with Builder(settings(models, "replay", data, store), Interrupted()) as builder:
+    twenty = ["--class", "disc", "--set", "num_images=20"]
+    assert run("replay", *twenty, "--store", whole).exit_code == 0
+    asked = settings(models, "replay", data, store)
+    asked.overrides["replay"]["num_images"] = "20"
+    with Builder(asked, Interrupted()) as builder:
         with pytest.raises(KeyboardInterrupt):
             builder.build(ReplayStage(builder, "disc"))
         assert "drawn so far" in " ".join(builder.kept())
 
-    result = run("replay", "--class", "disc")
+    result = run("replay", *twenty)
 
     assert result.exit_code == 0, result.output
-    assert "going on from image 4 of 6" in result.stderr
-    assert sha256(store, "replays/disc") == sha256(chain, "replays/disc")
+    assert "going on from image 16 of 20" in result.stderr
+    assert sha256(store, "replays/disc") == sha256(whole, "replays/disc")
 
 
 def test_ctrl_c_says_what_was_kept_and_exits_with_130(run, monkeypatch, tmp_path):

@@ -319,10 +319,10 @@ def test_forms_are_judged_by_images_and_pixels_alike(monkeypatch):
 def write_replays(store, name, class_name, value):
     """Two replays of one value all over."""
     header = {"class_name": class_name, "key": name}
-    with ReplaysWriter(store.path("replays", name), header, 2, SIDE) as writer:
-        flat = np.full((2, 3, SIDE, SIDE), value, np.uint8)
-        writer.append(flat, np.ones((2, SIDE, SIDE), bool), np.arange(2))
-        writer.close()
+    writer = ReplaysWriter(store.path("replays", name), header, 2, SIDE)
+    flat = np.full((2, 3, SIDE, SIDE), value, np.uint8)
+    writer.append(flat, np.ones((2, SIDE, SIDE), bool), np.arange(2))
+    writer.close()
 
 
 def test_replays_and_images_are_learned_as_the_class_that_they_show(

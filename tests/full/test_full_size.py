@@ -10,8 +10,7 @@ import torch
 
 from replaycad.artifacts.conditions import ConditionsArtifact
 from replaycad.artifacts.masks import MasksArtifact
-from replaycad.artifacts.replay_writer import ReplaysWriter
-from replaycad.artifacts.replays import ReplaysReader
+from replaycad.artifacts.replays import ReplaysReader, ReplaysWriter
 from replaycad.config.recipes import CompressConfig, ReplayConfig, stage_config
 from replaycad.data.classes import POLICIES
 from replaycad.data.samples import train_samples
@@ -43,11 +42,10 @@ def compress_and_replay(diffusion, config, data, folder):
     kept = ConditionsArtifact.load(folder / "disc")
     drawing = ReplayConfig(num_images=1, num_inference_steps=1, sampler="ddim", guidance_scale=1)
     size = diffusion.image_size
-    with ReplaysWriter(folder / "replays", {"class_name": "disc", "key": "k"}, 1, size) as writer:
-        replay_class(kept, diffusion, drawing, 0, writer)
-        writer.close()
-    with ReplaysReader(folder / "replays") as replays:
-        return kept, replays.images([0])
+    writer = ReplaysWriter(folder / "replays", {"class_name": "disc", "key": "k"}, 1, size)
+    replay_class(kept, diffusion, drawing, 0, writer)
+    writer.close()
+    return kept, ReplaysReader(folder / "replays").images([0])
 
 
 def one_step(recipe_class: str, **changes) -> CompressConfig:

@@ -8,20 +8,21 @@ import copy
 import io
 import json
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
+from safetensors.numpy import load, save
 
 from replaycad.artifacts import inspection
 from replaycad.artifacts.checkpoints import Checkpoint
 from replaycad.artifacts.digests import DigestCache
 from replaycad.artifacts.embedding import read_embedding
-from replaycad.artifacts.format import canonical_json, content_id
-from replaycad.artifacts.layout import NUMPY_NAMES, encode, header_id, plain
-from replaycad.artifacts.reading import byte_view
+from replaycad.artifacts.format import NUMPY_NAMES, canonical_json, content_id, header_id, plain
+from replaycad.artifacts.replays import ReplaysReader
 from replaycad.artifacts.store import Store
 from replaycad.cli.session import split_names, split_seeds, split_sizes
 from replaycad.config.recipes import STAGES, stage_config
@@ -69,26 +70,36 @@ def _read_all(path: Path) -> None:
     for read in (*LOADERS.values(), inspection.describe, inspection.verify, read_embedding):
         with contextlib.suppress(ReplayCadError):
             found = read(path)
-            if hasattr(found, "close"):
+            if isinstance(found, ReplaysReader):
                 found.images(range(len(found)))
                 found.object_masks(range(len(found)))
-                found.close()
     Checkpoint(path, "key").load()
+
+
+def _feed(folder: Path, data: bytes) -> None:
+    """Bytes as an artifact, as a main file of sound shards, and as a shard of a sound set."""
+    path, shards = folder / "a.safetensors", folder / "a.shards"
+    shards.mkdir(exist_ok=True)
+    for shard, content in SHARDS.items():
+        (shards / shard).write_bytes(content)
+    path.write_bytes(data)
+    _read_all(path)
+    path.write_bytes(SOUND[REPLAYS])
+    (shards / min(SHARDS)).write_bytes(data)
+    _read_all(path)
 
 
 def artifact(folder: Path, data: bytes) -> None:
     """Raw bytes as an artifact."""
-    path = folder / "a.safetensors"
-    path.write_bytes(data)
-    _read_all(path)
+    _feed(folder, data)
 
 
 def sealed_artifact(folder: Path, data: bytes) -> None:
     """A sound artifact with some facts changed and digests made to fit: a stranger's file."""
     choices = Choices(data)
-    path = folder / "a.safetensors"
-    path.write_bytes(choices.one_of(SOUND))
-    header, tensors = header_of(path), _tensors(path)
+    path = folder / "b.safetensors"
+    path.write_bytes(choices.one_of([*SOUND.values(), *SHARDS.values()]))
+    header, tensors = header_of(path), load(path.read_bytes())
     for _ in range(1 + choices.number(3)):
         if choices.number(2):
             _change(header, choices)
@@ -99,16 +110,7 @@ def sealed_artifact(folder: Path, data: bytes) -> None:
     with contextlib.suppress(KeyError, ValueError, TypeError):
         header["content_id"] = content_id(tensors)
         header["header_id"] = header_id(plain(header))
-    kinds = {name: (one.dtype.name, one.shape) for name, one in tensors.items()}
-    start, order = encode(kinds, {"replaycad": canonical_json(plain(header))})
-    path.write_bytes(start + b"".join(byte_view(tensors[name]) for name in order))
-    _read_all(path)
-
-
-def _tensors(path: Path) -> dict[str, Any]:
-    from safetensors.numpy import load
-
-    return load(path.read_bytes())
+    _feed(folder, save(tensors, {"replaycad": canonical_json(plain(header))}))
 
 
 def _change(header: dict[str, Any], choices: Choices) -> None:
@@ -209,24 +211,25 @@ def _pictures() -> list[bytes]:
     return found
 
 
-def _artifacts() -> list[bytes]:
-    import tempfile
-
-    found = []
+def _artifacts() -> dict[str, bytes]:
+    """Every example by its path in a folder."""
     with tempfile.TemporaryDirectory() as folder:
         for name, write in WRITERS.items():
-            path = Path(folder) / f"{name}.safetensors"
-            write(path)
-            found.append(path.read_bytes())
-    return found
+            write(Path(folder) / f"{name}.safetensors")
+        return {
+            path.relative_to(folder).as_posix(): path.read_bytes()
+            for path in sorted(Path(folder).rglob("*.safetensors"))
+        }
 
 
+REPLAYS = "replays.safetensors"
 SOUND = _artifacts()
+SHARDS = {Path(name).name: SOUND.pop(name) for name in list(SOUND) if "/" in name}
 ROWS = (
     b"object,split,label,image,mask\na,train,normal,a/x.png,\na,test,anomaly,a/y.png,m.png\n"
 )
 TARGETS: dict[str, tuple[Target, list[bytes]]] = {
-    "artifact": (artifact, SOUND),
+    "artifact": (artifact, [*SOUND.values(), *SHARDS.values()]),
     "sealed_artifact": (sealed_artifact, [bytes(range(0, 256, 3))]),
     "picture": (picture, _pictures()),
     "table": (table, [ROWS]),

@@ -68,22 +68,24 @@ def green(seed):
     return int(seed) % 251
 
 
-def drawn(path, kept, config=FOUR_AT_ONCE, seed=0, begun=None, work=replay_class):
-    """Images, masks and seeds of a set; `begun` are those that a killed run left."""
-    header = {"class_name": "bolt", "key": "k"}
-    if begun is not None:
-        with ReplaysWriter(path, header, config.num_images, SIZE) as writer:
-            writer.append(*begun)
-    with ReplaysWriter(path, header, config.num_images, SIZE) as writer:
-        assert writer.rows_done == (0 if begun is None else len(begun[0]))
-        if work is replay_class:
-            replay_class(kept, DIFFUSION, config, seed, writer)
-        else:
-            vary_exemplars(kept, config, seed, writer)
-        writer.close()
-    with ReplaysReader(path) as replays:
-        rows = range(len(replays))
-        return replays.images(rows), replays.object_masks(rows), replays.seeds
+def drawn(
+    path, kept, config=FOUR_AT_ONCE, seed=0, begun=(), work=replay_class, shard_images=3
+):
+    """Images, masks and seeds of a set; `begun` are those that a killed run had drawn."""
+    set_of = (path, {"class_name": "bolt", "key": "k"}, config.num_images, SIZE, shard_images)
+    if begun:
+        ReplaysWriter(*set_of).append(*begun)
+    writer = ReplaysWriter(*set_of)
+    done = len(begun[0]) if begun else 0
+    assert writer.rows_done == (done if done == NUM_IMAGES else done // shard_images * shard_images)
+    if work is replay_class:
+        replay_class(kept, DIFFUSION, config, seed, writer)
+    else:
+        vary_exemplars(kept, config, seed, writer)
+    writer.close()
+    replays = ReplaysReader(path)
+    rows = range(len(replays))
+    return replays.images(rows), replays.object_masks(rows), replays.seeds
 
 
 def test_every_row_has_the_image_and_the_mask_of_its_own_seed(tmp_path):
@@ -104,15 +106,18 @@ def test_seeds_differ_between_images_classes_and_runs_and_not_with_their_number(
     assert not set(ten) & set(image_seeds("bolt", 1, 10).tolist())
 
 
+@pytest.mark.parametrize("shard_images", [1, 3, 4, 64])
 @pytest.mark.parametrize("done", [1, 3, 4, 6, 9, 10])
 @pytest.mark.parametrize("form", ["conditions", "hybrid", "exemplars"])
-def test_a_killed_run_goes_on_without_a_row_twice_or_none(tmp_path, done, form):
+def test_a_killed_run_goes_on_without_a_row_twice_or_none(tmp_path, done, form, shard_images):
     kept = conditions() if form == "conditions" else conditions(**leaning())
     work = vary_exemplars if form == "exemplars" else replay_class
     whole = drawn(tmp_path / "whole", kept, work=work)
 
     begun = tuple(part[:done] for part in whole)
-    resumed = drawn(tmp_path / "killed", kept, begun=begun, work=work)
+    resumed = drawn(
+        tmp_path / "killed", kept, begun=begun, work=work, shard_images=shard_images
+    )
 
     for part, other in zip(whole, resumed, strict=True):
         assert np.array_equal(part, other)
