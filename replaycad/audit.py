@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from replaycad.artifacts.conditions import ConditionsArtifact
 from replaycad.artifacts.inspection import schema_of
 from replaycad.artifacts.replays import ReplaysReader
-from replaycad.config.recipes import EXEMPLAR_ENCODER
+from replaycad.config.stages import EXEMPLAR_ENCODER
 from replaycad.continual.exemplars import describe
 from replaycad.data.images import load_images
 from replaycad.data.samples import train_samples

@@ -8,7 +8,7 @@ from replaycad.artifacts.conditions import ConditionsArtifact
 from replaycad.artifacts.digests import file_digest
 from replaycad.artifacts.embedding import read_embedding, write_embedding
 from replaycad.artifacts.store import Store
-from replaycad.config.recipes import CompressConfig
+from replaycad.config.stages import CompressConfig
 from replaycad.data.classes import auto_policy, policy_for
 from replaycad.diffusion.presets import backbone_sizes
 from replaycad.engine.inputs import InputDigests

@@ -9,7 +9,8 @@ import typer
 
 from replaycad.artifacts.inspection import artifact_table
 from replaycad.cli.commands import app
-from replaycad.config.recipes import CompressConfig, stage_config
+from replaycad.config.recipes import stage_config
+from replaycad.config.stages import CompressConfig
 from replaycad.diffusion.presets import BACKBONES
 from replaycad.stages.compress import MAX_MASK_SIZE
 

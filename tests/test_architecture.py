@@ -31,7 +31,8 @@ LAYERS = [
 ]
 FORBIDDEN_NAMES = {"utils", "common", "helpers", "base", "core", "misc", "types"}
 TORCH_FREE = [
-    "errors", "config.recipes", "config.paper_classes", "progress", "engine.staleness",
+    "errors", "config.recipes", "config.stages", "config.paper_classes", "progress",
+    "engine.staleness",
     "engine.builder", "experiments.plan", "experiments.strategies", "cli.commands", "cli.tools",
     "cli.console", "cli.options", "cli.session", "data.samples", "data.classes",
     "diffusion.presets", "diffusion.memory", "segmentation.presets", "detectors.registry",

@@ -7,7 +7,7 @@ from PIL import Image, ImageDraw
 from replaycad.artifacts.conditions import ConditionsArtifact
 from replaycad.artifacts.masks import MasksArtifact
 from replaycad.artifacts.replays import ReplaysReader, ReplaysWriter
-from replaycad.config.recipes import CompressConfig, ReplayConfig
+from replaycad.config.stages import CompressConfig, ReplayConfig
 from replaycad.data.classes import POLICIES
 from replaycad.data.samples import train_samples
 from replaycad.diffusion.presets import BACKBONES

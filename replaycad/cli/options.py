@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from replaycad.config.recipes import FOLDERS
+from replaycad.config.stages import FOLDERS
 from replaycad.detectors.registry import DETECTORS
 
 Classes = Annotated[

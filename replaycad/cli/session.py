@@ -193,7 +193,7 @@ def write_page(builder: "Builder", result: dict[str, Any], name: str) -> None:
     try:
         if result["is_new"] or not target.exists():
             write = report_writer()
-            from replaycad.config.recipes import TrainConfig
+            from replaycad.config.stages import TrainConfig
             from replaycad.runtime import resolve_device
 
             settings = builder.settings

@@ -7,7 +7,7 @@ import numpy as np
 
 from replaycad.artifacts.conditions import ConditionsArtifact
 from replaycad.artifacts.token_coding import finest_step, is_transformed
-from replaycad.config.recipes import CompressConfig
+from replaycad.config.stages import CompressConfig
 from replaycad.data.images import evenly_spaced
 
 IMAGE_BUDGET = 200_000  # bytes of a file with real images, unless the config says how many

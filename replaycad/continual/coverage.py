@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from replaycad.config.recipes import Representation
+from replaycad.config.stages import Representation
 from replaycad.detectors.cut_paste import windows
 from replaycad.detectors.encoders import Encoder
 from replaycad.detectors.patchcore.network import PatchCore

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from replaycad.config.recipes import ReplayConfig, Representation
+from replaycad.config.stages import ReplayConfig, Representation
 
 REPRESENTATIONS: tuple[Representation, ...] = ("exemplars", "hybrid", "conditions")
 """What `auto` chooses among, what needs the least first."""

@@ -11,7 +11,7 @@ from importlib import import_module
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from replaycad.config.recipes import TrainConfig
+from replaycad.config.stages import TrainConfig
 from replaycad.detectors.settings import Preset
 from replaycad.errors import ConfigError
 

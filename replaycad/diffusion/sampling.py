@@ -12,7 +12,7 @@ from diffusers import (
     UniPCMultistepScheduler,
 )
 
-from replaycad.config.recipes import ReplayConfig
+from replaycad.config.stages import ReplayConfig
 from replaycad.diffusion.backbones import SCHEDULE, Diffusion
 from replaycad.diffusion.cell_unet import CellUNet, Guess
 from replaycad.diffusion.conditioning import Conditions

@@ -4,7 +4,7 @@ import copy
 
 import torch
 
-from replaycad.config.recipes import CompressConfig
+from replaycad.config.stages import CompressConfig
 from replaycad.diffusion.backbones import Diffusion
 from replaycad.diffusion.conditioning import Conditions, SpatialEncoder
 from replaycad.diffusion.fitting import Shape, check_fits, default_spatial_sizes

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from replaycad.artifacts.checkpoints import Checkpoint
 from replaycad.artifacts.conditions import ConditionsArtifact
 from replaycad.artifacts.store import Store
-from replaycad.config.recipes import CompressConfig, ReplayConfig, StageConfig
+from replaycad.config.stages import CompressConfig, ReplayConfig, StageConfig
 from replaycad.data.samples import find_classes
 from replaycad.diffusion.memory import needed_bytes
 from replaycad.distributed import ranks
@@ -39,7 +39,7 @@ class Stage(ABC):
     Making such an object looks at folders and headers only.
 
     Attributes:
-        stage: one of `recipes.STAGES`.
+        stage: one of `config.stages.STAGES`.
         name: of the artifact.
         config: all that the stage is told.
         seed: of its random streams; None for a stage that draws nothing.

@@ -10,7 +10,7 @@ from replaycad.artifacts.checkpoints import Checkpoint
 from replaycad.artifacts.conditions import ConditionsArtifact
 from replaycad.artifacts.format import canonical_json
 from replaycad.artifacts.masks import MasksArtifact
-from replaycad.config.recipes import EXEMPLAR_ENCODER, CompressConfig, ReplayConfig
+from replaycad.config.stages import EXEMPLAR_ENCODER, CompressConfig, ReplayConfig
 from replaycad.continual.representations import (
     ASKS_BACKBONE,
     ASKS_ENCODER,

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from replaycad.artifacts.detector import DetectorArtifact
 from replaycad.artifacts.scores import mirror_in_json
-from replaycad.config.recipes import EvalConfig, TrainConfig
+from replaycad.config.stages import EvalConfig, TrainConfig
 from replaycad.data.samples import test_samples
 from replaycad.detectors.registry import resolve_defaults
 from replaycad.engine.builder import Builder, Stage

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from replaycad.config.recipes import MaskConfig
+from replaycad.config.stages import MaskConfig
 from replaycad.data.samples import Sample, train_samples
 from replaycad.engine.builder import Builder, Stage
 from replaycad.engine.staleness import Plan, still_serves

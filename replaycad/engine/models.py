@@ -8,7 +8,7 @@ from collections.abc import Callable
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from replaycad.config.recipes import EXEMPLAR_ENCODER, CompressConfig, ReplayConfig
+from replaycad.config.stages import EXEMPLAR_ENCODER, CompressConfig, ReplayConfig
 from replaycad.engine.inputs import NO_SEGMENTER
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from replaycad.artifacts.conditions import ConditionsArtifact
 from replaycad.artifacts.replays import ReplaysReader, ReplaysWriter
-from replaycad.config.recipes import CompressConfig, ReplayConfig
+from replaycad.config.stages import CompressConfig, ReplayConfig
 from replaycad.engine.builder import Builder, Stage
 from replaycad.engine.staleness import Plan, check_same_backbone, digest_of, still_serves
 

@@ -8,7 +8,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeVar, cast
 
-from replaycad.config.recipes import (
+from replaycad.config.recipes import stage_config
+from replaycad.config.stages import (
     FOLDERS,
     STAGES,
     CompressConfig,
@@ -16,7 +17,6 @@ from replaycad.config.recipes import (
     MaskConfig,
     ReplayConfig,
     TrainConfig,
-    stage_config,
 )
 from replaycad.diffusion.fitting import is_bundled_kind
 from replaycad.errors import ConfigError

@@ -18,7 +18,7 @@ from replaycad.artifacts.format import canonical_json, read_header
 from replaycad.artifacts.masks import MASKS
 from replaycad.artifacts.replays import REPLAYS
 from replaycad.artifacts.scores import SCORES
-from replaycad.config.recipes import STAGE_VERSIONS, StageConfig, as_dict
+from replaycad.config.stages import STAGE_VERSIONS, StageConfig, as_dict
 from replaycad.diffusion.presets import split_name
 from replaycad.errors import ArtifactError
 
@@ -50,7 +50,7 @@ class Plan:
     """One artifact as it is wanted, held against the one that is there.
 
     Args:
-        stage: one of `recipes.STAGES`.
+        stage: one of `config.stages.STAGES`.
         name: of the artifact.
         path: of the artifact.
         facts: all that determines the output; canonical JSON types only.
@@ -118,7 +118,7 @@ def make_plan(
     """Compare what an artifact says of itself with what is wanted.
 
     Args:
-        stage: one of `recipes.STAGES`.
+        stage: one of `config.stages.STAGES`.
         name: of the artifact.
         path: of the artifact, there or not.
         config: of the stage.

@@ -9,7 +9,7 @@ from replaycad.artifacts.checkpoints import Checkpoint
 from replaycad.artifacts.detector import DetectorArtifact
 from replaycad.artifacts.inspection import verify
 from replaycad.artifacts.replays import ReplaysReader
-from replaycad.config.recipes import TrainConfig
+from replaycad.config.stages import TrainConfig
 from replaycad.data.mixture import Mixture, Source
 from replaycad.data.samples import train_samples
 from replaycad.detectors.registry import preset_for, resolve_defaults

@@ -38,7 +38,7 @@ class Step:
     """One stage invocation of the sequence.
 
     Args:
-        stage: one of `recipes.STAGES`.
+        stage: one of `config.stages.STAGES`.
         name: of the artifact that it makes.
         seed: of this run of the sequence.
         cells: that need it.

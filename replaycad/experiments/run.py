@@ -12,7 +12,7 @@ from replaycad.artifacts.detector import DetectorArtifact
 from replaycad.artifacts.digests import file_digest
 from replaycad.artifacts.format import read_header
 from replaycad.artifacts.scores import SCORES
-from replaycad.config.recipes import TrainConfig
+from replaycad.config.stages import TrainConfig
 from replaycad.data.samples import test_samples, train_samples
 from replaycad.detectors.registry import preset_for
 from replaycad.engine.builder import Builder, Outcome, Stage

@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from replaycad.config.paper_classes import MVTEC, TABLE_ONLY, VISA
-from replaycad.config.recipes import (
+from replaycad.config.recipes import stage_config
+from replaycad.config.stages import (
     CompressConfig,
     MaskConfig,
     ReplayConfig,
     StageConfig,
     TrainConfig,
-    stage_config,
 )
 from replaycad.data.samples import find_classes
 from replaycad.detectors.encoder_files import ENCODER_FILE, PUBLISHED

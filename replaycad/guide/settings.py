@@ -9,7 +9,8 @@ any other `fast`; a backbone that is named with `paper` or `fast` brings its bat
 
 import textwrap
 
-from replaycad.config.recipes import RECIPES, STAGES, as_dict
+from replaycad.config.recipes import RECIPES
+from replaycad.config.stages import STAGES, as_dict
 
 
 def read_off() -> str:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from replaycad.artifacts.conditions import ConditionsArtifact
-from replaycad.config.recipes import CompressConfig, Representation
+from replaycad.config.stages import CompressConfig, Representation
 from replaycad.continual import representations
 from replaycad.continual.budget import IMAGE_BUDGET
 from replaycad.continual.coverage import separations

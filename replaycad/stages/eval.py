@@ -8,7 +8,7 @@ import torch
 
 from replaycad.artifacts.detector import DetectorArtifact
 from replaycad.artifacts.scores import ScoresArtifact
-from replaycad.config.recipes import EvalConfig
+from replaycad.config.stages import EvalConfig
 from replaycad.data.images import load_anomaly_mask, load_images
 from replaycad.data.samples import Sample
 from replaycad.detectors.encoders import Encoder

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from replaycad.artifacts.masks import MasksArtifact
-from replaycad.config.recipes import MaskConfig
+from replaycad.config.stages import MaskConfig
 from replaycad.data.classes import ClassPolicy, auto_policy, infer_policy, policy_for
 from replaycad.data.images import evenly_spaced, load_image, load_images
 from replaycad.data.samples import Sample

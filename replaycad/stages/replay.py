@@ -9,7 +9,7 @@ from PIL import Image
 
 from replaycad.artifacts.conditions import ConditionsArtifact
 from replaycad.artifacts.replays import ReplaysWriter
-from replaycad.config.recipes import ReplayConfig
+from replaycad.config.stages import ReplayConfig
 from replaycad.continual.exemplars import decode, vary
 from replaycad.diffusion.alignment import beyond_border, to_pose
 from replaycad.diffusion.backbones import Diffusion

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from replaycad.artifacts.detector import DetectorArtifact
-from replaycad.config.recipes import TrainConfig
+from replaycad.config.stages import TrainConfig
 from replaycad.continual.penalties import IMPORTANCES, Penalty, added, normalized
 from replaycad.data.images import evenly_spaced
 from replaycad.data.mixture import Mixture, batches

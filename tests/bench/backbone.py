@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from replaycad.config.recipes import CompressConfig, ReplayConfig, stage_config
+from replaycad.config.recipes import stage_config
+from replaycad.config.stages import CompressConfig, ReplayConfig
 from replaycad.diffusion.backbones import load_backbone
 from replaycad.diffusion.posterior import Posterior
 from replaycad.diffusion.sampling import pass_size, sample

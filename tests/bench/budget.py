@@ -14,7 +14,7 @@ from statistics import fmean, pstdev
 from typing import Any
 
 from replaycad.artifacts.format import read_header
-from replaycad.config.recipes import TrainConfig
+from replaycad.config.stages import TrainConfig
 from replaycad.data.samples import find_classes
 from replaycad.engine.builder import Builder
 from replaycad.engine.compress import CompressStage

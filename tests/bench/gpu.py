@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from replaycad.config.recipes import ReplayConfig, stage_config
+from replaycad.config.recipes import stage_config
+from replaycad.config.stages import ReplayConfig
 from replaycad.diffusion.posterior import Posterior
 from replaycad.diffusion.sampling import sample
 from replaycad.diffusion.start import start_conditions

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from replaycad.config.recipes import CompressConfig
+from replaycad.config.stages import CompressConfig
 from replaycad.diffusion.backbones import Diffusion, mask_images
 from replaycad.diffusion.cell_unet import CellUNet
 from replaycad.diffusion.conditioning import Conditions

@@ -14,7 +14,8 @@ from sklearn.metrics import average_precision_score, precision_recall_curve, roc
 
 from replaycad.artifacts.conditions import ConditionsArtifact
 from replaycad.artifacts.format import read_header
-from replaycad.config.recipes import CompressConfig, ReplayConfig, TrainConfig, stage_config
+from replaycad.config.recipes import stage_config
+from replaycad.config.stages import CompressConfig, ReplayConfig, TrainConfig
 from replaycad.data.images import load_images
 from replaycad.data.mixture import Mixture, Source
 from replaycad.data.samples import Sample, find_classes, train_samples

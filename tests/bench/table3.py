@@ -26,7 +26,7 @@ import torch
 from replaycad.artifacts.conditions import ConditionsArtifact
 from replaycad.artifacts.format import read_header
 from replaycad.artifacts.masks import MasksArtifact
-from replaycad.config.recipes import ReplayConfig
+from replaycad.config.stages import ReplayConfig
 from replaycad.data.classes import ClassPolicy
 from replaycad.diffusion.backbones import load_backbone
 from replaycad.diffusion.sampling import sample

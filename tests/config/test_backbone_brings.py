@@ -3,17 +3,13 @@
 import huggingface_hub
 import pytest
 
-from replaycad.config.recipes import (
-    CompressConfig,
-    MaskConfig,
-    ReplayConfig,
-    TrainConfig,
-    stage_config,
-)
+from replaycad.config.recipes import stage_config
+from replaycad.config.stages import CompressConfig, MaskConfig, ReplayConfig, TrainConfig
 from replaycad.data.samples import train_samples
 from replaycad.diffusion.fitting import is_bundled_kind, shape_of
 from replaycad.diffusion.presets import BACKBONES
 from replaycad.engine.builder import Builder
+from replaycad.engine.replay import ReplayStage
 from tests.conftest import invoke
 from tests.tiny import make_tiny_backbone
 from tests.toy import write_toy
@@ -51,10 +47,10 @@ def test_without_a_recipe_the_backbone_brings_one(ground):
 
     for kind in (MaskConfig, CompressConfig, ReplayConfig, TrainConfig):
         typed = {"backbone": "sd15"} if kind is CompressConfig else {}
-        assert large.config(kind) == stage_config("fast", kind.stage, typed)
-        assert named.config(kind) == stage_config("paper", kind.stage, typed)
-        assert small.config(kind) == stage_config("mini", kind.stage, {})
-    assert large.config(CompressConfig).batch_size == 4
+        assert large.settings.config(kind) == stage_config("fast", kind.stage, typed)
+        assert named.settings.config(kind) == stage_config("paper", kind.stage, typed)
+        assert small.settings.config(kind) == stage_config("mini", kind.stage, {})
+    assert large.settings.config(CompressConfig).batch_size == 4
 
 
 def test_replays_follow_the_backbone_that_the_conditions_were_made_with(ground):
@@ -63,7 +59,7 @@ def test_replays_follow_the_backbone_that_the_conditions_were_made_with(ground):
 
     builder = Builder.of(ground / "data", ground / "store")
 
-    drawn = builder.settings.config(ReplayConfig, "disc", conditions="disc")
+    drawn = ReplayStage(builder, "disc").config
     assert (drawn.guidance_scale, drawn.num_inference_steps) == (10.0, 20)
     header = builder.header("conditions", "disc")["config"]
     assert (header["init"], header["num_tokens"], header["embedding_learning_rate"]) == (

@@ -12,7 +12,8 @@ import pytest
 from replaycad.artifacts.conditions import ConditionsArtifact
 from replaycad.artifacts.replays import ReplaysReader
 from replaycad.config.paper_classes import CLASS_SETTINGS, MVTEC, VISA
-from replaycad.config.recipes import RECIPES, STAGES, CompressConfig, ReplayConfig, stage_config
+from replaycad.config.recipes import RECIPES, stage_config
+from replaycad.config.stages import STAGES, CompressConfig, ReplayConfig
 from replaycad.data.classes import POLICIES
 from replaycad.diffusion.conditioning import num_spatial_tokens
 from replaycad.diffusion.presets import BACKBONES

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from replaycad.artifacts.conditions import ConditionsArtifact
-from replaycad.config.recipes import CompressConfig
+from replaycad.config.stages import CompressConfig
 from replaycad.continual.budget import COARSEST, FINE, affordable, fitted
 
 SIZES = {"tokens": 64 * 192, "spatial": 96 * 257, "mask_bytes": 128 * 16, "num_images": 300}

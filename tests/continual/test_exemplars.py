@@ -11,7 +11,7 @@ from replaycad.artifacts.conditions import CONDITIONS, ConditionsArtifact
 from replaycad.artifacts.detector import DetectorArtifact
 from replaycad.artifacts.format import write
 from replaycad.artifacts.replays import ReplaysReader
-from replaycad.config.recipes import ReplayConfig
+from replaycad.config.stages import ReplayConfig
 from replaycad.continual.coverage import cut_and_paste, distance, separations, symmetries
 from replaycad.continual.exemplars import coverage_order, decode, encode, fill, vary
 from replaycad.continual.representations import chosen_representation, tried_drawing

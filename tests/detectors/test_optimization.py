@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from replaycad.config.recipes import TrainConfig
+from replaycad.config.stages import TrainConfig
 from replaycad.detectors.optimization import make_optimizers, optimize_step, rate_factor
 from replaycad.detectors.registry import DETECTORS, preset_for, resolve_defaults
 from replaycad.detectors.settings import OptimizerSettings, TrainingSettings

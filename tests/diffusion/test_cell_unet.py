@@ -8,7 +8,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler
 
-from replaycad.config.recipes import CompressConfig
+from replaycad.config.stages import CompressConfig
 from replaycad.diffusion.backbones import load_backbone
 from replaycad.diffusion.cell_unet import CellUNet
 from replaycad.diffusion.patch_codec import PatchCodec

@@ -10,7 +10,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from replaycad.config.recipes import CompressConfig, ReplayConfig, stage_config
+from replaycad.config.recipes import stage_config
+from replaycad.config.stages import CompressConfig, ReplayConfig
 from replaycad.diffusion import search as loop
 from replaycad.diffusion.cell_unet import CellUNet
 from replaycad.diffusion.conditioning import Conditions, SpatialEncoder

@@ -6,7 +6,7 @@ import pytest
 import torch
 from diffusers import LDMTextToImagePipeline, StableDiffusionPipeline
 
-from replaycad.config.recipes import CompressConfig, ReplayConfig
+from replaycad.config.stages import CompressConfig, ReplayConfig
 from replaycad.diffusion.conditioning import Conditions, SpatialEncoder
 from replaycad.diffusion.posterior import Posterior
 from replaycad.diffusion.prompts import Prompts, encode_texts, tokenize, unconditional

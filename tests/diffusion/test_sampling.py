@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from replaycad.config.recipes import ReplayConfig
+from replaycad.config.stages import ReplayConfig
 from replaycad.diffusion.conditioning import Conditions, SpatialEncoder
 from replaycad.diffusion.sampling import _predict, make_scheduler, pass_size, sample
 from replaycad.errors import ConfigError

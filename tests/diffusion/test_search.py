@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from replaycad.config.recipes import CompressConfig
+from replaycad.config.stages import CompressConfig
 from replaycad.diffusion import stopping
 from replaycad.diffusion.conditioning import Conditions, SpatialEncoder
 from replaycad.diffusion.posterior import Posterior, encode_posterior

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from replaycad.config.recipes import CompressConfig, ReplayConfig
+from replaycad.config.stages import CompressConfig, ReplayConfig
 from replaycad.diffusion.posterior import Posterior
 from replaycad.diffusion.sampling import make_scheduler, sample
 from replaycad.diffusion.search import search

@@ -5,7 +5,8 @@ import dataclasses
 import pytest
 import torch
 
-from replaycad.config.recipes import CompressConfig, stage_config
+from replaycad.config.recipes import stage_config
+from replaycad.config.stages import CompressConfig
 from replaycad.diffusion.posterior import Posterior
 from replaycad.diffusion.search import search
 from replaycad.diffusion.start import start_conditions

@@ -12,7 +12,7 @@ from replaycad.artifacts.checkpoints import Checkpoint
 from replaycad.artifacts.conditions import ConditionsArtifact
 from replaycad.artifacts.masks import MasksArtifact
 from replaycad.artifacts.replays import ReplaysWriter
-from replaycad.config.recipes import CompressConfig, ReplayConfig
+from replaycad.config.stages import CompressConfig, ReplayConfig
 from replaycad.continual import coverage
 from replaycad.diffusion import alignment
 from replaycad.engine.builder import Builder

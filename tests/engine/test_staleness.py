@@ -1,7 +1,7 @@
 import pytest
 
-from replaycad.config import recipes
-from replaycad.config.recipes import MaskConfig
+from replaycad.config import stages
+from replaycad.config.stages import MaskConfig
 from replaycad.engine.staleness import digest_of, make_plan, still_serves, why_stale
 
 FACTS = {
@@ -66,7 +66,7 @@ def test_all_that_determines_an_artifact_is_in_its_key(tmp_path, monkeypatch):
         plan_of(tmp_path, inputs={"images/bolt": "b"}),
         plan_of(tmp_path, weights={"segmenter": "t"}),
     ]
-    monkeypatch.setitem(recipes.STAGE_VERSIONS, "mask", 99)
+    monkeypatch.setitem(stages.STAGE_VERSIONS, "mask", 99)
     others.append(plan_of(tmp_path))
 
     assert plain.state == "missing"

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from replaycad.config.recipes import CompressConfig, TrainConfig
+from replaycad.config.stages import CompressConfig, TrainConfig
 from replaycad.detectors.registry import DETECTORS
 from replaycad.errors import ConfigError
 from replaycad.experiments.plan import (

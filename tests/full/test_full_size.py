@@ -11,7 +11,8 @@ import torch
 from replaycad.artifacts.conditions import ConditionsArtifact
 from replaycad.artifacts.masks import MasksArtifact
 from replaycad.artifacts.replays import ReplaysReader, ReplaysWriter
-from replaycad.config.recipes import CompressConfig, ReplayConfig, stage_config
+from replaycad.config.recipes import stage_config
+from replaycad.config.stages import CompressConfig, ReplayConfig
 from replaycad.data.classes import POLICIES
 from replaycad.data.samples import train_samples
 from replaycad.diffusion.memory import ALIVE

@@ -25,7 +25,8 @@ from replaycad.artifacts.format import NUMPY_NAMES, canonical_json, content_id, 
 from replaycad.artifacts.replays import ReplaysReader
 from replaycad.artifacts.store import Store
 from replaycad.cli.session import split_names, split_seeds, split_sizes
-from replaycad.config.recipes import STAGES, stage_config
+from replaycad.config.recipes import stage_config
+from replaycad.config.stages import STAGES
 from replaycad.continual.exemplars import decode
 from replaycad.data.images import load_anomaly_mask, load_image
 from replaycad.data.samples import VISA_TABLE, find_classes, test_samples, train_samples

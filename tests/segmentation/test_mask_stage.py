@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from replaycad.config.recipes import MaskConfig
+from replaycad.config.stages import MaskConfig
 from replaycad.progress import SilentReport
 from replaycad.stages.mask import make_masks
 from tests.segmentation.test_ground import toy_class

@@ -10,7 +10,7 @@ import torch
 
 from replaycad.artifacts.conditions import ConditionsArtifact
 from replaycad.artifacts.masks import MasksArtifact
-from replaycad.config.recipes import CompressConfig
+from replaycad.config.stages import CompressConfig
 from replaycad.continual.exemplars import decode
 from replaycad.diffusion.alignment import Alignment
 from replaycad.diffusion.conditioning import Conditions

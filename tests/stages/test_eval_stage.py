@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from replaycad.config.recipes import EvalConfig
+from replaycad.config.stages import EvalConfig
 from replaycad.inference.predict import DetectorGraph
 from replaycad.stages.eval import evaluate
 from tests.stages.stubs import SIDE, Mirror, Plain, dots, mirror_artifact, write_sample

@@ -8,7 +8,7 @@ import torch
 
 from replaycad.artifacts.conditions import ConditionsArtifact
 from replaycad.artifacts.replays import ReplaysReader, ReplaysWriter
-from replaycad.config.recipes import ReplayConfig
+from replaycad.config.stages import ReplayConfig
 from replaycad.continual.exemplars import encode
 from replaycad.stages.replay import (
     Kept,

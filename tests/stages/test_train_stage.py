@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from replaycad.config.recipes import TrainConfig
+from replaycad.config.stages import TrainConfig
 from replaycad.continual.penalties import IMPORTANCES
 from replaycad.data.mixture import Mixture, Source
 from replaycad.stages.train import train_detector
