@@ -76,7 +76,7 @@ fuzz: $(INSTALLED) ## a million hostile inputs to every reader (8 minutes)
 docs: $(INSTALLED) ## update the generated parts of the README and the guide
 	$(BIN)/python -m cogapp -r README.md replaycad/guide/*.md
 
-pictures: $(INSTALLED) ## draw the README's picture with the bundled models (5 minutes)
+pictures: $(INSTALLED) ## draw the README's picture with the bundled models
 	$(BIN)/python -m tests.pictures build/pictures
 
 clean: ## remove what make made, but neither data nor artifacts

@@ -1,8 +1,8 @@
 """Draws the README's picture: what is kept of a class, what is drawn from it, what is found.
 
 `python -m tests.pictures FOLDER` draws the demo classes, runs the stages on them with the bundled
-models (five minutes on a core) and writes `replaycad/guide/overview.webp`. Stages that ran before
-in FOLDER do not run again.
+models and writes `replaycad/guide/overview.webp`. Stages that ran before in FOLDER do not run
+again.
 """
 
 import json
