@@ -28,7 +28,7 @@ export REPLAYCAD_STORE := $(STORE)
 .DEFAULT_GOAL := help
 .SECONDEXPANSION:
 .DELETE_ON_ERROR:
-.PHONY: help install demo test test-commands test-full lint fmt bench torture fuzz docs clean mask compress replay train eval continual mvtec visa
+.PHONY: help install demo test test-commands test-full lint fmt bench torture fuzz docs pictures clean mask compress replay train eval continual mvtec visa
 
 help: ## show this
 	@grep -hE '^[a-z%$$()/.A-Z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 44
@@ -73,8 +73,11 @@ fuzz: $(INSTALLED) ## a million hostile inputs to every reader (8 minutes)
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[fuzz]'
 	$(BIN)/python -m tests.fuzz --inputs 1000000
 
-docs: $(INSTALLED) ## write the generated parts of the README anew
-	$(BIN)/python -m cogapp -r README.md
+docs: $(INSTALLED) ## update the generated parts of the README and the guide
+	$(BIN)/python -m cogapp -r README.md replaycad/guide/*.md
+
+pictures: $(INSTALLED) ## draw the README's picture with the bundled models
+	$(BIN)/python -m tests.pictures build/pictures
 
 clean: ## remove what make made, but neither data nor artifacts
 	rm -rf .venv build demo .pytest_cache .ruff_cache .mypy_cache

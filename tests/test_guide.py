@@ -13,20 +13,35 @@ from replaycad.cli.commands import app
 from tests.conftest import invoke
 from tests.toy import write_toy
 
-PACKAGE = Path(guide.__file__).parents[1]
+PAGES = Path(guide.__file__).parent
+PACKAGE = PAGES.parent
 COMMANDS = get_command(app).commands
+
+
+def test_every_page_is_a_topic_and_every_topic_a_page():
+    assert {path.stem for path in PAGES.glob("*.md")} == set(guide.TOPICS)
 
 
 def test_help_lists_every_page_and_shows_each():
     listed = invoke(["help"]).stdout
 
-    for path in (PACKAGE / "guide").glob("[!_]*.py"):
-        topic = path.stem.replace("_", "-")
+    for topic, title in guide.topics().items():
         assert f"{topic} " in listed
         shown = invoke(["help", topic]).stdout
-        assert shown.startswith(guide.topics()[topic])
-        assert all(len(line) <= 120 for line in shown.splitlines() if not line.startswith("|"))
-    assert "| `compress.num_steps` | 50 |" in invoke(["help", "settings"]).stdout
+        assert shown.startswith(f"# {title}")
+        assert "<!--" not in shown
+        assert "[[[" not in shown
+        prose = [line for line in shown.splitlines() if not line.startswith(("|", "* "))]
+        assert all(len(line) <= 140 for line in prose), topic
+
+
+def test_pages_have_their_generated_tables():
+    assert "| `compress.num_steps`" in guide.page("settings")
+    assert "| `predict`" in guide.page("settings")
+    assert "| hazelnut" in guide.page("classes")
+    assert "| segmenter | vit_h" in guide.page("choosing")
+    assert "| `conditions`" in guide.page("artifacts")
+    assert guide.page("departures").count("\n* ") > 30
 
 
 def test_help_of_a_command_is_its_own():
@@ -37,19 +52,21 @@ def test_an_unknown_page_is_answered_with_those_there_are():
     result = invoke(["help", "magic"])
 
     assert result.exit_code == 1
-    assert "choose from: choosing, classes, first-hour" in result.stderr
+    assert "choose from: first-hour, choosing, settings" in result.stderr
 
 
 def test_help_as_json_is_one_document():
     found = json.loads(invoke(["help", "classes", "--json"]).stdout)
 
     assert found["topic"] == "classes"
-    assert found["text"].startswith("Classes over time")
+    assert found["text"].startswith("# Add the sixteenth class")
 
 
-@pytest.mark.parametrize("topic", guide.topics())
+@pytest.mark.parametrize("topic", [*guide.TOPICS, "README"])
 def test_commands_of_a_page_exist_with_their_options(topic):
-    text = " ".join(guide.page(topic).split())
+    is_readme = topic == "README"
+    text = (PACKAGE.parent / "README.md").read_text() if is_readme else guide.page(topic)
+    text = " ".join(text.replace("\n", "; ").split() if is_readme else text.split())
     text = re.sub(r"torchrun --nproc-per-node \d+ -m ", "; ", text)  # options of torchrun's own
 
     for name, rest in re.findall(r"replaycad ([a-z]+)((?: [^`|.;]*)?)", text):
@@ -74,15 +91,30 @@ def test_errors_that_troubleshooting_quotes_are_said_by_the_program():
                 assert part in said, part
 
 
-def test_the_python_page_runs_as_it_stands(tmp_path, monkeypatch):
+@pytest.mark.parametrize(("topic", "examples"), [("python", 16), ("costs", 14)])
+def test_examples_of_a_page_run_as_they_stand(topic, examples, tmp_path, monkeypatch):
     write_toy(tmp_path / "data")
     monkeypatch.chdir(tmp_path)
-    page = doctest.DocTestParser().get_doctest(guide.page("python"), {}, "python", None, None)
+    page = doctest.DocTestParser().get_doctest(guide.page(topic), {}, topic, None, None)
 
     found = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS).run(page)
 
-    assert found.attempted > 15
+    assert found.attempted >= examples
     assert not found.failed
+
+
+def test_the_sum_by_hand_of_costs_is_that_of_its_formulas():
+    page = guide.page("costs")
+    names: dict = {}
+    for example in doctest.DocTestParser().get_examples(page.partition("## 10, 100")[0]):
+        exec(example.source, names)
+
+    assert names["prepare"]() == pytest.approx(49.2)
+    assert sum(names["training"](n) for n in range(1, 11)) == pytest.approx(897)
+    for n in (10, 100, 1000):
+        terms = 49.2 * n + 0.3 * n * (n - 1) + 87 * n + 1.4 * n * (n + 1)
+        assert 3600 * names["hours"](n) == pytest.approx(terms)
+    assert 3600 * names["hours"](3, 2) == pytest.approx(2 * 49.2 + 3 * 87.6 / 1.8 + 6 * 2.8 / 2)
 
 
 def test_tab_completes_commands(monkeypatch):

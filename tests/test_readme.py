@@ -1,15 +1,21 @@
-"""The README says what the program says."""
+"""The README and the guide say what the program says."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+from tests.readme import GUIDE
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def test_generated_parts_of_the_readme_are_up_to_date():
+@pytest.mark.parametrize("page", [ROOT / "README.md", *GUIDE], ids=lambda path: path.stem)
+def test_generated_parts_are_up_to_date(page):
     done = subprocess.run(
-        [sys.executable, "-m", "cogapp", "--check", "--diff", "README.md"],
+        [sys.executable, "-m", "cogapp", "--check", "--diff", page],
         cwd=ROOT, capture_output=True, text=True, check=False,
     )  # fmt: skip
 
@@ -17,10 +23,20 @@ def test_generated_parts_of_the_readme_are_up_to_date():
 
 
 def test_the_two_commands_of_the_readme_exist():
-    makefile = (ROOT / "Makefile").read_text()
+    makefile, page = (ROOT / "Makefile").read_text(), (ROOT / "README.md").read_text()
 
-    assert "\ndemo:" in makefile
-    assert "\ntest:" in makefile
+    for target in ("demo", "test"):
+        assert f"\n{target}:" in makefile
+        assert f"\nmake {target} " in page
+
+
+def test_pictures_and_pages_that_the_readme_shows_exist_and_are_small():
+    page = (ROOT / "README.md").read_text()
+    shown = [ROOT / path for path in re.findall(r"\]\(([^)#:]+)\)", page)]
+
+    assert len(shown) > 10
+    assert all(path.is_file() for path in shown)
+    assert sum(p.stat().st_size for p in (ROOT / "replaycad/guide").glob("*.webp")) < 200_000
 
 
 def test_top_level_holds_only_what_the_plan_allows():

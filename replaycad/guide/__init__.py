@@ -1,31 +1,29 @@
-"""The long pages of the manual: the docstring of each file here is what `replaycad help` shows."""
+"""The pages of the manual: the Markdown files here are what `replaycad help TOPIC` shows."""
 
-import importlib
-import inspect
-import pkgutil
+import re
+from pathlib import Path
 
 from replaycad.errors import ConfigError
 
+TOPICS = (
+    "first-hour", "choosing", "settings", "classes", "artifacts", "machines", "costs", "python",
+    "troubleshooting", "benchmarks", "published", "model-card", "departures",
+)  # fmt: skip
+"""In the order in which a newcomer reads them."""
+
 
 def topics() -> dict[str, str]:
-    """Topic -> its first line."""
-    names = sorted(module.name.replace("_", "-") for module in pkgutil.iter_modules(__path__))
-    return {name: page(name).splitlines()[0] for name in names}
+    """Topic -> its title."""
+    return {name: page(name).splitlines()[0].lstrip("# ") for name in TOPICS}
 
 
 def page(topic: str) -> str:
-    """The text of a topic, as Markdown; with what its file reads off the program, if anything.
+    """Text of a page in Markdown, without the comments that generate its tables.
 
     Raises:
         ConfigError: if there is no such topic; the hint lists those there are.
     """
-    names = [module.name for module in pkgutil.iter_modules(__path__)]
-    file = topic.replace("-", "_")
-    if file not in names:
-        known = ", ".join(sorted(name.replace("_", "-") for name in names))
-        raise ConfigError(f"there is no page about '{topic}'", f"choose from: {known}")
-    module = importlib.import_module(f"{__name__}.{file}")
-    parts = [inspect.cleandoc(module.__doc__ or "")]
-    if hasattr(module, "read_off"):
-        parts.append(module.read_off())
-    return "\n\n".join(parts)
+    if topic not in TOPICS:
+        raise ConfigError(f"there is no page about '{topic}'", f"choose from: {', '.join(TOPICS)}")
+    text = (Path(__file__).parent / f"{topic}.md").read_text(encoding="utf-8")
+    return re.sub(r"<!--.*?-->\n?", "", text, flags=re.DOTALL).strip()
