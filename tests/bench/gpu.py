@@ -14,7 +14,7 @@ from replaycad.config.recipes import ReplayConfig, stage_config
 from replaycad.diffusion.posterior import Posterior
 from replaycad.diffusion.sampling import sample
 from replaycad.diffusion.start import start_conditions
-from replaycad.mini import demo
+from replaycad.mini.world import demo
 from replaycad.runtime import resolve_device
 from tests.bench import backbone
 from tests.bench.backbone import CLASSES

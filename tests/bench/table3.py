@@ -32,7 +32,7 @@ from replaycad.diffusion.backbones import load_backbone
 from replaycad.diffusion.sampling import sample
 from replaycad.engine.pipeline import Pipeline
 from replaycad.experiments.plan import KEEPING
-from replaycad.mini.world import HELD_OUT_SEED, ClassSpec, draw, draw_class, write_dataset
+from replaycad.mini.world.pictures import HELD_OUT_SEED, ClassSpec, draw, draw_class, write_dataset
 from replaycad.segmentation.sam import load_segmenter
 from replaycad.stages.replay import rebuild_conditions
 
