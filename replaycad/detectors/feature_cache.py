@@ -1,10 +1,9 @@
 """Features of training images, computed once: a frozen encoder says the same of an image always."""
 
 import math
-import os
 import tempfile
 from collections.abc import Callable, Sequence
-from typing import BinaryIO
+from io import BufferedRandom
 
 import numpy as np
 import torch
@@ -45,7 +44,7 @@ class FeatureCache:
     ) -> None:
         self._encoder, self._images = encoder, images
         self._shapes: list[torch.Size] = []
-        self._file: BinaryIO | None = None
+        self._file: BufferedRandom | None = None
         if uses >= 2 and next(encoder.buffers()).device.type == "cpu":
             self._shapes = [level.shape[1:] for level in self._encode([0])]
             self._numbers = sum(math.prod(shape) for shape in self._shapes)
@@ -59,7 +58,8 @@ class FeatureCache:
         size = self._numbers * _NUMBER.itemsize
         stored = np.empty((len(rows), self._numbers), _NUMBER)
         for row, index in zip(stored, rows, strict=True):
-            os.preadv(self._file.fileno(), [row.data], int(index) * size)
+            self._file.seek(int(index) * size)
+            self._file.readinto(row.data)
         parts = torch.from_numpy(stored).split([math.prod(one) for one in self._shapes], dim=1)
         return [
             part.reshape(len(rows), *height_width, channels).permute(0, 3, 1, 2)
