@@ -80,6 +80,7 @@ leave()
 """
 
 
+@pytest.mark.long
 def test_steps_of_two_processes_give_the_weights_of_one(tmp_path):
     # InvAD has batch norms, whose statistics are those of the whole batch.
     script = tmp_path / "steps.py"
@@ -99,6 +100,7 @@ def test_steps_of_two_processes_give_the_weights_of_one(tmp_path):
         assert not values.is_floating_point() or not torch.equal(values, start[name].double())
 
 
+@pytest.mark.long
 def test_a_training_is_shared_and_told_by_one_process(data, models, tmp_path):
     typed = ["train", "--class", "disc,plate", "--name", "both", "--data", data, "--json",
              *models.settings("train"), "--store", tmp_path]  # fmt: skip
@@ -123,6 +125,7 @@ def test_a_batch_has_to_divide(monkeypatch, data, models, tmp_path):
     assert "a batch of 4 does not divide among 3 processes" in result.stderr
 
 
+@pytest.mark.long
 def test_classes_are_shared_and_their_bytes_are_those_of_one_process(data, models, tmp_path):
     for store, run in (("alone", alone), ("two", together)):
         root = ("--store", tmp_path / store)

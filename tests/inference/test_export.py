@@ -1,6 +1,5 @@
 """Exported detectors answer as they do here."""
 
-import importlib.util
 import json
 import shutil
 
@@ -11,10 +10,6 @@ from PIL import Image
 from replaycad.inference import export as deployment
 from tests.conftest import invoke
 from tests.toy import SIZE, draw_object
-
-has_openvino = pytest.mark.skipif(
-    importlib.util.find_spec("openvino") is None, reason="openvino is an extra"
-)
 
 
 @pytest.fixture
@@ -31,7 +26,7 @@ def export(store, models, out, form, *more):
 
 @pytest.mark.parametrize(
     ("form", "suffix"),
-    [("onnx", "onnx"), ("torch", "pt2"), pytest.param("openvino", "xml", marks=has_openvino)],
+    [("onnx", "onnx"), ("torch", "pt2"), pytest.param("openvino", "xml", marks=pytest.mark.long)],
 )
 def test_a_file_answers_as_the_detector_does(store, models, tmp_path, form, suffix):
     out = tmp_path / "out" / f"plate.{suffix}"
