@@ -74,6 +74,7 @@ def test_errors_that_troubleshooting_quotes_are_said_by_the_program():
                 assert part in said, part
 
 
+@pytest.mark.long
 def test_the_python_page_runs_as_it_stands(tmp_path, monkeypatch):
     write_toy(tmp_path / "data")
     monkeypatch.chdir(tmp_path)

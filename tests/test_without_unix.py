@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from safetensors import safe_open
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -27,6 +28,7 @@ for typed in json.loads(sys.argv[1]):
 """
 
 
+@pytest.mark.long
 def test_all_stages_run(data, models, tmp_path):
     store = tmp_path / "store"
     commands = [
