@@ -7,6 +7,7 @@ OPTIONS ?=
 RECIPE  ?= paper
 STRATEGY ?= final,joint
 BACKBONES ?= mini
+WORKERS ?= 2
 
 BIN       := .venv/bin
 REPLAYCAD := $(BIN)/replaycad
@@ -15,6 +16,8 @@ RUN       := $(REPLAYCAD)
 comma     := ,
 empty     :=
 space     := $(empty) $(empty)
+# A file stays in one process, for the sake of what its tests share.
+PARALLEL  := --numprocesses $(WORKERS) --dist loadfile
 NAMES     := $(subst $(space),$(comma),$(strip $(CLASSES)))
 NEWEST    := $(lastword $(CLASSES))
 PAST      := $(filter-out $(NEWEST),$(CLASSES))
@@ -28,7 +31,7 @@ export REPLAYCAD_STORE := $(STORE)
 .DEFAULT_GOAL := help
 .SECONDEXPANSION:
 .DELETE_ON_ERROR:
-.PHONY: help install demo test test-commands test-full lint fmt bench torture fuzz docs pictures clean mask compress replay train eval continual mvtec visa
+.PHONY: help install demo test test-long test-full lint fmt bench torture fuzz mutants docs pictures clean mask compress replay train eval continual mvtec visa
 
 help: ## show this
 	@grep -hE '^[a-z%$$()/.A-Z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 44
@@ -41,16 +44,17 @@ $(INSTALLED): pyproject.toml
 install: $(INSTALLED) ## create .venv and install everything into it
 
 demo: $(INSTALLED) ## draw three classes, learn them one after another, print the table (4 minutes)
-	$(BIN)/python -m replaycad.mini.demo demo/data
+	$(BIN)/python -m replaycad.mini.world.demo demo/data
 	$(REPLAYCAD) run --data demo/data --store demo/artifacts --class all --strategy finetune,replay,joint \
 	  --detector patchcore --set replay.num_images=60 $(OPTIONS)
 	@echo "contact sheet: demo/artifacts/results/run.png"
 
 test: $(INSTALLED) ## run the tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(PARALLEL)
 
-test-commands: $(INSTALLED) ## the README's commands for the published results, on stand-ins of the networks
-	$(BIN)/python -m pytest -m long tests/commands
+test-long: $(INSTALLED) ## the long tests: whole commands, faults, torchrun, Ray, OpenVINO (12 minutes)
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[ray,openvino]'
+	$(BIN)/python -m pytest -m long $(PARALLEL)
 
 test-full: $(INSTALLED) ## the full-size networks with random weights on the CPU (20 GB of memory, an hour)
 	$(BIN)/python -m pytest -m slow tests/full
@@ -72,6 +76,9 @@ torture: $(INSTALLED) ## kill, starve and spoil runs 200 times; each must end as
 fuzz: $(INSTALLED) ## a million hostile inputs to every reader (8 minutes)
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[fuzz]'
 	$(BIN)/python -m tests.fuzz --inputs 1000000
+
+mutants: $(INSTALLED) ## change the program wrongly in 55 ways; a test must notice each (15 minutes)
+	$(BIN)/python -m tests.mutants
 
 docs: $(INSTALLED) ## update the generated parts of the README and the guide
 	$(BIN)/python -m cogapp -r README.md replaycad/guide/*.md

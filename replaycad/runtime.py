@@ -4,7 +4,6 @@ import contextlib
 import hashlib
 import logging
 import os
-import resource
 import shutil
 import sys
 from collections.abc import Iterator
@@ -81,7 +80,7 @@ def global_stream(device: torch.device, seed: int, *names: str | int) -> Iterato
 
 
 def peak_memory_bytes() -> int:
-    """Largest resident size of this process so far, in bytes.
+    """Largest resident size of this process so far, in bytes; 0 where the system does not say.
 
     Linux hands the peak of whoever started a process on to it in `getrusage`, not in `/proc`.
     """
@@ -89,6 +88,10 @@ def peak_memory_bytes() -> int:
         for line in Path("/proc/self/status").read_text().splitlines():
             if line.startswith("VmHWM:"):
                 return int(line.split()[1]) * 1024
+    try:
+        import resource  # noqa: PLC0415 (Windows lacks it)
+    except ImportError:
+        return 0
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024  # Linux counts in KiB
 

@@ -1,6 +1,7 @@
 """Fixtures: a toy data set, tiny frozen models, and the command line on both."""
 
 import json
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,9 @@ from typer.testing import CliRunner, Result
 
 from replaycad.cli.commands import app
 from tests.toy import SIZE, write_toy
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # as many processes as cores: one thread each
+    os.environ["OMP_NUM_THREADS"] = "1"
 
 ENCODER = "test_resnet.r160_in1k"
 

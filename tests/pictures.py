@@ -40,7 +40,7 @@ def run_stages(folder: Path) -> dict[str, dict]:
     """Run all stages on the demo classes; what `predict` prints of each class's defective image."""
     data = folder / "data"
     if not data.exists():
-        _python("replaycad.mini.demo", data)
+        _python("replaycad.mini.world.demo", data)
     *past, newest = DEFECTS
     shared = ["--data", data, "--store", folder / "artifacts", "--device", "cpu", "--quiet"]
     _python("replaycad", "compress", "--class", ",".join(DEFECTS), *shared)

@@ -2,6 +2,7 @@
 
 import ast
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -112,6 +113,18 @@ def test_imports_never_point_upward(path):
     above = {name for name in imports(path) if (layer(name) or 0) > own}
 
     assert not above
+
+
+def test_the_program_does_without_what_the_wheel_leaves_out():
+    project = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text())
+    left_out = tuple(
+        pattern.removesuffix("*")
+        for pattern in project["tool"]["setuptools"]["packages"]["find"]["exclude"]
+    )
+    assert [name for name in map(module_name, FILES) if name.startswith(left_out)]
+    for path in FILES:
+        if not module_name(path).startswith(left_out):
+            assert not [name for name in imports(path) if name.startswith(left_out)], path
 
 
 @pytest.mark.parametrize("path", FILES, ids=module_name)

@@ -63,6 +63,7 @@ def command(data: Path, models: Models, tmp_path: Path) -> Callable[..., Result]
     return call
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("strategies", "detector"),
     [("finetune,ewc,mas,joint", "invad"), ("features,ucad", "patchcore"),
@@ -76,6 +77,7 @@ def test_strategies_keep_to_their_device(command, strategies, detector):
     assert "left out" not in result.output
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("detector", DETECTORS)
 def test_every_detector_keeps_to_its_device(command, data, tmp_path, detector):
     learns = DETECTORS[detector]["mini"].training.optimizers
@@ -90,6 +92,7 @@ def test_every_detector_keeps_to_its_device(command, data, tmp_path, detector):
     assert trained.exit_code == scored.exit_code == judged.exit_code == 0, trained.output
 
 
+@pytest.mark.long
 def test_bundled_conditions_and_images_in_few_bytes_keep_to_their_device(command):
     named = ("--class", "disc")
     kept = command("compress", *named, "--keep", "hybrid", "--budget", "15kB",
@@ -108,6 +111,7 @@ class _Pressed(SilentReport):
             raise KeyboardInterrupt
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("stage", ["compress", "train"])
 def test_what_was_interrupted_goes_on_on_its_device(command, data, models, tmp_path, stage):
     quick = settings(models, stage, data, tmp_path / "store", save_every_seconds=0.0)
@@ -124,6 +128,7 @@ def test_what_was_interrupted_goes_on_on_its_device(command, data, models, tmp_p
     assert "going on from" in result.stderr
 
 
+@pytest.mark.long
 def test_a_report_is_drawn_on_its_device(command, data, models, tmp_path):
     assert command("run", "--class", "disc,plate", "--strategy", "finetune").exit_code == 0
     with pretended():

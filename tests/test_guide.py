@@ -91,7 +91,9 @@ def test_errors_that_troubleshooting_quotes_are_said_by_the_program():
                 assert part in said, part
 
 
-@pytest.mark.parametrize(("topic", "examples"), [("python", 16), ("costs", 14)])
+@pytest.mark.parametrize(
+    ("topic", "examples"), [pytest.param("python", 16, marks=pytest.mark.long), ("costs", 14)]
+)
 def test_examples_of_a_page_run_as_they_stand(topic, examples, tmp_path, monkeypatch):
     write_toy(tmp_path / "data")
     monkeypatch.chdir(tmp_path)

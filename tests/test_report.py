@@ -1,48 +1,61 @@
 """The page of a run: its numbers are those of the results, and nothing in it can break out."""
 
+import base64
+import io
 import json
 import re
-import shutil
-import subprocess
 from html.parser import HTMLParser
+from xml.etree import ElementTree
 
 import pytest
+from PIL import Image
 
 from replaycad.report import plots
 from tests.conftest import invoke
 from tests.toy import write_toy
 
-CHROMIUM = shutil.which("chromium")
 HOSTILE = "x'&b"
+VOID = {"meta", "img"}  # elements that are not closed
 
 
-@pytest.fixture
-def results(run, tmp_path):
-    """A run of the toy over two strategies and a budget."""
-    result = run("run", "--class", "disc,plate", "--strategy", "finetune,exemplars,joint",
-                 "--budget", "8kB,20kB", "--seeds", "2")  # fmt: skip
+@pytest.fixture(scope="module")
+def results(data, models, tmp_path_factory):
+    """A run of the toy over two strategies and a budget; read only."""
+    store = tmp_path_factory.mktemp("report") / "store"
+    result = invoke(["run", "--class", "disc,plate", "--strategy", "finetune,exemplars,joint",
+                     "--budget", "8kB,20kB", "--seeds", "2", "--data", data, "--store", store,
+                     "--device", "cpu", *models.settings("run")])  # fmt: skip
     assert result.exit_code == 0, result.output
-    return tmp_path / "store"
+    return store
 
 
-def write(store, data, models, *more):
-    out = store / "page.html"
+@pytest.fixture(scope="module")
+def page(results, data, models, tmp_path_factory):
+    """The page of that run."""
+    return write(results, data, models, tmp_path_factory.mktemp("page"))
+
+
+def write(store, data, models, folder):
+    out = folder / "page.html"
     arguments = ["report", "--store", store, "--data", data, "--out", out, "--device", "cpu",
                  "--encoder", models.encoder]  # fmt: skip
-    result = invoke([*arguments, *more])
+    result = invoke(arguments)
     assert result.exit_code == 0, result.output
     return out.read_text()
 
 
 class Reader(HTMLParser):
-    """Cells of tables, sources of images, and every element's name."""
+    """Cells of tables, sources of images, every element's name, and those not closed in order."""
 
     def __init__(self) -> None:
         super().__init__()
         self.cells, self.sources, self.names, self._open = [], [], set(), False
+        self.stack, self.misplaced = [], []
 
     def handle_starttag(self, tag, attributes):
         self.names.add(tag)
+        if tag not in VOID:
+            self.stack.append(tag)
         self._open = tag in ("td", "th")
         if self._open:
             self.cells.append("")
@@ -51,6 +64,8 @@ class Reader(HTMLParser):
             assert dict(attributes)["alt"]
 
     def handle_endtag(self, tag):
+        if not self.stack or self.stack.pop() != tag:
+            self.misplaced.append(tag)
         self._open = self._open and tag not in ("td", "th")
 
     def handle_data(self, data):
@@ -64,10 +79,10 @@ def read(page: str) -> Reader:
     return reader
 
 
-def test_numbers_on_the_page_are_those_of_the_results(results, data, models):
+def test_numbers_on_the_page_are_those_of_the_results(results, page):
     document = json.loads((results / "results" / "run.json").read_text())
 
-    found = read(write(results, data, models))
+    found = read(page)
 
     for name, entry in document["strategies"].items():
         assert name in found.cells
@@ -79,9 +94,7 @@ def test_numbers_on_the_page_are_those_of_the_results(results, data, models):
                 assert all(f"{100 * value:.1f}" in found.cells for value in known)
 
 
-def test_the_page_asks_nothing_of_any_network_and_has_pictures(results, data, models):
-    page = write(results, data, models)
-
+def test_the_page_asks_nothing_of_any_network_and_has_pictures(page):
     found = read(page)
     assert "script" not in found.names
     assert all(source.startswith("data:image/webp;base64,") for source in found.sources)
@@ -90,8 +103,21 @@ def test_the_page_asks_nothing_of_any_network_and_has_pictures(results, data, mo
     assert page.count("<svg") == 4 + 2  # curves and bytes of two metrics, histograms of two classes
 
 
+def test_every_element_is_closed_and_every_picture_can_be_drawn(page):
+    found = read(page)
+
+    assert page.startswith("<!doctype html>")
+    assert not found.misplaced
+    assert not found.stack
+    for source in found.sources:
+        picture = Image.open(io.BytesIO(base64.b64decode(source.partition(",")[2], validate=True)))
+        assert picture.convert("RGB").getextrema() != ((0, 0),) * 3
+    for drawing in re.findall(r"<svg.*?</svg>", page, re.DOTALL):
+        assert ElementTree.fromstring(drawing).tag.endswith("svg")
+
+
 def test_a_page_can_be_written_where_the_images_no_longer_are(results, models, tmp_path):
-    page = write(results, tmp_path / "gone", models)
+    page = write(results, tmp_path / "gone", models, tmp_path)
 
     assert "Image scores of disc" in page
 
@@ -107,7 +133,7 @@ def test_names_from_the_file_system_cannot_break_out(run, models, tmp_path):
     result = run("run", "--class", HOSTILE, "--strategy", "finetune", data=folder)
     assert result.exit_code == 0, result.output
 
-    page = write(tmp_path / "store", folder, models)
+    page = write(tmp_path / "store", folder, models, tmp_path)
 
     assert "<img src=x" not in page
     assert "&lt;img src=x" in page
@@ -129,18 +155,3 @@ def test_plots_take_the_pages_ink_and_are_the_same_each_time():
     assert drawn == plots.curves(lines, "step", "score")
     assert "currentColor" in drawn
     assert "#010203" not in drawn
-
-
-@pytest.mark.skipif(CHROMIUM is None, reason="no chromium here")
-def test_a_browser_shows_it_without_complaint(results, data, models, tmp_path):
-    write(results, data, models)
-    picture = tmp_path / "page.png"
-
-    done = subprocess.run(
-        [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr",
-         f"--screenshot={picture}", "--window-size=1100,1600", f"file://{results / 'page.html'}"],
-        capture_output=True, text=True, timeout=120, check=True,
-    )  # fmt: skip
-
-    assert picture.stat().st_size > 20_000
-    assert ":CONSOLE" not in done.stderr

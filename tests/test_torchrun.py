@@ -75,6 +75,7 @@ leave()
 """
 
 
+@pytest.mark.long
 def test_steps_of_two_processes_give_the_weights_of_one(tmp_path):
     # InvAD has batch norms, whose statistics are those of the whole batch.
     script = tmp_path / "steps.py"
@@ -94,6 +95,7 @@ def test_steps_of_two_processes_give_the_weights_of_one(tmp_path):
         assert not values.is_floating_point() or not torch.equal(values, start[name].double())
 
 
+@pytest.mark.long
 def test_a_training_is_shared_and_told_by_one_process(data, models, tmp_path):
     typed = ["train", "--class", "disc,plate", "--name", "both", "--data", data, "--json",
              *models.settings("train"), "--store", tmp_path]  # fmt: skip

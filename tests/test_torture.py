@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.torture.commands import Child
 from tests.torture.faults import Trial
 from tests.torture.ground import Ground, contents, differences
@@ -68,6 +70,7 @@ def test_a_command_may_do_its_work_or_say_one_line(tmp_path):
         assert (Child(0, log, status=status).complaint() == "") is is_right, (status, words)
 
 
+@pytest.mark.long
 def test_a_short_round_finds_nothing():
     done = subprocess.run(
         [sys.executable, "-m", "tests.torture", "--faults", "6", "--trials", "3"],

@@ -12,8 +12,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from replaycad.mini.demo import CLASSES
-from replaycad.mini.world import write_dataset
+from replaycad.mini.world.demo import CLASSES
+from replaycad.mini.world.pictures import write_dataset
 
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"

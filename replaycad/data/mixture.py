@@ -1,6 +1,5 @@
 """Real images of the new class and replays of the old ones as one set, flat in memory."""
 
-import os
 import tempfile
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
@@ -145,14 +144,10 @@ class Mixture:
             ) from None
 
     def _read(self, number: int, within: Sequence[int]) -> ByteArray:
-        parts = [
-            os.pread(
-                self._file.fileno(),
-                self._image_bytes,
-                (self._file_starts[number] + index) * self._image_bytes,
-            )
-            for index in within
-        ]
+        parts = []
+        for index in within:
+            self._file.seek((self._file_starts[number] + index) * self._image_bytes)
+            parts.append(self._file.read(self._image_bytes))
         side = self.image_size
         return np.frombuffer(b"".join(parts), dtype=np.uint8).reshape(-1, 3, side, side)
 

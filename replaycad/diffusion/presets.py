@@ -128,7 +128,7 @@ def locate_backbone(name: str | Path) -> Path:
     place, variant = split_name(name)
     preset = BACKBONES.get(place)
     if preset is not None and not preset.hub_id:
-        folder, hint = _BUNDLED, "reinstall replaycad, or run python -m replaycad.mini.pretrain"
+        folder, hint = _BUNDLED, "install replaycad again with its weights"
     elif preset is None and Path(place).is_dir():
         folder, hint = Path(place), "the folder needs vae, unet, text_encoder, tokenizer, scheduler"
     else:

@@ -1,1 +1,1 @@
-"""The bundled small models and the procedural world they are pre-trained on."""
+"""The bundled small models: their weights, and in a checkout what made them."""

@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from replaycad.mini import demo
+from replaycad.mini.world import demo
 from tests.bench import backbone, detectors, growth, memory, stages
 
 UNITS = {"_mb": " MB", "_s": " s"}

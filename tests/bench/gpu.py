@@ -15,7 +15,7 @@ from replaycad.config.stages import ReplayConfig
 from replaycad.diffusion.posterior import Posterior
 from replaycad.diffusion.sampling import sample
 from replaycad.diffusion.start import start_conditions
-from replaycad.mini import demo
+from replaycad.mini.world import demo
 from replaycad.runtime import resolve_device
 from tests.bench import backbone
 from tests.bench.backbone import CLASSES

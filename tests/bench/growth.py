@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from replaycad.metrics import pixel_metrics
-from replaycad.mini.demo import CLASSES as DRAWN
-from replaycad.mini.world import write_dataset
+from replaycad.mini.world.demo import CLASSES as DRAWN
+from replaycad.mini.world.pictures import write_dataset
 from tests.bench.memory import IMAGE_SIZE, write_replays
 
 CLASSES, PER_CLASS = (2, 4, 8, 16), 100

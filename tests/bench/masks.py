@@ -19,8 +19,8 @@ import torch
 from replaycad.data.classes import auto_policy, policy_for
 from replaycad.data.images import evenly_spaced, load_image
 from replaycad.data.samples import find_classes, train_samples
-from replaycad.mini.demo import CLASSES
-from replaycad.mini.world import HELD_OUT_SEED, draw, draw_class
+from replaycad.mini.world.demo import CLASSES
+from replaycad.mini.world.pictures import HELD_OUT_SEED, draw, draw_class
 from replaycad.segmentation.proof import prove
 from replaycad.segmentation.sam import Segmenter, load_segmenter
 from replaycad.stages.mask import SETTLE_IMAGES

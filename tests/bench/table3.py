@@ -37,7 +37,7 @@ from replaycad.engine.mask import MaskStage
 from replaycad.engine.replay import ReplayStage
 from replaycad.engine.train import TrainStage
 from replaycad.experiments.strategies import STRATEGIES
-from replaycad.mini.world import HELD_OUT_SEED, ClassSpec, draw, draw_class, write_dataset
+from replaycad.mini.world.pictures import HELD_OUT_SEED, ClassSpec, draw, draw_class, write_dataset
 from replaycad.segmentation.sam import load_segmenter
 from replaycad.stages.replay import rebuild_conditions
 

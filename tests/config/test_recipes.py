@@ -3,6 +3,7 @@
 import json
 import math
 import subprocess
+import sys
 from pathlib import Path
 
 import huggingface_hub
@@ -277,7 +278,8 @@ def test_a_sequence_misses_a_network_before_it_works(tmp_path, monkeypatch):
 @pytest.mark.parametrize(("target", "classes"), [("mvtec", MVTEC), ("visa", VISA)])
 def test_make_runs_the_paper_end_to_end(target, classes):
     done = subprocess.run(
-        ["make", "--no-print-directory", "--dry-run", target, "DATA=somewhere", "RECIPE=release"],
+        ["make", "--no-print-directory", "--dry-run", target, "DATA=somewhere", "RECIPE=release",
+         f"BIN={Path(sys.executable).parent}"],
         cwd=ROOT, capture_output=True, text=True, check=True,
     )  # fmt: skip
 

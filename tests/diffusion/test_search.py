@@ -143,6 +143,45 @@ def test_same_seed_same_bits_and_another_seed_others(diffusion):
     assert not same(first, run(diffusion, seed=1))
 
 
+def drawn(diffusion, monkeypatch, seed, start):
+    """What the steps of a search learn from, where images and masks say which ones they are."""
+    found = []
+
+    def backward(_diffusion, _conditions, _prompts, draws, *_others):
+        found.append(draws)
+        return torch.zeros(())
+
+    monkeypatch.setattr("replaycad.diffusion.search._backward", backward)
+    number = torch.arange(10.0).reshape(2, 5, 1)  # of the image under its augmentation
+    means = number[..., None, None].expand(2, 5, *LATENT_SHAPE)
+    images, masks = (Posterior(means + more, torch.zeros_like(means)) for more in (0, 100))
+    search(diffusion, start, images, masks, CONFIG, seed, coefficients=number)
+    assert len(found) == CONFIG.num_steps
+    return found
+
+
+def test_an_image_is_learned_from_with_its_own_mask_and_coefficients(diffusion, monkeypatch):
+    start = start_conditions(diffusion, posterior(1), CONFIG, 0)
+
+    steps = drawn(diffusion, monkeypatch, 0, start)
+
+    seen = torch.cat([one.latents for one in steps])
+    assert len(seen.unique()) > 3
+    assert torch.equal(torch.cat([one.mask_latents for one in steps]), seen + 100)
+    assert torch.equal(torch.cat([one.coefficients for one in steps]), seen[:, 0, 0, :1])
+
+
+def test_what_a_step_learns_from_belongs_to_the_seed_and_to_the_step(diffusion, monkeypatch):
+    start = start_conditions(diffusion, posterior(1), CONFIG, 0)
+
+    one, again, other = (drawn(diffusion, monkeypatch, seed, start) for seed in (0, 0, 1))
+
+    noise = [[step.noise for step in steps] for steps in (one, again, other)]
+    assert all(map(torch.equal, noise[0], noise[1]))
+    assert not any(map(torch.equal, noise[0], noise[2]))
+    assert not torch.equal(noise[0][0], noise[0][1])
+
+
 def test_a_resumed_search_gives_the_bits_of_an_undisturbed_one(diffusion):
     checkpoint = MemoryCheckpoint()
     undisturbed = run(diffusion, checkpoint=checkpoint, save_every_seconds=0)

@@ -47,8 +47,9 @@ def test_without_ray_the_command_says_how_to_get_it(data, models, tmp_path, monk
     assert "pip install replaycad[ray]" in result.stderr
 
 
+@pytest.mark.long
 def test_a_lost_node_changes_nothing(data, models, tmp_path, monkeypatch, request):
-    ray = pytest.importorskip("ray")
+    import ray
     from ray.cluster_utils import Cluster
 
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # as Ray has it

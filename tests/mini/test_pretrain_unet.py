@@ -24,7 +24,7 @@ from replaycad.mini.pretrain.unet import (
     turn_each,
 )
 from replaycad.mini.pretrain.vae import fit_codec, psnr, to_pixel_values
-from replaycad.mini.world import VOCABULARY, draw_class
+from replaycad.mini.world.pictures import VOCABULARY, draw_class
 from replaycad.runtime import generator
 
 CPU = torch.device("cpu")

@@ -12,7 +12,7 @@ from replaycad.detectors.encoders import load_encoder
 from replaycad.diffusion.backbones import load_backbone
 from replaycad.diffusion.conditioning import num_spatial_tokens
 from replaycad.diffusion.presets import BACKBONES
-from replaycad.mini.world import HELD_OUT_SEED, draw, draw_class
+from replaycad.mini.world.pictures import HELD_OUT_SEED, draw, draw_class
 from replaycad.segmentation.sam import load_segmenter
 
 WEIGHTS = Path(replaycad.mini.__file__).parent / "weights"

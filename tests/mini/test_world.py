@@ -7,47 +7,48 @@ import pytest
 from PIL import Image
 
 from replaycad.errors import ConfigError
-from replaycad.mini import world
-from replaycad.mini.fields import Dice, spline_noise, voronoi
-from replaycad.mini.shapes import box, circle, segment
+from replaycad.mini.world import pictures
+from replaycad.mini.world.fields import Dice, spline_noise, voronoi
+from replaycad.mini.world.shapes import box, circle, segment
 
 SEEDS = range(14)
 
 
-def first_class(wanted_surface: bool) -> world.ClassSpec:
+def first_class(wanted_surface: bool) -> pictures.ClassSpec:
     """Return the first class that is, or is not, a surface."""
-    return next(spec for spec in map(world.draw_class, SEEDS) if spec.is_surface == wanted_surface)
+    specs = map(pictures.draw_class, SEEDS)
+    return next(spec for spec in specs if spec.is_surface == wanted_surface)
 
 
 def test_same_seeds_give_the_same_picture() -> None:
-    first = world.draw(world.draw_class(7), 3, 48)
-    second = world.draw(world.draw_class(7), 3, 48)
+    first = pictures.draw(pictures.draw_class(7), 3, 48)
+    second = pictures.draw(pictures.draw_class(7), 3, 48)
 
     assert np.array_equal(first.image, second.image)
     assert np.array_equal(first.object_mask, second.object_mask)
 
 
 def test_other_seeds_give_other_pictures() -> None:
-    spec = world.draw_class(7)
+    spec = pictures.draw_class(7)
 
-    assert not np.array_equal(world.draw(spec, 0, 48).image, world.draw(spec, 1, 48).image)
+    assert not np.array_equal(pictures.draw(spec, 0, 48).image, pictures.draw(spec, 1, 48).image)
     assert not np.array_equal(
-        world.draw(spec, 0, 48).image, world.draw(world.draw_class(8), 0, 48).image
+        pictures.draw(spec, 0, 48).image, pictures.draw(pictures.draw_class(8), 0, 48).image
     )
 
 
 def test_drawing_order_does_not_matter() -> None:
-    spec = world.draw_class(11)
-    alone = world.draw(spec, 5, 48).image
-    world.draw(world.draw_class(12), 0, 48, "any")
+    spec = pictures.draw_class(11)
+    alone = pictures.draw(spec, 5, 48).image
+    pictures.draw(pictures.draw_class(12), 0, 48, "any")
 
-    assert np.array_equal(world.draw(spec, 5, 48).image, alone)
+    assert np.array_equal(pictures.draw(spec, 5, 48).image, alone)
 
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_every_class_has_sound_labels(seed: int) -> None:
-    spec = world.draw_class(seed)
-    picture = world.draw(spec, 1, 48)
+    spec = pictures.draw_class(seed)
+    picture = pictures.draw(spec, 1, 48)
 
     assert picture.image.shape == (48, 48, 3)
     assert picture.image.dtype == np.uint8
@@ -55,16 +56,16 @@ def test_every_class_has_sound_labels(seed: int) -> None:
     assert picture.object_mask.any()
     assert not picture.anomaly_mask.any()
     assert picture.defect is None
-    assert set(picture.caption.split()) <= set(world.VOCABULARY)
+    assert set(picture.caption.split()) <= set(pictures.VOCABULARY)
     assert len(picture.caption.split()) <= 12
     assert spec.defects
 
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_a_defect_changes_only_its_surroundings(seed: int) -> None:
-    spec = world.draw_class(seed)
-    good = world.draw(spec, 2, 64)
-    bad = world.draw(spec, 2, 64, "any")
+    spec = pictures.draw_class(seed)
+    good = pictures.draw(spec, 2, 64)
+    bad = pictures.draw(spec, 2, 64, "any")
     change = np.abs(good.image.astype(int) - bad.image.astype(int)).max(axis=2)
     rows, columns = np.nonzero(bad.anomaly_mask)
     far = np.ones((64, 64), dtype=bool)
@@ -79,25 +80,25 @@ def test_a_defect_changes_only_its_surroundings(seed: int) -> None:
 
 
 def test_every_named_defect_can_be_drawn() -> None:
-    specs = {spec.family: spec for spec in map(world.draw_class, SEEDS)}
+    specs = {spec.family: spec for spec in map(pictures.draw_class, SEEDS)}
 
     for spec in specs.values():
         for defect in spec.defects:
-            picture = world.draw(spec, 0, 32, defect)
+            picture = pictures.draw(spec, 0, 32, defect)
             assert picture.defect == defect
             assert picture.anomaly_mask.any()
 
 
 def test_a_surface_fills_the_frame_and_a_part_does_not() -> None:
-    assert world.draw(first_class(True), 0, 32).object_mask.all()
-    assert not world.draw(first_class(False), 0, 32).object_mask.all()
+    assert pictures.draw(first_class(True), 0, 32).object_mask.all()
+    assert not pictures.draw(first_class(False), 0, 32).object_mask.all()
 
 
 @pytest.mark.parametrize("seed", [1, 2, 3, 5, 8, 13])
 def test_a_larger_picture_shows_the_same_thing(seed: int) -> None:
-    spec = world.draw_class(seed)
-    small = world.draw(spec, 4, 64)
-    large = world.draw(spec, 4, 128)
+    spec = pictures.draw_class(seed)
+    small = pictures.draw(spec, 4, 64)
+    large = pictures.draw(spec, 4, 128)
     shrunk = np.asarray(Image.fromarray(large.image).resize((64, 64), Image.Resampling.BOX))
     mask = np.asarray(Image.fromarray(large.object_mask).resize((64, 64), Image.Resampling.NEAREST))
 
@@ -106,7 +107,7 @@ def test_a_larger_picture_shows_the_same_thing(seed: int) -> None:
 
 
 def test_about_a_third_of_the_classes_are_grey_and_families_are_many() -> None:
-    specs = [world.draw_class(seed) for seed in range(250)]
+    specs = [pictures.draw_class(seed) for seed in range(250)]
     grey = np.mean([spec.light.is_grey for spec in specs])
 
     assert 0.25 < grey < 0.45
@@ -114,30 +115,30 @@ def test_about_a_third_of_the_classes_are_grey_and_families_are_many() -> None:
 
 
 def test_a_grey_class_has_equal_channels() -> None:
-    spec = next(spec for spec in map(world.draw_class, SEEDS) if spec.light.is_grey)
-    image = world.draw(spec, 0, 32).image
+    spec = next(spec for spec in map(pictures.draw_class, SEEDS) if spec.light.is_grey)
+    image = pictures.draw(spec, 0, 32).image
 
     assert np.array_equal(image[..., 0], image[..., 1])
     assert np.array_equal(image[..., 0], image[..., 2])
 
 
 def test_wrong_requests_are_refused() -> None:
-    spec = world.draw_class(0)
+    spec = pictures.draw_class(0)
 
     with pytest.raises(ConfigError, match="does not fit"):
-        world.draw(spec, 0, 32, "melancholy")
+        pictures.draw(spec, 0, 32, "melancholy")
     with pytest.raises(ConfigError, match="class_seed"):
-        world.draw_class(-1)
+        pictures.draw_class(-1)
     with pytest.raises(ConfigError, match="image_seed"):
-        world.draw(spec, -1)
+        pictures.draw(spec, -1)
     with pytest.raises(ConfigError, match="size"):
-        world.draw(spec, 0, 4)
+        pictures.draw(spec, 0, 4)
 
 
 def test_the_data_set_has_the_mvtec_layout(tmp_path: Path) -> None:
-    seed = world.HELD_OUT_SEED + 3
+    seed = pictures.HELD_OUT_SEED + 3
 
-    world.write_dataset(tmp_path, {"widget": seed}, 3, 2, 4, seed=0, size=32)
+    pictures.write_dataset(tmp_path, {"widget": seed}, 3, 2, 4, seed=0, size=32)
 
     root = tmp_path / "widget"
     names = [f"{number:03d}.png" for number in range(3)]

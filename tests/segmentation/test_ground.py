@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from replaycad.mini.demo import CLASSES
-from replaycad.mini.world import draw, draw_class
+from replaycad.mini.world.demo import CLASSES
+from replaycad.mini.world.pictures import draw, draw_class
 from replaycad.segmentation.ground import learn_ground
 from replaycad.segmentation.proof import prove
 from tests.segmentation.test_proof import iou

@@ -281,6 +281,20 @@ def test_a_recipe_may_move_masks_a_little_whatever_their_policy_says():
     assert 8 <= farthest("at_least_small", **wide) <= 10
 
 
+def test_a_mask_is_turned_by_up_to_the_angle_of_its_policy():
+    masks = np.zeros((1, 40, 40), bool)
+    masks[0, 18:22, 34:38] = True  # 16 px right of the middle
+
+    def farthest_turn(degrees):
+        policy = {**POLICY, "replay_augmentation": "small", "replay_rotate_degrees": degrees}
+        kept = conditions(object_masks=masks, policy=policy)
+        rows = [np.argwhere(pose_mask(kept, seed))[:, 0].mean() - 19.5 for seed in range(60)]
+        return min(rows), max(rows)
+
+    assert farthest_turn(0) == (0, 0)
+    assert farthest_turn(30) == pytest.approx((-8, 8), abs=0.7)  # 16 px * sin(30 degrees)
+
+
 def test_masks_are_drawn_from_as_they_are_moved(tmp_path):
     policy = {**POLICY, "replay_augmentation": "small", "replay_shift_fraction": 0.25}
     config = ReplayConfig(num_images=NUM_IMAGES, batch_size=4, mask_moves="small")

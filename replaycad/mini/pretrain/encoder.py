@@ -22,7 +22,7 @@ from replaycad.mini.pretrain.augment import (
 )
 from replaycad.mini.pretrain.loop import LoopConfig, export_module, mixed_precision, train_loop
 from replaycad.mini.pretrain.pool import Pool, open_pool
-from replaycad.mini.world import HELD_OUT_SEED
+from replaycad.mini.world.pictures import HELD_OUT_SEED
 from replaycad.runtime import generator, stream_seed
 
 # ImageNet's normalisation, so that this encoder and any timm encoder take the same inputs.

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from replaycad.mini.world import ClassSpec, draw, draw_class
+from replaycad.mini.world.pictures import ClassSpec, draw, draw_class
 
 CHUNK = 16  # classes drawn by one task, and the unit that an interrupted drawing loses
 STILL_SHARE, FIXED_SHARE = 0.75, 0.5  # of classes that lie still; of surfaces among them

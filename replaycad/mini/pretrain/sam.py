@@ -28,7 +28,7 @@ from replaycad.mini.pretrain.augment import (
 from replaycad.mini.pretrain.encoder import TIMM_NAME
 from replaycad.mini.pretrain.loop import LoopConfig, export_module, mixed_precision, train_loop
 from replaycad.mini.pretrain.pool import Pool, open_pool
-from replaycad.mini.world import HELD_OUT_SEED
+from replaycad.mini.world.pictures import HELD_OUT_SEED
 from replaycad.runtime import generator, stream_seed
 from replaycad.segmentation.sam import build_sam_from_config
 

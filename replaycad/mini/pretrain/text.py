@@ -10,7 +10,7 @@ from tokenizers.trainers import BpeTrainer
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from replaycad.diffusion.conditioning import TEMPLATES
-from replaycad.mini.world import VOCABULARY
+from replaycad.mini.world.pictures import VOCABULARY
 
 TEXT_LENGTH = 24
 START, END = "<|startoftext|>", "<|endoftext|>"

@@ -28,7 +28,7 @@ from replaycad.mini.pretrain.loop import LoopConfig, export_module, mixed_precis
 from replaycad.mini.pretrain.pool import Pool, open_pool
 from replaycad.mini.pretrain.text import TEXT_LENGTH, build_text_encoder, build_tokenizer
 from replaycad.mini.pretrain.vae import LATENT_CHANNELS
-from replaycad.mini.world import HELD_OUT_SEED
+from replaycad.mini.world.pictures import HELD_OUT_SEED
 from replaycad.runtime import generator, stream_seed
 
 LATENT_SIZE = 16

@@ -4,8 +4,8 @@ import math
 
 import numpy as np
 
-from replaycad.mini.canvas import Canvas, Flaw
-from replaycad.mini.fields import Dice, Field, smoothstep, spline_noise
+from replaycad.mini.world.canvas import Canvas, Flaw
+from replaycad.mini.world.fields import Dice, Field, smoothstep, spline_noise
 
 LAID = frozenset(
     {

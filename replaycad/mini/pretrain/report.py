@@ -1,4 +1,4 @@
-"""Measures the bundled models: the numbers of their card, `python -m replaycad.mini.report`.
+"""Figures of the bundled models for their card: `python -m replaycad.mini.pretrain.report`.
 
 Real classes are read from a folder that the user names; without one the procedural classes alone
 are measured. Nothing here is trained on what is measured, and nothing is chosen by it.
@@ -35,7 +35,7 @@ from replaycad.metrics import image_auroc
 from replaycad.mini.pretrain.encoder import OUT_INDICES, TIMM_NAME
 from replaycad.mini.pretrain.pool import Pool, open_pool
 from replaycad.mini.pretrain.sam import WHOLE_FRAME
-from replaycad.mini.world import HELD_OUT_SEED, draw_class, write_dataset
+from replaycad.mini.world.pictures import HELD_OUT_SEED, draw_class, write_dataset
 from replaycad.progress import silent
 from replaycad.runtime import generator
 from replaycad.segmentation.sam import load_segmenter

@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from replaycad.mini import shapes
-from replaycad.mini.canvas import Frame
-from replaycad.mini.fields import Dice, Field, smoothstep
-from replaycad.mini.materials import draw_material
+from replaycad.mini.world import shapes
+from replaycad.mini.world.canvas import Frame
+from replaycad.mini.world.fields import Dice, Field, smoothstep
+from replaycad.mini.world.materials import draw_material
 
 Plan = dict[str, Any]
 HARD = ("metal", "metal", "plastic", "ceramic", "glass")

@@ -15,14 +15,14 @@ from PIL import Image
 from scipy import ndimage
 
 from replaycad.errors import ConfigError
-from replaycad.mini.canvas import STRUCTURAL, Canvas, Flaw
-from replaycad.mini.defects import LAID, lay_flaw
-from replaycad.mini.fields import Dice, Field
-from replaycad.mini.lighting import Light, compose, develop, digitise, draw_light, illuminate
-from replaycad.mini.materials import COLOURS, KINDS, METAL_COLOURS, Material
-from replaycad.mini.parts import OVERLAYS, PARTS, Family
-from replaycad.mini.scenes import Scene, draw_scene, paint_ground, paint_objects
-from replaycad.mini.surfaces import SURFACE_FAULTS, SURFACES
+from replaycad.mini.world.canvas import STRUCTURAL, Canvas, Flaw
+from replaycad.mini.world.defects import LAID, lay_flaw
+from replaycad.mini.world.fields import Dice, Field
+from replaycad.mini.world.lighting import Light, compose, develop, digitise, draw_light, illuminate
+from replaycad.mini.world.materials import COLOURS, KINDS, METAL_COLOURS, Material
+from replaycad.mini.world.parts import OVERLAYS, PARTS, Family
+from replaycad.mini.world.scenes import Scene, draw_scene, paint_ground, paint_objects
+from replaycad.mini.world.surfaces import SURFACE_FAULTS, SURFACES
 
 HELD_OUT_SEED = 1_000_000
 FAMILIES: tuple[Family, ...] = (*PARTS, *SURFACES)

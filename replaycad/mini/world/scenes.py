@@ -5,11 +5,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from replaycad.mini.canvas import Canvas, Flaw, Frame, Pose
-from replaycad.mini.fields import Dice
-from replaycad.mini.materials import Material, draw_material
-from replaycad.mini.parts import Family
-from replaycad.mini.surfaces import SURFACES
+from replaycad.mini.world.canvas import Canvas, Flaw, Frame, Pose
+from replaycad.mini.world.fields import Dice
+from replaycad.mini.world.materials import Material, draw_material
+from replaycad.mini.world.parts import Family
+from replaycad.mini.world.surfaces import SURFACES
 
 GROUND_NAMES = ("mesh", "weave", "grain", "cast", "lattice", "speckle", "speckle", "texture")
 

@@ -5,8 +5,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from replaycad.mini.fields import Dice, Field, bilinear, spline_noise
-from replaycad.mini.materials import Colour, Material
+from replaycad.mini.world.fields import Dice, Field, bilinear, spline_noise
+from replaycad.mini.world.materials import Colour, Material
 
 # Faults that a painter must act on while it paints; all others are laid over the finished paint.
 STRUCTURAL = frozenset(

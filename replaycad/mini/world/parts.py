@@ -3,10 +3,10 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from replaycad.mini import freeform, organic, plates, shapes, turned
-from replaycad.mini.canvas import Frame
-from replaycad.mini.fields import Dice
-from replaycad.mini.materials import draw_material
+from replaycad.mini.world import freeform, organic, plates, shapes, turned
+from replaycad.mini.world.canvas import Frame
+from replaycad.mini.world.fields import Dice
+from replaycad.mini.world.materials import draw_material
 
 OVERLAYS = ("scratch", "crack", "dent", "stain", "contamination", "broken", "spot")
 COUNTABLE = ("missing", "misplaced", "wrong_colour")

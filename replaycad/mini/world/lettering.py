@@ -3,7 +3,7 @@
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from replaycad.mini.fields import Dice, Field
+from replaycad.mini.world.fields import Dice, Field
 
 LETTERS = "ABCDEFGHKLMNPRSTUVXYZ0123456789"
 WIDTH, HEIGHT = 64, 28

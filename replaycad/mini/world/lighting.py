@@ -6,8 +6,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from replaycad.mini.canvas import Canvas
-from replaycad.mini.fields import Dice, Field, blur, shifted, spline_noise
+from replaycad.mini.world.canvas import Canvas
+from replaycad.mini.world.fields import Dice, Field, blur, shifted, spline_noise
 
 MAX_SLOPE = 2.5
 

@@ -5,11 +5,11 @@ from typing import Any
 
 import numpy as np
 
-from replaycad.mini.canvas import Frame
-from replaycad.mini.fields import Dice, Field, lattice_noise, smoothstep, voronoi
-from replaycad.mini.materials import draw_material
-from replaycad.mini.parts import Family
-from replaycad.mini.woven import (
+from replaycad.mini.world.canvas import Frame
+from replaycad.mini.world.fields import Dice, Field, lattice_noise, smoothstep, voronoi
+from replaycad.mini.world.materials import draw_material
+from replaycad.mini.world.parts import Family
+from replaycad.mini.world.woven import (
     lay,
     paint_mesh,
     paint_weave,

@@ -5,11 +5,11 @@ from typing import Any
 
 import numpy as np
 
-from replaycad.mini import shapes
-from replaycad.mini.canvas import Frame
-from replaycad.mini.fields import Dice, Field
-from replaycad.mini.lettering import draw_lettering
-from replaycad.mini.materials import Material, draw_material
+from replaycad.mini.world import shapes
+from replaycad.mini.world.canvas import Frame
+from replaycad.mini.world.fields import Dice, Field
+from replaycad.mini.world.lettering import draw_lettering
+from replaycad.mini.world.materials import Material, draw_material
 
 Plan = dict[str, Any]
 WHITE = (0.92, 0.92, 0.9)

@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 
-from replaycad.mini.canvas import Frame
-from replaycad.mini.fields import Dice, Field
-from replaycad.mini.materials import Material, draw_material
+from replaycad.mini.world.canvas import Frame
+from replaycad.mini.world.fields import Dice, Field
+from replaycad.mini.world.materials import Material, draw_material
 
 Plan = dict[str, Any]
 EVERYWHERE = -1.0

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from replaycad.mini.world import HELD_OUT_SEED, write_dataset
+from replaycad.mini.world.pictures import HELD_OUT_SEED, write_dataset
 
 CLASSES = {
     "pill": HELD_OUT_SEED + 1000,

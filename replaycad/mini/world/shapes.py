@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from replaycad.mini.fields import Dice, Field
+from replaycad.mini.world.fields import Dice, Field
 
 
 def circle(u: Field, v: Field, radius: float) -> Field:

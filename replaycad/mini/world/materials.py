@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from replaycad.mini.fields import Dice
+from replaycad.mini.world.fields import Dice
 
 Colour = tuple[float, float, float]
 
