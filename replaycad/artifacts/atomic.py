@@ -14,7 +14,7 @@ from replaycad.errors import ArtifactError
 
 try:
     import fcntl
-except ImportError:  # Windows refuses to remove an open file, which serves the same end
+except ImportError:  # Windows does not remove an open file, which serves the same end
     fcntl = None  # type: ignore[assignment]
 
 NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
@@ -94,6 +94,12 @@ def remove_leftovers(path: Path, suffix: str, keep: Path | None = None) -> list[
     held = []
     for leftover in path.parent.glob(f".{glob.escape(path.name)}.*.{suffix}"):
         if leftover == keep:
+            continue
+        if fcntl is None:  # Windows does not remove what somebody has open
+            try:
+                leftover.unlink(missing_ok=True)
+            except OSError:
+                held.append(leftover)
             continue
         with contextlib.suppress(OSError), leftover.open("rb+") as file:
             if hold(file):

@@ -1,5 +1,6 @@
 import pytest
 
+from replaycad.artifacts import atomic
 from replaycad.artifacts.checkpoints import Checkpoint
 from replaycad.artifacts.store import KINDS, MAX_NAME_BYTES, Store
 from replaycad.errors import ConfigError
@@ -76,3 +77,19 @@ def test_an_empty_folder_of_unfinished_work_goes_away(tmp_path):
     store.drop_partials("detectors", "a")
 
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("has_locks", [True, False])
+def test_what_a_killed_run_left_is_removed_also_where_files_have_no_locks(
+    tmp_path, monkeypatch, has_locks
+):
+    if not has_locks:
+        monkeypatch.setattr(atomic, "fcntl", None)
+    target = tmp_path / "bottle.safetensors"
+    leftovers = [tmp_path / f".bottle.safetensors.{number}.tmp" for number in range(2)]
+    for path in (*leftovers, other := tmp_path / ".grid.safetensors.0.tmp"):
+        path.touch()
+
+    assert atomic.remove_leftovers(target, "tmp", keep=leftovers[0]) == []
+
+    assert [path.exists() for path in (*leftovers, other)] == [True, False, True]

@@ -34,7 +34,9 @@ _IMAGES = "tests/data/test_images.py"
 _MIXTURE = "tests/data/test_mixture.py"
 _PENALTIES = "tests/continual/test_penalties.py"
 _EXEMPLARS = "tests/continual/test_exemplars.py"
-_KEYS = "tests/artifacts/test_keys.py"
+_KEYS = "tests/engine/test_staleness.py"
+_INPUTS = "tests/stages/test_inputs.py"
+_ENGINE = "tests/engine/test_stage_objects.py"
 
 CHANGES = [
     Change("stages/eval.py", "[sample.is_anomalous for", "[not sample.is_anomalous for",
@@ -56,7 +58,7 @@ CHANGES = [
     Change("stages/train.py", "np.quantile(values, 1 - FALSE_ALARM_RATE)",
            "np.quantile(values, 1 - 5 * FALSE_ALARM_RATE)",
            "thresholds let five images in a hundred alarm", _TRAIN),
-    Change("stages/train.py", "own = classes[rows] == one", "own = classes[rows] != one",
+    Change("stages/train.py", "own = classes[rows] == index", "own = classes[rows] != one",
            "each class has the thresholds of the others", _TRAIN),
     Change("stages/train.py", "places[own] = np.arange(len(own))", "places[own] = own",
            "a memory leaves out the wrong image when it sets thresholds", _TRAIN),
@@ -69,9 +71,9 @@ CHANGES = [
            "balance is ignored", _TRAIN),
     Change("stages/train.py", "order[skipped:]", "order[:]",
            "a resumed epoch starts at its first batch", _TRAIN),
-    Change("stages/train.py", "if id(parameter) in own and found:", "if not own and found:",
+    Change("stages/train.py", "if id(parameter) in own and own_keys:", "if not own and found:",
            "a resumed training forgets the optimizer's moments", "tests/engine/test_pipeline.py"),
-    Change("stages/train.py", "added(found, remembered) if remembered else found", "found",
+    Change("stages/train.py", "added(importances, remembered) if remembered else importances", "found",
            "importances of earlier classes are forgotten", _TRAIN),
     Change("stages/replay.py", "slice(max(done - start, 0), None)", "slice(0, None)",
            "a run resumed within a batch writes rows twice", _REPLAY),
@@ -166,12 +168,28 @@ CHANGES = [
     Change("mask_ops.py", 'axis=1 if operation.flip == "left_right" else 0',
            'axis=0 if operation.flip == "left_right" else 1',
            "flips are about the other axis", "tests/test_mask_ops.py"),
-    Change("artifacts/keys.py", '"seed": seed,', '"seed": None,',
+    Change("engine/staleness.py", '"seed": seed,', '"seed": None,',
            "artifacts of another seed count as up to date", _KEYS),
-    Change("artifacts/keys.py", '"stage_version": stage_version,', '"stage_version": 1,',
+    Change("engine/staleness.py", '"stage_version": STAGE_VERSIONS[stage],', '"stage_version": 1,',
            "artifacts of older code count as up to date", _KEYS),
-    Change("engine/pipeline.py", '"policy": plans.digest_of({"policy": policy}),', "",
-           "conditions stay when the class's policy changes", _COMPRESS),
-    Change("engine/pipeline.py", ', "policy": plans.digest_of(used)}', "}",
-           "replays stay when the class's policy changes", _COMPRESS),
+    Change("engine/staleness.py", "header.get(\"inputs\") == dict(inputs)", "True",
+           "masks of other images serve", _KEYS),
+    Change("engine/compress.py", '"policy": digest_of({"policy": policy}),', "",
+           "conditions stay when the class's policy changes", _INPUTS),
+    Change("engine/replay.py", ', "policy": digest_of(used)}', "}",
+           "replays stay when the class's policy changes", _INPUTS),
+    Change("engine/train.py", 'inputs["preset"] = digest_of({"preset": structure})',
+           'inputs["preset"] = digest_of({})',
+           "detectors stay when their structure changes", _INPUTS),
+    Change("engine/evaluate.py", 'inputs["class order"] = ",".join(self._samples)', "",
+           "scores stay when the classes change places", _INPUTS),
+    Change("engine/train.py", "list(dict.fromkeys([*before, *drawn, *self._samples]))",
+           "list(dict.fromkeys([*self._samples, *before, *drawn]))",
+           "new classes come before those that a detector knows", _ENGINE),
+    Change("engine/compress.py", "bare, self._seed, diffusion.device)", "bare, diffusion.device)",
+           "a search of another seed is taken for this one", _ENGINE),
+    Change("engine/models.py", "if self._loaded != (kind, name):", "if self._loaded[1] != name:",
+           "a network of another kind is taken for this one", _ENGINE),
+    Change("engine/builder.py", "plan.state != \"hit\" or force", "plan.state != \"hit\"",
+           "--force does nothing", "tests/engine/test_pipeline.py"),
 ]  # fmt: skip
