@@ -61,7 +61,7 @@ def test_inspect_audits_replays_and_the_conditions_they_were_drawn_from(chain, d
     assert told[0] == told[1]
     assert (told[0]["num_images"], told[0]["num_kept_images"]) == (6, 0)
     table = invoke(["inspect", store / "replays" / "disc.safetensors", "--audit", "--data", data])
-    assert "replays are near copies of one of 6 training images" in table.stdout
+    assert "replays are near copies of one of the 6 training images" in table.stdout
     refused = invoke(["inspect", store / "masks" / "disc.safetensors", "--audit", "--data", data])
     assert "only replays can be audited" in refused.stderr
     shutil.rmtree(store / "replays")

@@ -85,7 +85,7 @@ def test_a_folder_that_nobody_may_enter_is_one_line(data, tmp_path, monkeypatch)
     def refuse(*_):
         raise PermissionError(13, "Permission denied", "/store/masks/disc.safetensors")
 
-    monkeypatch.setattr(Builder, "mask", refuse)
+    monkeypatch.setattr(Builder, "build", refuse)
 
     result = invoke(["mask", "--class", "disc", "--data", data, "--store", tmp_path])
 

@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 
 from replaycad.artifacts.conditions import ConditionsArtifact
+from replaycad.diffusion.alignment import Aligner
 from replaycad.stages.compress import _into_frame
 from replaycad.stages.replay import move, pick_rows, pose_mask
 
@@ -66,7 +67,7 @@ def test_into_the_frame_go_images_and_masks_alike() -> None:
         left = 8 + index % 4
         masks[index, 10:20, left : left + 12] = True
     images[masks[:, None].repeat(3, 1)] = 220
-    found, framed, framed_masks = _into_frame(images, masks, "area", 0)
+    found, framed, framed_masks = _into_frame(images, masks, "area", 0, Aligner())
     assert found.poses.shape == (8, 3)
     assert framed.std(0).mean() < 0.4 * images.std(0).mean()
     assert (framed_masks == (framed[:, 0] > 120)).mean() > 0.97

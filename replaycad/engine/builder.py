@@ -132,6 +132,7 @@ class Builder:
         self._finished: list[Path] = []
         self._current: Plan | None = None
         self._keys: dict[str, str] = {}
+        self._headers: dict[Path, tuple[tuple[int, ...], dict[str, Any]]] = {}
 
     @classmethod
     def of(
@@ -261,13 +262,13 @@ class Builder:
         return make_plan(
             stage.stage, stage.name, self.store.path(KINDS[stage.stage], stage.name),
             config=stage.config, seed=stage.seed, inputs=inputs, weights=stage.weights,
-            changing=self.changing & set(inputs), inputs_now=stage.inputs,
+            changing=self.changing & set(inputs), inputs_now=stage.inputs, read=self._read,
         )  # fmt: skip
 
     def header(self, kind: str, name: str) -> dict[str, Any]:
         """Header of an artifact of the store; empty if there is none that can be read."""
         try:
-            return staleness.input_header(self.store.path(kind, name), kind)
+            return self._read(self.store.path(kind, name), kind)
         except ArtifactError:
             return {}
 
@@ -281,10 +282,21 @@ class Builder:
         label = f"{kind}/{name}"
         if label in self.changing:
             return ""
-        header = staleness.input_header(self.store.path(kind, name), kind)
+        header = self._read(self.store.path(kind, name), kind)
         if header.get("key") != self._keys.get(label, header.get("key")):
             raise staleness.replaced(label)
         return str(header["content_id"])
+
+    def _read(self, path: Path, kind: str) -> dict[str, Any]:
+        """Header of an artifact; read again only if another file has taken its place."""
+        try:
+            status = path.stat()
+        except OSError:
+            return staleness.input_header(path, kind)
+        file = (status.st_ino, status.st_mtime_ns, status.st_size)
+        if path not in self._headers or self._headers[path][0] != file:
+            self._headers[path] = (file, staleness.input_header(path, kind))
+        return self._headers[path][1]
 
     def checkpoint(self, plan: Plan) -> Checkpoint:
         """The checkpoint of this very output; those of outputs no longer wanted are removed."""

@@ -114,6 +114,7 @@ def make_plan(
     weights: Mapping[str, str],
     changing: Collection[str] = (),
     inputs_now: Callable[[], Mapping[str, str]] | None = None,
+    read: Callable[[Path, str], dict[str, Any]] | None = None,
 ) -> Plan:
     """Compare what an artifact says of itself with what is wanted.
 
@@ -127,6 +128,7 @@ def make_plan(
         weights: frozen network -> sha256.
         changing: names in `inputs` that will be made anew before this one (a dry run needs it).
         inputs_now: as `Plan`.
+        read: gives the header for a path and a folder of the store; None for `input_header`.
     """
     facts = {
         "stage": stage,
@@ -137,7 +139,7 @@ def make_plan(
         "weights": dict(weights),
     }
     key = digest_of(facts)
-    state, reason = _state(path, KINDS[stage], facts, key, changing)
+    state, reason = _state(path, KINDS[stage], facts, key, changing, read or input_header)
     return Plan(
         stage=stage, name=name, path=path, facts=facts, key=key, state=state, reason=reason,
         inputs_now=inputs_now,
@@ -264,12 +266,17 @@ def check_same_encoder(
 
 
 def _state(
-    path: Path, kind: str, facts: dict[str, Any], key: str, changing: Collection[str]
+    path: Path,
+    kind: str,
+    facts: dict[str, Any],
+    key: str,
+    changing: Collection[str],
+    read: Callable[[Path, str], dict[str, Any]],
 ) -> tuple[str, str]:
     if not path.exists():
         return "missing", ""
     try:
-        header = read_header(path, SCHEMAS[kind])
+        header = read(path, kind)
     except ArtifactError as error:
         return "stale", error.message
     if header.get("key") == key and not changing:

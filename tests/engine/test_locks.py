@@ -22,7 +22,7 @@ def test_two_commands_on_one_class_compute_it_once(chain, data, models, tmp_path
             cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
         for line in process.stderr:
-            if "waiting: another command makes masks/disc" in line:
+            if "waiting: another command is making masks/disc" in line:
                 break
         else:
             pytest.fail("it did not wait")
@@ -51,12 +51,12 @@ def test_a_killed_owner_gives_its_lock_back(tmp_path):
 def test_what_another_command_replaced_with_other_settings_is_not_taken(
     data, models, tmp_path, monkeypatch
 ):
-    from replaycad.engine.builder import Builder
+    from replaycad.experiments import run
     from tests.conftest import invoke
 
     typed = ["run", "--class", "disc,plate", "--strategy", "replay", "--data", data, "--store",
              tmp_path, "--device", "cpu", *models.settings("run")]  # fmt: skip
-    original, met = Builder.replay, []
+    original, met = run.ReplayStage, []
 
     def rival_first(builder, name, *more):
         if not met:
@@ -66,7 +66,7 @@ def test_what_another_command_replaced_with_other_settings_is_not_taken(
             assert invoke(rival).exit_code == 0
         return original(builder, name, *more)
 
-    monkeypatch.setattr(Builder, "replay", rival_first)
+    monkeypatch.setattr(run, "ReplayStage", rival_first)
 
     result = invoke(typed)
 

@@ -210,8 +210,10 @@ def test_force_makes_it_again_with_the_same_bytes(run, chain, tmp_path):
 KILLED = """
 import sys
 from pathlib import Path
-from replaycad.engine.settings import RunSettings
 from replaycad.engine.builder import Builder
+from replaycad.engine.compress import CompressStage
+from replaycad.engine.settings import RunSettings
+from replaycad.engine.train import TrainStage
 from replaycad.progress import SilentReport
 import json
 facts = json.loads(sys.argv[1])

@@ -26,12 +26,12 @@ from replaycad.artifacts.replays import ReplaysReader
 from replaycad.artifacts.store import Store
 from replaycad.cli.session import split_names, split_seeds, split_sizes
 from replaycad.config.recipes import stage_config
-from replaycad.config.stages import STAGES
+from replaycad.config.stages import STAGES, MaskConfig
 from replaycad.continual.exemplars import decode
 from replaycad.data.images import load_anomaly_mask, load_image
 from replaycad.data.samples import VISA_TABLE, find_classes, test_samples, train_samples
 from replaycad.data.survey import survey
-from replaycad.engine.staleness import recorded_values, split_settings
+from replaycad.engine.settings import RunSettings, split_settings
 from replaycad.errors import ReplayCadError
 from replaycad.inference.predict import find_images
 from replaycad.textual_inversion import checked_token
@@ -197,7 +197,9 @@ def _settings(text: str) -> None:
             settings = split_settings([text], stage)
             for one, values in settings.items():
                 stage_config("mini", one, values, "")
-    recorded_values({"config": {text: text}})
+    plain = RunSettings(data=Path(), root=Path(), overrides={})
+    with contextlib.suppress(ReplayCadError):
+        plain.config(MaskConfig, recorded={"config": {text: text}})
 
 
 def _pictures() -> list[bytes]:

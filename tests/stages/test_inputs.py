@@ -104,11 +104,14 @@ def test_training_waits_for_the_replays_of_conditions_that_changed(run, chain, t
     assert "replays/disc will be made anew" in reason
 
 
-def test_replays_of_other_conditions_are_drawn_anew_as_they_were_before(chain, tmp_path):
+def test_replays_of_other_conditions_are_drawn_anew_as_they_were_before(chain, models, tmp_path):
     store, drawn = shutil.copytree(chain, tmp_path / "store"), []
 
     def prepared():
-        settings = RunSettings(data=tmp_path, root=store, overrides={}, recipe="mini", seed=5)
+        settings = RunSettings(
+            data=tmp_path, root=store, overrides={"compress": {"backbone": models.backbone}},
+            recipe="mini", seed=5,
+        )  # fmt: skip
         with Builder(settings, silent) as builder:
             builder.build = lambda stage, **_: (
                 drawn.append((stage.name, stage.config.num_images, stage.seed))
