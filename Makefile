@@ -52,7 +52,7 @@ demo: $(INSTALLED) ## draw three classes, learn them one after another, print th
 test: $(INSTALLED) ## run the tests
 	$(BIN)/python -m pytest $(PARALLEL)
 
-test-long: $(INSTALLED) ## the long tests: whole commands, faults, torchrun, Ray, OpenVINO (12 minutes)
+test-long: $(INSTALLED) ## the long tests: whole commands, faults, torchrun, Ray, OpenVINO (7 minutes)
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[ray,openvino]'
 	$(BIN)/python -m pytest -m long $(PARALLEL)
 
@@ -77,7 +77,7 @@ fuzz: $(INSTALLED) ## a million hostile inputs to every reader (8 minutes)
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[fuzz]'
 	$(BIN)/python -m tests.fuzz --inputs 1000000
 
-mutants: $(INSTALLED) ## change the program wrongly in 55 ways; a test must notice each (15 minutes)
+mutants: $(INSTALLED) ## change the program wrongly, one change at a time; a test must notice each (15 minutes)
 	$(BIN)/python -m tests.mutants
 
 docs: $(INSTALLED) ## update the generated parts of the README and the guide
