@@ -92,6 +92,8 @@ def prepare_replays(builder: Builder, name: str) -> None:
         return
     class_name = builder.header("conditions", name).get("class_name") or name
     config = _config(builder, name, class_name, header)
+    if header:  # of a folder, it keeps but the name: the conditions or the user say which it is
+        config = replace(config, backbone="")
     seed = header.get("seed", builder.settings.seed)
     outcome = builder.build(ReplayStage(builder, name, seed, class_name, config), force=False)
     if outcome.was_made:
