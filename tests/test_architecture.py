@@ -148,6 +148,10 @@ def test_files_and_functions_stay_small_and_well_named(path):
         assert function.end_lineno - function.lineno < 80, function.name
 
 
+def test_the_top_level_holds_few_modules():
+    assert len(list(PACKAGE.glob("*.py"))) <= 12
+
+
 def test_nine_in_ten_functions_have_at_most_forty_lines():
     sizes = sorted(f.end_lineno - f.lineno + 1 for path in FILES for f in functions(path))
 

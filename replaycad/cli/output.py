@@ -62,7 +62,7 @@ def show_results(document: Mapping[str, Any], files: Sequence[Path], as_json: bo
     """Print the results of a sequence: strategies side by side, then each step x class matrix.
 
     Args:
-        document: as `sequence.results_document` gives it.
+        document: as `plan.results_document` gives it.
         files: that hold it.
         as_json: print the document itself.
     """

@@ -218,8 +218,7 @@ def fetch_parts(
 ) -> None:
     """Fetch what a recipe reads for its classes, or the networks that are named by kind."""
     with one_line_errors():
-        from replaycad.cli import console
-        from replaycad.cli import output as summary
+        from replaycad.cli import console, output
         from replaycad.fetch import work
         from replaycad.fetch.parts import asked_for
 
@@ -238,14 +237,14 @@ def fetch_parts(
                 report.close()
                 console.print_interrupted(["kept what has been fetched so far"])
                 raise typer.Exit(130) from None
-        summary.show_fetched(found, as_json)
+        output.show_fetched(found, as_json)
 
 
 def show_run(result: dict[str, Any], as_json: bool, dry_run: bool) -> None:
     """Show what a sequence came to, or would do."""
-    from replaycad.cli import output as summary
+    from replaycad.cli import output
 
     if dry_run:
-        summary.show(result["outcomes"], as_json, dry_run)
+        output.show(result["outcomes"], as_json, dry_run)
     else:
-        summary.show_results(result["document"], result["files"], as_json)
+        output.show_results(result["document"], result["files"], as_json)

@@ -59,7 +59,7 @@ def predict(
     """
     with one_line_errors():
         from replaycad.artifacts.store import Store
-        from replaycad.cli import output as summary
+        from replaycad.cli import output
         from replaycad.inference.predict import STDIN, Tally, find_images, load_predictor
         from replaycad.inference.predict import predict as judge
         from replaycad.runtime import resolve_device
@@ -72,7 +72,7 @@ def predict(
         tally = Tally()
         try:
             for told in judge(predictor, find_images(images, watch), out, at_once, tally):
-                summary.show_verdict(told, as_json)
+                output.show_verdict(told, as_json)
         except KeyboardInterrupt:
             if not watch:
                 raise typer.Exit(130) from None
@@ -137,10 +137,10 @@ def export(
         from replaycad.cli import console
 
         if class_name:
-            from replaycad import textual_inversion as exchange
+            from replaycad import textual_inversion
 
-            named = exchange.checked_token(token, class_name)
-            count, width = exchange.export_token(Store(store), class_name, out, named)
+            named = textual_inversion.checked_token(token, class_name)
+            count, width = textual_inversion.export_token(Store(store), class_name, out, named)
             found = {"file": str(out), "token": named, "num_tokens": count, "width": width}
             lines = [
                 f"written: {out}: {count} vectors of {width} for the token {named}",
@@ -175,11 +175,11 @@ def import_embedding(
     Example: replaycad import bottle-token.safetensors --class bottle --backbone sd15
     """
     with one_line_errors():
-        from replaycad import textual_inversion as exchange
+        from replaycad import textual_inversion
         from replaycad.artifacts.store import Store
         from replaycad.cli import console
 
-        path = exchange.import_token(Store(store), file, class_name, backbone, force)
+        path = textual_inversion.import_token(Store(store), file, class_name, backbone, force)
         if as_json:
             console.print_json({"file": str(path), "class_name": class_name})
             return
@@ -204,15 +204,15 @@ def inspect(
     """
     with one_line_errors():
         from replaycad.artifacts import inspection
-        from replaycad.cli import output as summary
+        from replaycad.cli import output
 
         if audit:
-            from replaycad import audit as privacy
+            from replaycad.audit import audit_file
 
-            summary.show_audit(privacy.audit_file(file, data), as_json)
+            output.show_audit(audit_file(file, data), as_json)
             return
         checked = inspection.verify(file) if verify else {}
-        summary.show_artifact(inspection.describe(file), checked, as_json)
+        output.show_artifact(inspection.describe(file), checked, as_json)
 
 
 def fetch(
@@ -271,12 +271,12 @@ def doctor(
     Example: replaycad doctor --data data
     """
     with one_line_errors():
-        from replaycad.cli import doctor as examination
+        from replaycad.cli.doctor import examine, show, show_data
 
         if data is None:
-            examination.show(examination.examine(), as_json)
+            show(examine(), as_json)
         else:
-            examination.show_data(data, as_json)
+            show_data(data, as_json)
 
 
 def show_help(

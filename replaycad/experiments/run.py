@@ -1,4 +1,4 @@
-"""Walks a planned sequence step by step and keeps what it came to."""
+"""Runs a planned sequence step by step and writes its results."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -23,8 +23,7 @@ from replaycad.engine.replay import ReplayStage
 from replaycad.engine.staleness import digest_of, replaced
 from replaycad.engine.train import TrainStage
 from replaycad.errors import ArtifactError, BudgetError, ConfigError, ReplayCadError
-from replaycad.experiments import plan as sequence
-from replaycad.experiments.plan import Cell, Step
+from replaycad.experiments.plan import Cell, Step, artifact_name, label, steps
 from replaycad.experiments.strategies import STRATEGIES
 from replaycad.progress import Report
 
@@ -42,7 +41,7 @@ def run_sequence(
 
     Args:
         builder: that does single stages.
-        cells: as `sequence.comparison` gives them.
+        cells: as `plan.comparison` gives them.
         run_name: of the results and of the detectors.
         perform: does the steps; None for `perform_here`.
 
@@ -60,16 +59,16 @@ def run_sequence(
         train_samples(builder.settings.data, class_name)
         test_samples(builder.settings.data, class_name)
     cells = _fitting(builder, cells)
-    planned = sequence.steps(cells, run_name)
+    planned = steps(cells, run_name)
     _check_networks(builder, planned)
     outcomes, refused = (perform or perform_here)(builder, planned)
     if builder.settings.dry_run:
         return {"outcomes": list(outcomes.values())}
     left = [cell for cell in cells if cell not in refused]
-    done = sequence.steps(left, run_name)
+    done = steps(left, run_name)
     by_step = {step: outcomes[step.stage, step.name] for step in done}
-    named = {cell: sequence.label(cell, cells) for cell in left}
-    left_out = {sequence.label(cell, cells): reason for cell, reason in refused.items()}
+    named = {cell: label(cell, cells) for cell in left}
+    left_out = {label(cell, cells): reason for cell, reason in refused.items()}
     result = _kept_results(builder, named, left_out, run_name, by_step)
     picture = builder.store.path("results", run_name, ".png")
     if result["is_new"] or not picture.exists():
@@ -78,7 +77,7 @@ def run_sequence(
 
         drawing = [cell for cell in left if STRATEGIES[cell.strategy].keeps_classes]
         stored = {
-            one: sequence.artifact_name(one, drawing[0]) if drawing else one
+            one: artifact_name(one, drawing[0]) if drawing else one
             for one in cells[0].classes
         }
         draw_sheet(builder.settings.data, builder.store, stored, picture)
