@@ -15,6 +15,7 @@ IMAGE_SUFFIXES = frozenset(
 )
 VISA_TABLE = Path("split_csv") / "1cls.csv"
 VISA_COLUMNS = ("object", "split", "label", "image", "mask")
+MAX_NAMED = 20  # classes in a hint
 LAYOUTS_HINT = (
     "expected <class>/train/good (MVTec), split_csv/1cls.csv or 1cls/ (VisA), "
     "or one plain folder of images per class"
@@ -171,11 +172,11 @@ def _stays(relative: str) -> bool:
 
 def _unknown_class(data: Path, class_name: str) -> DatasetError:
     known = find_classes(data)
-    near = get_close_matches(class_name, known, n=3) or known[:20]
-    more = ", ..." if len(near) == 20 < len(known) else ""
-    return DatasetError(
-        f"there is no class '{class_name}' in {data}", f"did you mean: {', '.join(near)}{more}"
-    )
+    near = get_close_matches(class_name, known, n=3)
+    more = ", ..." if len(known) > MAX_NAMED else ""
+    hint = f"did you mean: {', '.join(near)}" if near else (
+        f"there are: {', '.join(known[:MAX_NAMED])}{more}")  # fmt: skip
+    return DatasetError(f"there is no class '{class_name}' in {data}", hint)
 
 
 def _id(path: Path, folder: Path) -> str:

@@ -134,7 +134,9 @@ def _sizes(samples: Sequence[Sample]) -> tuple[Counter[str], list[str]]:
     if not unreadable:
         return sizes, []
     names = ", ".join(unreadable[:SHOWN])
-    return sizes, [f"{len(unreadable)} files are no images ({names}): replace or remove them"]
+    what = "1 file is not an image" if len(unreadable) == 1 else (
+        f"{len(unreadable)} files are not images")  # fmt: skip
+    return sizes, [f"{what} ({names}): replace or remove"]
 
 
 def _num_bytes(path: Path) -> int:

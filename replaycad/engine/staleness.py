@@ -40,6 +40,7 @@ SCHEMAS = {
 }
 """Folder of the store -> what the files in it must look like."""
 
+MAX_NAMED = 20  # artifacts in a hint
 FACT_GROUPS = ("config", "inputs", "weights")
 _LEFT_OUT = ("inputs", "weights")  # facts that the header of an automatic choice may lack
 _PLACES = ("backbone", "segmenter", "encoder")  # fields that may name a place of this machine
@@ -213,13 +214,15 @@ def input_header(path: Path, kind: str) -> dict[str, Any]:
 
     Raises:
         ArtifactError: if there is none, or it is damaged, foreign or newer; the hint is the
-            command that makes such a file.
+            command that makes such a file, and which others there are.
     """
     if not path.exists():
         made_by = SCHEMAS[kind].command.format(name=path.stem)
         if kind == "detectors":
             made_by = f"{made_by} --class NEW --past OLD --name {path.stem}"
-        raise ArtifactError(f"{path} does not exist", f"run `{made_by}`")
+        known = sorted(other.stem for other in path.parent.glob("*.safetensors"))[:MAX_NAMED]
+        others = f", or use one of these: {', '.join(known)}" if known else ""
+        raise ArtifactError(f"{path} does not exist", f"run `{made_by}`{others}")
     return read_header(path, SCHEMAS[kind])
 
 

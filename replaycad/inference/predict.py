@@ -24,7 +24,7 @@ from replaycad.data.samples import IMAGE_SUFFIXES
 from replaycad.detectors.encoders import Encoder, load_encoder
 from replaycad.detectors.registry import preset_for
 from replaycad.engine.inputs import InputDigests
-from replaycad.engine.staleness import check_same_encoder
+from replaycad.engine.staleness import check_same_encoder, input_header
 from replaycad.errors import ArtifactError, ConfigError, DatasetError
 from replaycad.inference.overlay import overlay
 from replaycad.stages.eval import rebuild_detector
@@ -122,6 +122,7 @@ def load_predictor(
             raise ConfigError(message, "choose one with --name")
         name = found[0]
     path = store.path("detectors", name)
+    input_header(path, "detectors")  # or say which detectors there are
     trained = DetectorArtifact.load(path)
     encoder = encoder or trained.encoder
     check_same_encoder(path, trained.header, InputDigests(store).encoder(encoder), encoder)
@@ -209,7 +210,9 @@ class Tally:
         rate = f"{count / spent:.1f} images/s" if spent > 0 else ""
         latency = f", {1000 * median(self.seconds):.0f} ms per image" if count else ""
         broken = f", {self.failures} could not be read" if self.failures else ""
-        return f"{count} images, {self.alarms} alarms{broken}{latency}, {rate}"
+        images = f"{count} image{'s' * (count != 1)}"
+        alarms = f"{self.alarms} alarm{'s' * (self.alarms != 1)}"
+        return f"{images}, {alarms}{broken}{latency}, {rate}"
 
 
 def predict(

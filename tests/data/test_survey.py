@@ -46,7 +46,7 @@ def test_what_is_wrong_is_named_with_what_to_do(folder):
     assert "3 test images are also" in found, "the toy's own two, and the copy"
     assert "2 training images are named like defects" in found
     assert "train/good/scratch_01.png" in found
-    assert "1 files are no images (train/good/broken-file.png)" in found
+    assert "1 file is not an image (train/good/broken-file.png)" in found
     assert "squashed to a square" in found
     assert "only 9 training images" in found
 
