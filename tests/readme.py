@@ -185,10 +185,10 @@ def pages() -> str:
 
 def tree() -> str:
     """Folders of the package with the first line of their docstrings; names of the files beside."""
-    rooms = sorted(path.parent for path in PACKAGE.rglob("__init__.py"))
+    rooms = sorted(path.parent for path in PACKAGE.glob("*/__init__.py"))
     rows = [
         (f"{room.relative_to(PACKAGE)}/", _first_line(room / "__init__.py"))
-        for room in rooms if room != PACKAGE
+        for room in rooms
     ]  # fmt: skip
     names = ", ".join(path.stem for path in _modules(PACKAGE))
     rows += zip(("*.py", "", ""), textwrap.wrap(names, 118), strict=False)
