@@ -276,6 +276,15 @@ class ReplaysReader:
     def __len__(self) -> int:
         return len(self.seeds)
 
+    def verify(self) -> None:
+        """Read every byte of the shards.
+
+        Raises:
+            ArtifactError: a bit is not as it was written.
+        """
+        for shard in self._shards:
+            read(shard, SHARD)
+
     def images(self, indices: Sequence[int] | NDArray[Any]) -> ByteArray:
         """Read images.
 

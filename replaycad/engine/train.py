@@ -7,7 +7,6 @@ from typing import Any
 
 from replaycad.artifacts.checkpoints import Checkpoint
 from replaycad.artifacts.detector import DetectorArtifact
-from replaycad.artifacts.inspection import verify
 from replaycad.artifacts.replays import ReplaysReader
 from replaycad.config.stages import TrainConfig
 from replaycad.data.mixture import Mixture, Source
@@ -165,7 +164,7 @@ def _verified_replays(builder: Builder, name: str) -> ReplaysReader:
     reader = ReplaysReader(path)
     content = reader.header["content_id"]
     if builder.sound.get(path) != content:
-        verify(path)
+        reader.verify()
         builder.sound[path] = content
     return reader
 

@@ -124,7 +124,7 @@ CHANGES = [
     Change("continual/coverage.py", "np.arange(len(masks)) >= len(real)",
            "np.arange(len(masks)) < len(real)",
            "forms are judged with spoilt images taken for whole ones",
-           _EXEMPLARS + " tests/stages/test_workshop.py"),
+           _EXEMPLARS + " tests/engine/test_stage_objects.py"),
     Change("metrics.py", 'len(positives) - np.searchsorted(positives, positives, side="left")',
            "len(positives) - np.arange(len(positives))",
            "average precision counts tied positives one after another", _METRICS),
