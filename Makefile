@@ -52,7 +52,7 @@ demo: $(INSTALLED) ## draw three classes, learn them one after another, print th
 test: $(INSTALLED) ## run the tests
 	$(BIN)/python -m pytest $(PARALLEL)
 
-test-long: $(INSTALLED) ## the long tests: whole commands, faults, torchrun, Ray, OpenVINO (7 minutes)
+test-long: $(INSTALLED) ## the long tests: whole commands, faults, pre-training, torchrun, Ray, OpenVINO (8 minutes)
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[ray,openvino]'
 	$(BIN)/python -m pytest -m long $(PARALLEL)
 

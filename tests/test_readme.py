@@ -5,17 +5,14 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 from tests.readme import GUIDE
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
-@pytest.mark.parametrize("page", [ROOT / "README.md", *GUIDE], ids=lambda path: path.stem)
-def test_generated_parts_are_up_to_date(page):
+def test_generated_parts_are_up_to_date():
     done = subprocess.run(
-        [sys.executable, "-m", "cogapp", "--check", "--diff", page],
+        [sys.executable, "-m", "cogapp", "--check", "--diff", ROOT / "README.md", *GUIDE],
         cwd=ROOT, capture_output=True, text=True, check=False,
     )  # fmt: skip
 

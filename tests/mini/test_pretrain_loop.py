@@ -10,6 +10,8 @@ from replaycad.errors import TrainingError
 from replaycad.mini.pretrain.loop import LoopConfig, train_loop
 from replaycad.runtime import generator
 
+pytestmark = pytest.mark.long
+
 
 def _config(**values) -> LoopConfig:
     return LoopConfig(

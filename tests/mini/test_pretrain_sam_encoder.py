@@ -23,6 +23,8 @@ from replaycad.mini.pretrain.pool import Pool
 from replaycad.runtime import generator
 from replaycad.segmentation.sam import build_sam_from_config, load_segmenter
 
+pytestmark = pytest.mark.long
+
 CPU = torch.device("cpu")
 SMALL_SAM = {
     **sam_training.SAM_CONFIG,

@@ -27,6 +27,8 @@ from replaycad.mini.pretrain.vae import fit_codec, psnr, to_pixel_values
 from replaycad.mini.world.pictures import VOCABULARY, draw_class
 from replaycad.runtime import generator
 
+pytestmark = pytest.mark.long
+
 CPU = torch.device("cpu")
 
 
