@@ -16,6 +16,7 @@ from replaycad.config.stages import CompressConfig, as_dict
 from replaycad.data.classes import POLICIES, ClassPolicy
 from replaycad.detectors.encoder_files import PUBLISHED
 from replaycad.diffusion.presets import BACKBONES
+from replaycad.experiments.strategies import STRATEGIES
 from replaycad.fetch.parts import Part, part_named
 from replaycad.segmentation.presets import SEGMENTERS
 from replaycad.stages.compress import MAX_MASK_SIZE
@@ -181,6 +182,12 @@ def pages() -> str:
         f"* [{topic}](replaycad/guide/{topic}.md): {title[0].lower() + title[1:]}"
         for topic, title in guide.topics().items()
     )
+
+
+def strategies() -> str:
+    """The strategies of `run`, from their table."""
+    rows = [[f"`{name}`", strategy.description] for name, strategy in STRATEGIES.items()]
+    return table(["strategy", "what it does"], *rows)
 
 
 def tree() -> str:

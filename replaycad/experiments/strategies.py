@@ -75,20 +75,20 @@ STRATEGIES: Mapping[str, Strategy] = MappingProxyType(
             needs="loss",
         ),
         "features": Strategy(
-            description="Keeps the memory banks of earlier classes, within one constant size.",
+            description="Keeps the memory banks of earlier classes as a coreset of fixed size (after CADIC).",
             later=(("banks", "extend"),),
             goes_on=True,
             needs="memory banks",
         ),
         # Liu et al. 2024, without its prompts, with routing by image and no choice on test sets.
         "ucad": Strategy(
-            description="Keeps a small memory bank per class and routes each image to one of them.",
+            description="Keeps 196 patches of each class and routes each image to one class (UCAD, no prompts).",
             train=(("banks", "extend"), ("preset", "ucad")),
             goes_on=True,
             needs="memory banks",
         ),
         "dne": Strategy(
-            description="Runs the detector DNE, which keeps a Gaussian of each past class.",
+            description="Runs the detector DNE, which keeps a Gaussian of each past class and scores images.",
             goes_on=True,
             detector="dne",
         ),
