@@ -75,20 +75,29 @@ STRATEGIES: Mapping[str, Strategy] = MappingProxyType(
             needs="loss",
         ),
         "features": Strategy(
-            description="Keeps the memory banks of earlier classes as a coreset of fixed size (after CADIC).",
+            description=(
+                "Keeps the memory banks of earlier classes as a coreset of fixed "
+                "size (after CADIC)."
+            ),
             later=(("banks", "extend"),),
             goes_on=True,
             needs="memory banks",
         ),
         # Liu et al. 2024, without its prompts, with routing by image and no choice on test sets.
         "ucad": Strategy(
-            description="Keeps 196 patches of each class and routes each image to one class (UCAD, no prompts).",
+            description=(
+                "Keeps 196 patches of each class and routes each image to one "
+                "class (UCAD, no prompts)."
+            ),
             train=(("banks", "extend"), ("preset", "ucad")),
             goes_on=True,
             needs="memory banks",
         ),
         "dne": Strategy(
-            description="Runs the detector DNE, which keeps a Gaussian of each past class and scores images.",
+            description=(
+                "Runs the detector DNE, which keeps a Gaussian of each past class "
+                "and scores images."
+            ),
             goes_on=True,
             detector="dne",
         ),
