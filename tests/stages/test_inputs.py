@@ -1,6 +1,7 @@
 """What a stage reads stands among its inputs, and nothing that it reads may change unseen."""
 
 import shutil
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 
 from replaycad.artifacts.conditions import ConditionsArtifact
 from replaycad.artifacts.format import read_header
+from replaycad.engine import train
 from replaycad.engine.builder import Builder
 from replaycad.engine.replay import prepare_replays
 from replaycad.engine.settings import RunSettings
@@ -127,3 +129,16 @@ def test_replays_of_other_conditions_are_drawn_anew_as_they_were_before(chain, m
     drawn.clear()
     (store / "conditions" / "disc.safetensors").unlink()
     assert prepared() == [], "drawn elsewhere and copied"
+
+
+def test_a_detector_whose_preset_has_another_structure_now_is_stale(
+    run, chain, tmp_path, monkeypatch
+):
+    shutil.copytree(chain, tmp_path / "store")
+    command = ("train", "--class", "plate", "--past", "disc")
+    assert states(run, *command) == [("hit", "")]
+    known = train.preset_for
+
+    monkeypatch.setattr(train, "preset_for", lambda *names: replace(known(*names), levels=(0, 1)))
+
+    assert states(run, *command) == [("stale", "preset changed")]
