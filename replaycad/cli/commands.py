@@ -183,7 +183,7 @@ def train(
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Train a detector on real images of new classes and replays of past ones.
+    """Train on real images of new classes and replays of past ones.
 
     Example: replaycad train --class screw --past bottle,grid
     """

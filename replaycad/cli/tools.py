@@ -93,7 +93,9 @@ def report(
     device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
-    """Write one HTML page about a run: matrices, curves, pictures, heat maps, provenance.
+    """Write one HTML page about a run.
+
+    It shows matrices, curves, pictures, heat maps and where every figure comes from.
 
     Example: replaycad report --name run --out report.html
     """
@@ -128,7 +130,10 @@ def export(
     store: StoreRoot = STORE,
     as_json: AsJson = False,
 ) -> None:
-    """Export a detector for other programs, or the tokens of a class as textual inversion.
+    """Export a detector, or the tokens of a class.
+
+    Tokens become a textual-inversion file. A detector reads square RGB images of one size, which
+    the command prints.
 
     Example: replaycad export --name screw --out screw.onnx
     """
@@ -246,7 +251,9 @@ def fetch(
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Fetch and check the frozen networks of a recipe, or those you name.
+    """Fetch and check the frozen networks of a recipe.
+
+    Or fetch the networks that you name.
 
     Example: replaycad fetch --recipe paper --dry-run
     """
@@ -266,7 +273,7 @@ def doctor(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Check what this machine has and lacks, or what a data folder holds.
+    """Check this machine, or the images in a data folder.
 
     Example: replaycad doctor --data data
     """
