@@ -41,6 +41,7 @@ def export(store, *arguments):
 def test_an_exported_token_says_in_diffusers_what_it_says_here(kept, tmp_path):
     target = tmp_path / "disc-token.safetensors"
     made = export(kept, "--out", target)
+    assert f'next: pipeline.load_textual_inversion("{target}") in diffusers' in made.stdout
     assert made.exit_code == 0, made.output
     assert "3 vectors of 32 for the token <disc>" in made.stdout
     folder = make_tiny_backbone(tmp_path / "backbone")

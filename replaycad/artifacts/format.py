@@ -295,7 +295,8 @@ def _check_header(header: Any, path: Path, schema: Schema | None, wanted: str) -
             "update replaycad",
         )
     if version < schema.version:
-        damaged(path, schema, f"expected version {schema.version}, found version {version}")
+        found = f"expected version {schema.version}, found version {version}"
+        damaged(path, schema, f"written by an older replaycad: {found}")
     _check_header_id(header, path, schema)
     wrong = schema.wrong_field(header)
     if wrong:

@@ -149,7 +149,7 @@ def export(
             found = {"file": str(out), "token": named, "num_tokens": count, "width": width}
             lines = [
                 f"written: {out}: {count} vectors of {width} for the token {named}",
-                f'next: builder.load_textual_inversion("{out}") in diffusers',
+                f'next: pipeline.load_textual_inversion("{out}") in diffusers',
             ]
         else:
             from replaycad.inference.export import export_detector

@@ -130,7 +130,7 @@ def search(
                     checkpoint.save(done, _state(conditions, optimizer, plateau))
                     last_save = time.monotonic()
     except KeyboardInterrupt:
-        if checkpoint is not None and whole and losses.are_finite():
+        if checkpoint is not None and whole and done and losses.are_finite():
             checkpoint.save(done, _state(conditions, optimizer, plateau))
         raise
     return conditions

@@ -220,7 +220,7 @@ class Builder:
         peak, needs = None, {}
         if due and self.settings.dry_run:
             self.changing.add(plan.label)
-            if isinstance(stage.config, CompressConfig | ReplayConfig):
+            if isinstance(stage.config, CompressConfig | ReplayConfig) and stage.config.backbone:
                 needs = {
                     place: needed_bytes(stage.config, place == "gpu") for place in ("gpu", "cpu")
                 }
@@ -312,7 +312,7 @@ class Builder:
             partial = self.store.partial(plan.kind, plan.name, plan.key)
             if partial.exists():
                 kept.append(f"kept the checkpoint {partial}")
-            elif plan.stage == "replay":
+            elif plan.stage == "replay" and any(plan.path.with_suffix(".shards").glob("*")):
                 kept.append(f"kept the images of {plan.name} drawn so far, but for the last few")
         return kept
 

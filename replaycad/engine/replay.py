@@ -7,10 +7,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from replaycad.artifacts.conditions import ConditionsArtifact
+from replaycad.artifacts.format import read_header
 from replaycad.artifacts.replays import ReplaysReader, ReplaysWriter
 from replaycad.config.stages import CompressConfig, ReplayConfig
 from replaycad.engine.builder import Builder, Stage
-from replaycad.engine.staleness import Plan, check_same_backbone, digest_of, still_serves
+from replaycad.engine.staleness import (
+    Plan,
+    check_same_backbone,
+    digest_of,
+    input_header,
+    still_serves,
+)
+from replaycad.errors import ArtifactError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -86,15 +94,19 @@ def prepare_replays(builder: Builder, name: str) -> None:
         return
     is_typed = bool(builder.settings.overrides.get("replay"))
     header = {} if is_typed else builder.header("replays", name)
-    if header and not builder.store.path("conditions", name).exists():
+    path = builder.store.path("replays", name)
+    if not is_typed and path.exists() and not builder.store.path("conditions", name).exists():
+        input_header(path, "replays")
         return  # drawn elsewhere and copied: nothing here to hold them against
     if header and still_serves(header, _inputs(builder, name)):
         return
     class_name = builder.header("conditions", name).get("class_name") or name
-    config = _config(builder, name, class_name, header)
-    if header:  # of a folder, it keeps but the name: the conditions or the user say which it is
-        config = replace(config, backbone="")
-    seed = header.get("seed", builder.settings.seed)
+    recorded = {} if is_typed else _recorded(builder, name)
+    config = _config(builder, name, class_name, recorded)
+    typed = builder.settings.typed("compress", "backbone")
+    if recorded and typed:  # of a folder, a header keeps but the name
+        config = replace(config, backbone=typed)
+    seed = recorded.get("seed", builder.settings.seed)
     outcome = builder.build(ReplayStage(builder, name, seed, class_name, config), force=False)
     if outcome.was_made:
         reason = outcome.plan.reason or "there were none"
@@ -121,6 +133,14 @@ def _config(
 ) -> ReplayConfig:
     backbone = builder.header("conditions", name).get("config", {}).get("backbone", "")
     return builder.settings.config(ReplayConfig, class_name, recorded or {}, backbone)
+
+
+def _recorded(builder: Builder, name: str) -> dict[str, Any]:
+    """What replays say of how they were drawn, also where they cannot be used any more."""
+    try:
+        return read_header(builder.store.path("replays", name))
+    except ArtifactError:
+        return {}
 
 
 def _inputs(builder: Builder, name: str) -> dict[str, str]:

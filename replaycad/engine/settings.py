@@ -3,7 +3,7 @@
 import os
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeVar, cast
@@ -76,7 +76,11 @@ class RunSettings:
         """
         values = self.overrides.get(kind.stage, {})
         if not values:
-            values = {name: str(value) for name, value in recorded.get("config", {}).items()}
+            known = {entry.name for entry in fields(kind)}  # an older version may have had others
+            values = {
+                name: str(value) for name, value in recorded.get("config", {}).items()
+                if name in known
+            }  # fmt: skip
         backbone = (
             self.typed("compress", "backbone") or self.typed("replay", "backbone") or backbone
         )

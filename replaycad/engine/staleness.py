@@ -221,7 +221,7 @@ def input_header(path: Path, kind: str) -> dict[str, Any]:
         if kind == "detectors":
             made_by = f"{made_by} --class NEW --past OLD --name {path.stem}"
         known = sorted(other.stem for other in path.parent.glob("*.safetensors"))[:MAX_NAMED]
-        others = f", or use one of these: {', '.join(known)}" if known else ""
+        others = f"; there are: {', '.join(known)}" if known else ""
         raise ArtifactError(f"{path} does not exist", f"run `{made_by}`{others}")
     return read_header(path, SCHEMAS[kind])
 

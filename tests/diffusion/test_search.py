@@ -262,6 +262,19 @@ def test_an_interrupt_keeps_the_state_and_is_raised_again(diffusion):
     assert same(run(diffusion, checkpoint=checkpoint), undisturbed)
 
 
+def test_an_interrupt_before_the_first_step_keeps_nothing(diffusion, monkeypatch):
+    def pressed(*_arguments, **_named):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("replaycad.diffusion.search._backward", pressed)
+    checkpoint = MemoryCheckpoint()
+
+    with pytest.raises(KeyboardInterrupt):
+        run(diffusion, checkpoint=checkpoint)
+
+    assert checkpoint.history == {}
+
+
 def test_a_finished_search_resumes_to_itself(diffusion):
     checkpoint = MemoryCheckpoint()
     finished = run(diffusion, checkpoint=checkpoint, save_every_seconds=0)

@@ -14,7 +14,7 @@ from replaycad.engine.builder import Builder
 from replaycad.engine.replay import prepare_replays
 from replaycad.engine.settings import RunSettings
 from replaycad.progress import silent
-from tests.conftest import states
+from tests.conftest import invoke, states
 from tests.toy import draw_object
 
 
@@ -127,6 +127,12 @@ def test_replays_of_other_conditions_are_drawn_anew_as_they_were_before(chain, m
     assert prepared() == [("disc", 6, 0)]
 
     drawn.clear()
+    shard = next((store / "replays" / "disc.shards").glob("*.safetensors"))
+    shard.unlink()
+    assert prepared() == [("disc", 6, 0)], "what is left still says how they were drawn"
+    shutil.copy(next((chain / "replays" / "disc.shards").glob("*.safetensors")), shard)
+
+    drawn.clear()
     (store / "conditions" / "disc.safetensors").unlink()
     assert prepared() == [], "drawn elsewhere and copied"
 
@@ -142,3 +148,15 @@ def test_a_detector_whose_preset_has_another_structure_now_is_stale(
     monkeypatch.setattr(train, "preset_for", lambda *names: replace(known(*names), levels=(0, 1)))
 
     assert states(run, *command) == [("stale", "preset changed")]
+
+
+def test_a_dry_run_of_replays_of_real_images_needs_no_backbone(run, tmp_path):
+    store = tmp_path / "store"
+    assert run("compress", "--class", "disc", "--keep", "exemplars").exit_code == 0
+
+    told = invoke(
+        ["replay", "--class", "disc", "--num", "6", "--recipe", "mini", "--store", store, "--dry-run"]
+    )
+
+    assert told.exit_code == 0, told.output
+    assert "missing" in told.stdout
