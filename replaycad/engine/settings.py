@@ -81,12 +81,14 @@ class RunSettings:
                 name: str(value) for name, value in recorded.get("config", {}).items()
                 if name in known
             }  # fmt: skip
-        backbone = (
+        recipe = self.recipe or self._recipe_of(
             self.typed("compress", "backbone") or self.typed("replay", "backbone") or backbone
         )
-        is_large = backbone and not is_bundled_kind(backbone)
-        recipe = self.recipe or ("fast" if is_large else "mini")
         return cast(Config, stage_config(recipe, kind.stage, dict(values), class_name))
+
+    @staticmethod
+    def _recipe_of(backbone: str) -> str:
+        return "fast" if backbone and not is_bundled_kind(backbone) else "mini"
 
     def command(self, stage: str, class_names: str, past: str = "", name: str = "") -> str:
         """What a user types next, as a shell reads it, about the same two folders."""

@@ -154,9 +154,8 @@ def test_a_dry_run_of_replays_of_real_images_needs_no_backbone(run, tmp_path):
     store = tmp_path / "store"
     assert run("compress", "--class", "disc", "--keep", "exemplars").exit_code == 0
 
-    told = invoke(
-        ["replay", "--class", "disc", "--num", "6", "--recipe", "mini", "--store", store, "--dry-run"]
-    )
+    typed = ["--num", "6", "--recipe", "mini", "--store", store, "--dry-run"]
+    told = invoke(["replay", "--class", "disc", *typed])
 
     assert told.exit_code == 0, told.output
     assert "missing" in told.stdout
