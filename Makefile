@@ -45,7 +45,7 @@ install: $(INSTALLED) ## create .venv and install everything into it
 
 demo: $(INSTALLED) ## draw three classes, learn them one after another, print the table (4 minutes)
 	$(BIN)/python -m replaycad.mini.world.demo demo/data
-	$(REPLAYCAD) run --data demo/data --store demo/artifacts --class all --strategy finetune,replay,joint \
+	$(REPLAYCAD) run --data demo/data --store demo/artifacts --recipe mini --class all --strategy finetune,replay,joint \
 	  --detector patchcore --set replay.num_images=60 $(OPTIONS)
 	@echo "contact sheet: demo/artifacts/results/run.png"
 

@@ -12,6 +12,8 @@ from typer.testing import CliRunner, Result
 from replaycad.cli.commands import app
 from tests.toy import SIZE, write_toy
 
+# What a test does not name is bundled and small.
+os.environ.setdefault("REPLAYCAD_RECIPE", "mini")
 if "PYTEST_XDIST_WORKER" in os.environ:  # as many processes as cores: one thread each
     os.environ["OMP_NUM_THREADS"] = "1"
 

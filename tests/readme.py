@@ -14,7 +14,7 @@ from replaycad.config.recipes import RECIPES, stage_config
 from replaycad.config.stages import STAGES as CONFIGURED
 from replaycad.config.stages import CompressConfig, as_dict
 from replaycad.data.classes import POLICIES, ClassPolicy
-from replaycad.detectors.encoder_files import PUBLISHED
+from replaycad.detectors.encoder_files import PACKAGED, PUBLISHED
 from replaycad.diffusion.presets import BACKBONES
 from replaycad.experiments.strategies import STRATEGIES
 from replaycad.fetch.parts import Part, part_named
@@ -95,7 +95,7 @@ def sources() -> str:
     """Where each network is published, how large it is and its licence."""
     parts = [part_named("backbone", name) for name in BACKBONES]
     parts += [part_named("segmenter", name) for name in SEGMENTERS]
-    parts += [part_named("encoder", name) for name in PUBLISHED]
+    parts += [part_named("encoder", name) for name in (*PACKAGED, *PUBLISHED)]
     rows = [["kind", "name", "size", "licence of the weights", "published at"]]
     rows += [
         [part.kind, part.name, _megabytes(part), part.licence, part.page]

@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from replaycad.config.paper_classes import VISA
 from replaycad.detectors.encoder_files import PUBLISHED, locate_encoder
 from replaycad.detectors.registry import DETECTORS
+from replaycad.detectors.settings import STANDARD_ENCODER
 from replaycad.diffusion.presets import BACKBONES, backbone_files, locate_backbone, needed_files
 from replaycad.errors import ConfigError, WeightsError
 from replaycad.fetch import converting, parts, transfer
@@ -496,7 +497,8 @@ def test_names_that_mean_nothing_are_refused_in_one_line(typed, word):
 def test_every_encoder_of_a_detector_has_its_licence():
     used = {preset.encoder for kind in DETECTORS.values() for preset in kind.values()} - {"mini"}
 
-    assert set(PUBLISHED) == used
+    assert {*PUBLISHED, STANDARD_ENCODER} == used
+    assert "ImageNet" in parts.part_named("encoder", STANDARD_ENCODER).licence
     assert "licence not known, see https://" in parts.part_named("encoder", "resnet18.x").licence
 
 

@@ -29,7 +29,8 @@ Recipe = Annotated[
     str,
     typer.Option(
         "--recipe",
-        help="Start from mini, fast, paper or release (default: what the backbone needs).",
+        help="Start from standard, mini, fast, paper or release (default: standard, or what the "
+        "backbone needs; REPLAYCAD_RECIPE names another).",
     ),
 ]
 Settings = Annotated[
@@ -79,7 +80,10 @@ Detector = Annotated[
 ]
 Encoder = Annotated[
     str,
-    typer.Option("--encoder", help="Use this encoder: mini, a timm name, or TIMM_NAME:FILE."),
+    typer.Option(
+        "--encoder",
+        help="Use this encoder: efficientnet-lite0, mini, a timm name, or TIMM_NAME:FILE.",
+    ),
 ]
 
 DATA, STORE = Path(FOLDERS["--data"][1]), FOLDERS["--store"][1]

@@ -40,7 +40,19 @@ _PAPER: dict[str, StageConfig] = {
     "eval": EvalConfig(batch_size=32),
 }
 
+DEFAULT = ("REPLAYCAD_RECIPE", "standard")
+"""The environment's name for the default recipe, and what it is where that is unset."""
+
 RECIPES: dict[str, dict[str, StageConfig]] = {
+    # ImageNet features at 256 px, which a plain pip install has
+    "standard": {
+        "mask": MaskConfig(),
+        "compress": CompressConfig(keep="exemplars"),
+        "replay": ReplayConfig(),
+        "train": TrainConfig(detector="patchcore", preset="standard"),
+        "eval": EvalConfig(),
+    },
+    # all that it needs is bundled, at 128 px: for tests, the demo, a machine without packages
     "mini": {
         "mask": MaskConfig(),
         "compress": CompressConfig(),

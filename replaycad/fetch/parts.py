@@ -15,7 +15,7 @@ from replaycad.config.stages import (
     TrainConfig,
 )
 from replaycad.data.samples import find_classes
-from replaycad.detectors.encoder_files import ENCODER_FILE, PUBLISHED
+from replaycad.detectors.encoder_files import ENCODER_FILE, IMAGENET, PACKAGED, PUBLISHED
 from replaycad.detectors.registry import resolve_defaults
 from replaycad.diffusion.presets import BACKBONES, hub_place, needed_files, split_name
 from replaycad.engine.inputs import NO_SEGMENTER
@@ -114,6 +114,12 @@ def _segmenter(name: str) -> Part:
 def _encoder(name: str) -> Part:
     if name == "mini" or ":" in name:
         return Part(kind="encoder", name=name, files={})
+    if name in PACKAGED:
+        found = PACKAGED[name]
+        return Part(
+            kind="encoder", name=name, files={}, num_bytes=found.num_bytes, licence=IMAGENET,
+            page=f"https://pypi.org/project/{found.package}",
+        )  # fmt: skip
     hub_id = f"timm/{name}"
     num_bytes, licence = PUBLISHED.get(name, (0, _unknown(f"{HUB}/{hub_id}")))
     return Part(

@@ -168,7 +168,7 @@ def test_unknown_detectors_and_presets_list_the_known_ones():
     assert caught.value.hint == f"use one of {', '.join(DETECTORS)}"
     with pytest.raises(ConfigError, match="no preset 'huge'") as caught:
         preset_for("invad", "huge")
-    assert "full, lite, mini" in caught.value.hint
+    assert "full, lite, standard, mini" in caught.value.hint
 
 
 def test_presets_and_files_are_told_without_torch():

@@ -2,7 +2,12 @@
 
 from dataclasses import dataclass, replace
 
-from replaycad.detectors.settings import OptimizerSettings, Preset, TrainingSettings
+from replaycad.detectors.settings import (
+    STANDARD_ENCODER,
+    OptimizerSettings,
+    Preset,
+    TrainingSettings,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,12 +44,15 @@ _FULL = DinomalyPreset(
     training=_TRAINING,
 )
 
+_MINI = DinomalyPreset(
+    width=128,
+    num_blocks=2,
+    training=replace(_TRAINING, batch_size=8, num_steps=600),
+)
+
 PRESETS: dict[str, Preset] = {
     "full": _FULL,
     "lite": replace(_FULL, encoder="vit_small_patch14_reg4_dinov2.lvd142m"),
-    "mini": DinomalyPreset(
-        width=128,
-        num_blocks=2,
-        training=replace(_TRAINING, batch_size=8, num_steps=600),
-    ),
+    "standard": replace(_MINI, encoder=STANDARD_ENCODER, image_size=256),
+    "mini": _MINI,
 }

@@ -3,7 +3,12 @@
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from replaycad.detectors.settings import OptimizerSettings, Preset, TrainingSettings
+from replaycad.detectors.settings import (
+    STANDARD_ENCODER,
+    OptimizerSettings,
+    Preset,
+    TrainingSettings,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +34,8 @@ _TRAINING = TrainingSettings(
     schedule="cosine",
 )
 
+_MINI = DNEPreset(training=_TRAINING)
+
 PRESETS: dict[str, Preset] = {
     "full": DNEPreset(
         encoder="vit_base_patch16_224.sam_in1k",
@@ -37,7 +44,8 @@ PRESETS: dict[str, Preset] = {
         hidden_width=768,
         training=replace(_TRAINING, batch_size=32, num_steps=0, epochs=50),
     ),
-    "mini": DNEPreset(training=_TRAINING),
+    "standard": replace(_MINI, encoder=STANDARD_ENCODER, image_size=256),
+    "mini": _MINI,
     # Its two variants; the first remembers nothing of past classes.
     "cutpaste": DNEPreset(training=_TRAINING, keeps_past=False),
     "panda": DNEPreset(training=_TRAINING, task="compactness"),

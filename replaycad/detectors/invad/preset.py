@@ -2,7 +2,12 @@
 
 from dataclasses import dataclass, replace
 
-from replaycad.detectors.settings import OptimizerSettings, Preset, TrainingSettings
+from replaycad.detectors.settings import (
+    STANDARD_ENCODER,
+    OptimizerSettings,
+    Preset,
+    TrainingSettings,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +35,15 @@ class InvADPreset(Preset):
 _ADAM = OptimizerSettings(learning_rate=4e-3, betas=(0.0, 0.99))
 _TRAINING = TrainingSettings(optimizers=(_ADAM,), batch_size=32, epochs=200)
 
+_MINI = InvADPreset(
+    fuser_width=32,
+    num_blocks=1,
+    generator_widths=(32, 64, 96),
+    training=TrainingSettings(
+        optimizers=(replace(_ADAM, learning_rate=1e-2),), num_steps=1500
+    ),
+)
+
 PRESETS: dict[str, Preset] = {
     "full": InvADPreset(encoder="wide_resnet50_2.racm_in1k", image_size=256, training=_TRAINING),
     "lite": InvADPreset(
@@ -39,12 +53,6 @@ PRESETS: dict[str, Preset] = {
         level_weight=5.0,
         training=replace(_TRAINING, epochs=300),
     ),
-    "mini": InvADPreset(
-        fuser_width=32,
-        num_blocks=1,
-        generator_widths=(32, 64, 96),
-        training=TrainingSettings(
-            optimizers=(replace(_ADAM, learning_rate=1e-2),), num_steps=1500
-        ),
-    ),
+    "standard": replace(_MINI, encoder=STANDARD_ENCODER, image_size=256),
+    "mini": _MINI,
 }

@@ -1,8 +1,13 @@
 """Presets of MambaAD; imports no torch."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from replaycad.detectors.settings import OptimizerSettings, Preset, TrainingSettings
+from replaycad.detectors.settings import (
+    STANDARD_ENCODER,
+    OptimizerSettings,
+    Preset,
+    TrainingSettings,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,16 +32,19 @@ class MambaADPreset(Preset):
 
 _ADAMW = OptimizerSettings(kind="adamw", learning_rate=5e-3, weight_decay=1e-4)
 
+_MINI = MambaADPreset(
+    depths=(1, 1, 1, 1),
+    widths=(64, 48, 24, 16),
+    state_width=8,
+    training=TrainingSettings(optimizers=(_ADAMW,), num_steps=400),
+)
+
 PRESETS: dict[str, Preset] = {
     "full": MambaADPreset(
         encoder="resnet34.bt_in1k",
         image_size=256,
         training=TrainingSettings(optimizers=(_ADAMW,), batch_size=16, epochs=100),
     ),
-    "mini": MambaADPreset(
-        depths=(1, 1, 1, 1),
-        widths=(64, 48, 24, 16),
-        state_width=8,
-        training=TrainingSettings(optimizers=(_ADAMW,), num_steps=400),
-    ),
+    "standard": replace(_MINI, encoder=STANDARD_ENCODER, image_size=256),
+    "mini": _MINI,
 }

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from replaycad.detectors.settings import Preset
+from replaycad.detectors.settings import STANDARD_ENCODER, Preset
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +29,9 @@ class PatchCorePreset(Preset):
 PRESETS: dict[str, Preset] = {
     "full": PatchCorePreset(encoder="wide_resnet50_2.tv_in1k", image_size=256),
     "lite": PatchCorePreset(encoder="resnet34.bt_in1k", image_size=256),
+    "standard": PatchCorePreset(
+        encoder=STANDARD_ENCODER, image_size=256, bank_limit=4000, is_routed=True
+    ),
     "mini": PatchCorePreset(bank_fraction=0.25, bank_limit=4000, projection_width=64),
     # UCAD's memory without its prompts (Liu et al. 2024): 196 patches a class, which are keys and
     # knowledge at once.

@@ -2,7 +2,12 @@
 
 from dataclasses import dataclass, replace
 
-from replaycad.detectors.settings import OptimizerSettings, Preset, TrainingSettings
+from replaycad.detectors.settings import (
+    STANDARD_ENCODER,
+    OptimizerSettings,
+    Preset,
+    TrainingSettings,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,21 +38,24 @@ _TRAINING = TrainingSettings(
     schedule="constant",
 )
 
+_MINI = RLRPreset(
+    widths=(128, 128),
+    reaches=(2, 1),
+    num_heads=4,
+    num_layers=2,
+    training=replace(
+        _TRAINING,
+        optimizers=(OptimizerSettings(learning_rate=2e-3),),
+        batch_size=8,
+        epochs=0,
+        num_steps=400,
+    ),
+)
+
 PRESETS: dict[str, Preset] = {
     "full": RLRPreset(
         encoder="tf_efficientnet_b6.aa_in1k", image_size=256, training=_TRAINING
     ),
-    "mini": RLRPreset(
-        widths=(128, 128),
-        reaches=(2, 1),
-        num_heads=4,
-        num_layers=2,
-        training=replace(
-            _TRAINING,
-            optimizers=(OptimizerSettings(learning_rate=2e-3),),
-            batch_size=8,
-            epochs=0,
-            num_steps=400,
-        ),
-    ),
+    "standard": replace(_MINI, encoder=STANDARD_ENCODER, image_size=256),
+    "mini": _MINI,
 }

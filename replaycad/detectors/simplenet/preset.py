@@ -2,7 +2,12 @@
 
 from dataclasses import dataclass, replace
 
-from replaycad.detectors.settings import OptimizerSettings, Preset, TrainingSettings
+from replaycad.detectors.settings import (
+    STANDARD_ENCODER,
+    OptimizerSettings,
+    Preset,
+    TrainingSettings,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +35,18 @@ _DISCRIMINATOR = OptimizerSettings(
     learning_rate=2e-4, weight_decay=1e-5, parameters="discriminator."
 )
 
+_MINI = SimpleNetPreset(
+    width=384,
+    hidden_width=256,
+    training=TrainingSettings(
+        optimizers=tuple(
+            replace(settings, learning_rate=3 * settings.learning_rate)
+            for settings in (_ADAPTOR, _DISCRIMINATOR)
+        ),
+        num_steps=600,
+    ),
+)
+
 PRESETS: dict[str, Preset] = {
     "full": SimpleNetPreset(
         encoder="wide_resnet50_2.tv_in1k",
@@ -38,15 +55,6 @@ PRESETS: dict[str, Preset] = {
             optimizers=(_ADAPTOR, _DISCRIMINATOR), batch_size=32, epochs=100
         ),
     ),
-    "mini": SimpleNetPreset(
-        width=384,
-        hidden_width=256,
-        training=TrainingSettings(
-            optimizers=tuple(
-                replace(settings, learning_rate=3 * settings.learning_rate)
-                for settings in (_ADAPTOR, _DISCRIMINATOR)
-            ),
-            num_steps=600,
-        ),
-    ),
+    "standard": replace(_MINI, encoder=STANDARD_ENCODER, image_size=256),
+    "mini": _MINI,
 }

@@ -2,7 +2,12 @@
 
 from dataclasses import dataclass, replace
 
-from replaycad.detectors.settings import OptimizerSettings, Preset, TrainingSettings
+from replaycad.detectors.settings import (
+    STANDARD_ENCODER,
+    OptimizerSettings,
+    Preset,
+    TrainingSettings,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +37,19 @@ class UniADPreset(Preset):
 
 _ADAMW = OptimizerSettings(kind="adamw", learning_rate=1e-4, weight_decay=1e-4)
 
+_MINI = UniADPreset(
+    grid_level=1,
+    width=128,
+    num_heads=4,
+    hidden_width=256,
+    num_layers=2,
+    reach=2,
+    dropout=0.0,
+    training=TrainingSettings(
+        optimizers=(replace(_ADAMW, learning_rate=1e-3),), num_steps=600
+    ),
+)
+
 PRESETS: dict[str, Preset] = {
     "full": UniADPreset(
         encoder="tf_efficientnet_b4.aa_in1k",
@@ -39,16 +57,6 @@ PRESETS: dict[str, Preset] = {
         image_size=256,
         training=TrainingSettings(optimizers=(_ADAMW,), epochs=100),
     ),
-    "mini": UniADPreset(
-        grid_level=1,
-        width=128,
-        num_heads=4,
-        hidden_width=256,
-        num_layers=2,
-        reach=2,
-        dropout=0.0,
-        training=TrainingSettings(
-            optimizers=(replace(_ADAMW, learning_rate=1e-3),), num_steps=600
-        ),
-    ),
+    "standard": replace(_MINI, encoder=STANDARD_ENCODER, image_size=256),
+    "mini": _MINI,
 }
