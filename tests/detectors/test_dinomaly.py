@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from replaycad.detectors.dinomaly.network import Dinomaly, LinearAttention
+from replaycad.detectors.dinomaly.network import Dinomaly, LinearAttention, thinned
 from replaycad.detectors.dinomaly.preset import DinomalyPreset
 from replaycad.errors import ConfigError
 
@@ -104,6 +104,37 @@ def test_the_bottleneck_is_the_only_noise():
 
     assert not torch.equal(noisy(levels)[0], noisy(levels)[0])
     assert torch.equal(plain(levels)[0], plain(levels)[0])
+
+
+def test_thinning_keeps_the_same_places_of_all_levels_and_in_time_every_place():
+    first = torch.arange(16.0).reshape(1, 1, 4, 4)
+    torch.manual_seed(0)
+
+    drawn = [thinned([first, -first], 2) for _ in range(40)]
+
+    assert all(torch.equal(a, -b) for a, b in drawn)
+    assert {tuple(a.flatten().tolist()) for a, _ in drawn} == {
+        (0, 2, 8, 10), (1, 3, 9, 11), (4, 6, 12, 14), (5, 7, 13, 15),
+    }  # fmt: skip
+
+
+def test_thinning_is_for_the_loss_alone_and_equals_training_on_the_thinned_maps():
+    torch.manual_seed(0)
+    thin = Dinomaly((64,) * 4, (14,) * 4, 84, DinomalyPreset(thinning=2)).eval()
+    whole = Dinomaly((64,) * 4, (14,) * 4, 84, DinomalyPreset()).eval()
+    plain = small().eval()
+    for other in (whole, plain):
+        other.load_state_dict(thin.state_dict())
+    levels = tokens(grid=6)
+
+    torch.manual_seed(1)
+    found = thin.loss(levels)
+    torch.manual_seed(1)
+    expected = plain.loss(thinned(levels, 2))
+
+    torch.testing.assert_close(found, expected)
+    assert not torch.isclose(found, whole.loss(levels))
+    assert torch.equal(thin.anomaly_maps(levels), whole.anomaly_maps(levels))
 
 
 def test_misfits_are_refused():

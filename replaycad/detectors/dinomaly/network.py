@@ -128,11 +128,12 @@ class Dinomaly(Detector):
 
     def forward(self, features: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """Reconstruct every group of levels: maps `[B, C, H, W]` like those of `targets`."""
-        levels = [to_tokens(self._on_grid(level)) for level in features]
+        levels = self._of_one_size(features)
+        tokens = [to_tokens(level) for level in levels]
         if self.preset.width:
-            x = self.narrow(torch.cat(levels, dim=2))
+            x = self.narrow(torch.cat(tokens, dim=2))
         else:
-            x = torch.stack(levels).mean(dim=0)
+            x = torch.stack(tokens).mean(dim=0)
         x = self.bottleneck(x)
         outputs = []
         for block in self.blocks:
@@ -142,11 +143,11 @@ class Dinomaly(Detector):
             groups = list(self.widen(x).split(self.channels, dim=2))
         else:  # the deepest output answers the shallowest level
             groups = _group_means(outputs[::-1], self.preset.num_groups)
-        return [to_maps(group, self.grid) for group in groups]
+        return [to_maps(group, levels[0].shape[-1]) for group in groups]
 
     def targets(self, features: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """What the reconstruction is compared with: a map `[B, C, H, W]` per group of levels."""
-        levels = [self._on_grid(level) for level in features]
+        levels = self._of_one_size(features)
         return levels if self.preset.width else _group_means(levels, self.preset.num_groups)
 
     def loss(self, features: Sequence[torch.Tensor], progress: float = 0.0) -> torch.Tensor:
@@ -156,6 +157,8 @@ class Dinomaly(Detector):
         from none to 90 % during the first tenth of the training.
         """
         easy_share = HARD_FRACTION * min(1.0, progress / HARD_RAMP)
+        if self.preset.thinning > 1:
+            features = thinned(self._of_one_size(features), self.preset.thinning)
         losses = []
         for real, fake in zip(self.targets(features), self(features), strict=True):
             distance = 1.0 - F.cosine_similarity(real, fake.detach(), dim=1)  # [B, H, W]
@@ -179,12 +182,27 @@ class Dinomaly(Detector):
         count = max(1, int(TOP_FRACTION * pixels.shape[1]))
         return pixels.topk(count, dim=1).values.mean(dim=1)
 
+    def _of_one_size(self, features: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """Levels `[B, C, H, W]` brought to the grid; those of one size, thinned or not, stay."""
+        if len({level.shape[-1] for level in features}) == 1:
+            return [level.float() for level in features]
+        return [self._on_grid(level) for level in features]
+
     def _on_grid(self, level: torch.Tensor) -> torch.Tensor:
         if level.shape[-1] > self.grid:
             return F.adaptive_avg_pool2d(level.float(), self.grid)
         if level.shape[-1] < self.grid:
             return F.interpolate(level.float(), self.grid, mode="bilinear", align_corners=False)
         return level.float()
+
+
+def thinned(levels: Sequence[torch.Tensor], step: int) -> list[torch.Tensor]:
+    """Every `step`-th row and column of maps `[B, C, H, W]`, from a drawn row and column.
+
+    Draws from torch's global stream on the CPU, whatever the device.
+    """
+    row, column = torch.randint(step, (2,), device="cpu").tolist()
+    return [level[:, :, row::step, column::step] for level in levels]
 
 
 def _group_means(levels: Sequence[torch.Tensor], num_groups: int) -> list[torch.Tensor]:
