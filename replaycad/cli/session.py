@@ -107,7 +107,8 @@ def session(
         own = ranks()
         if own.count > 1 and stage != "train":
             raise ConfigError(
-                "torchrun only speeds up train", "use `make -j` or `replaycad run --ray` instead"
+                "torchrun only speeds up train",
+                "use `make -j` or `replaycad run --device ray` instead",
             )
         from replaycad.cli import console
         from replaycad.engine.builder import Builder

@@ -130,7 +130,7 @@ def _check_same_kind(init: DetectorArtifact, config: TrainConfig, header: dict[s
         if here != there:
             raise ArtifactError(
                 f"detector '{config.init}' was trained with another {what}: {there}, not {here}",
-                "use the same settings, or train without --init",
+                "use the same settings, or train without init",
             )
 
 
@@ -336,26 +336,41 @@ def _thresholds(
         own = np.flatnonzero(classes == index)
         places[own] = np.arange(len(own))
     scores, pixels = [], []
+    tiles = np.array([mixture.num_tiles[index] for index in classes[rows].tolist()])
     for chunk in np.array_split(rows, math.ceil(len(rows) / batch_size)):
         maps = detector.fitted_maps(
             features(chunk), classes[chunk].tolist(), places[chunk].tolist()
         )
+        counted = mixture.counted(chunk)
+        if counted is not None:  # padding and ignored pixels: low for a score, no pixel
+            maps, least = maps.clone(), maps.amin()
+            maps[torch.from_numpy(~counted).to(maps.device)] = least
         scores.append(detector.image_scores(maps).cpu().numpy())
-        pixels.append(maps[:, ::2, ::2].flatten(1).cpu().numpy())
+        values = maps[:, ::2, ::2].flatten(1).cpu().numpy()
+        if counted is not None:
+            values[~counted[:, ::2, ::2].reshape(values.shape)] = np.nan
+        pixels.append(values)
     image_scores, map_values = np.concatenate(scores), np.concatenate(pixels)
     by_class = {}
     for index in np.unique(classes[rows]):
         own = classes[rows] == index
-        by_class[class_order[index]] = _limits(image_scores[own], map_values[own])
-    return {**_limits(image_scores, map_values), "by_class": by_class}
+        by_class[class_order[index]] = _limits(image_scores[own], map_values[own], tiles[own])
+    return {**_limits(image_scores, map_values, tiles), "by_class": by_class}
 
 
 def _limits(
-    image_scores: NDArray[np.float32], map_values: NDArray[np.float32]
+    image_scores: NDArray[np.float32], map_values: NDArray[np.float32], num_tiles: NDArray[np.int64]
 ) -> dict[str, float]:
-    """Image score and map value that 1 % of images and pixels exceed, and their medians."""
+    """Image score and map value that 1 % of images and pixels exceed, and their medians.
+
+    A picture of many tiles scores as its highest: where each of n stays below a limit in
+    0.99^(1/n) of all cases, n of them do in 99 %.
+    """
     limits = {"false_alarm_rate": FALSE_ALARM_RATE}
     for name, values in (("image", image_scores), ("pixel", map_values)):
-        limits[name] = float(np.quantile(values, 1 - FALSE_ALARM_RATE))
-        limits[f"typical_{name}"] = float(np.median(values))
+        counted = values[~np.isnan(values)]
+        root = 1 / int(num_tiles.max()) if name == "image" else 1.0
+        limits[name] = float(np.quantile(counted, (1 - FALSE_ALARM_RATE) ** root))
+        typical = np.median(counted) if root == 1 else np.quantile(counted, 0.5**root)
+        limits[f"typical_{name}"] = float(typical)
     return limits
