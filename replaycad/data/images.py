@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from replaycad.data.samples import Sample
-from replaycad.data.views import View, Window, packed
+from replaycad.data.views import WHOLE, View, Window, packed
 from replaycad.errors import DatasetError
 
 BoolArray = NDArray[np.bool_]
@@ -189,12 +189,20 @@ def load_counted(samples: Sequence[HasPath], size: int) -> BoolArray | None:
     Raises:
         DatasetError: as `load_images`.
     """
-    reader, counted = Reader(), np.ones((len(samples), size, size), np.bool_)
-    for row, sample in zip(counted, samples, strict=True):
-        own = reader.counted(sample, size)
-        if own is not None:
-            row[:] = own
-    return None if counted.all() else counted
+    found = [_counted(sample, size) for sample in samples]
+    if all(one is None for one in found):
+        return None
+    whole = np.ones((size, size), np.bool_)
+    return np.stack([whole if one is None else one for one in found])
+
+
+def _counted(sample: HasPath, size: int) -> BoolArray | None:
+    """Where one image counts, from the first bytes of its file."""
+    if sample.view == WHOLE:
+        return None
+    width, height = picture_size(sample.path)
+    window = sample.window or sample.view.windows(width, height)[0]
+    return sample.view.counted(window, width, height, size)
 
 
 def evenly_spaced(total: int, count: int) -> NDArray[np.int64]:

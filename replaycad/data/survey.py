@@ -116,7 +116,8 @@ def _seen(
         if fit == "pad":
             notes.append(f"pictures of {named} are padded to squares")
         else:
-            problems.append(f"pictures of {named} are squashed into squares: use --set mask.fit=pad")
+            told = f"pictures of {named} are squashed into squares"
+            problems.append(f"{told}: `--set mask.fit=pad` keeps their shape")
     path = ignore_path(data, name)
     if path:
         try:

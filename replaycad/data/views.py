@@ -171,6 +171,18 @@ class View:
             for left in _starts(width, self.tile)
         ]
 
+    def ignored_whole(self, size: int) -> BoolArray | None:
+        """`[size, size]` bool, true where a whole picture is ignored; None where none can be."""
+        if self.tile or not self.ignore:
+            return None
+        height, width = self.size
+        window = self.windows(width, height)[0]
+        x, y, right, bottom = window.place(size)
+        ignored = np.zeros((size, size), np.bool_)
+        mask = self.mask_for(width, height, "the picture")
+        ignored[y:bottom, x:right] = touched(mask, right - x, bottom - y)
+        return ignored
+
     def check(self, width: int, height: int, name: str) -> None:
         """Refuse a picture that cannot be seen so.
 
