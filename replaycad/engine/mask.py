@@ -75,9 +75,9 @@ def prepare_masks(builder: Builder, class_name: str, samples: Sequence[Sample]) 
     if f"masks/{class_name}" in builder.handled:
         return
     is_typed = bool(builder.settings.of_class("mask", class_name))
-    header = {} if is_typed else builder.header("masks", class_name)
+    header = builder.header("masks", class_name)
     config = builder.settings.config(MaskConfig, class_name, header)
-    serves = still_serves(header, _inputs(builder, class_name, samples))
+    serves = not is_typed and still_serves(header, _inputs(builder, class_name, samples))
     weights = header.get("weights") if serves else None
     outcome = builder.build(MaskStage(builder, class_name, config, weights), force=False)
     if outcome.was_made:

@@ -87,12 +87,15 @@ class RunSettings:
             ConfigError: as `recipes.stage_config`.
         """
         values = self.of_class(kind.stage, class_name)
+        known = {entry.name for entry in fields(kind)}  # an older version may have had others
+        before = {
+            name: str(value) for name, value in recorded.get("config", {}).items()
+            if name in known
+        }  # fmt: skip
         if not values:
-            known = {entry.name for entry in fields(kind)}  # an older version may have had others
-            values = {
-                name: str(value) for name, value in recorded.get("config", {}).items()
-                if name in known
-            }  # fmt: skip
+            values = before
+        elif kind.stage == "mask":  # how a class is seen stays until that itself is typed
+            values = {name: before[name] for name in PER_CLASS & set(before)} | values
         recipe = self.recipe or self._recipe_of(
             self.typed("compress", "backbone") or self.typed("replay", "backbone") or backbone
         )

@@ -15,7 +15,7 @@ from replaycad.errors import ConfigError
 PUBLISHED_WIDTH = 1024  # of the embedding of one place
 NUM_START_POINTS = 10
 NUM_CANDIDATES = 4096  # of one round of greedy picks: 2 MB, which a processor keeps at hand
-POOL_BYTES = 2**30  # of patches that a bank is picked from at once
+POOL_BYTES = 2**28  # of patches that a bank is picked from at once
 QUERY_CHUNK = 4096  # patches compared with a bank at once
 
 
