@@ -112,9 +112,8 @@ def test_a_past_class_keeps_its_tiles_beside_a_new_one_that_has_none(tiled, run,
     assert view_of(trained.header, "disc").tile == 0
 
 
-def test_another_tile_makes_stale_what_was_made_with_the_first_in_plain_words(
-    tiled, run, plates, tmp_path
-):
+@pytest.mark.usefixtures("tiled")
+def test_another_tile_makes_stale_what_was_made_with_the_first_in_plain_words(run, plates):
     compress = ("compress", "--class", "sheet", "--tile", "32")
     ((_, reason),) = states(run, "mask", "--class", "sheet", "--tile", "32", data=plates)
     assert "tile 48 -> 32" in reason
@@ -133,7 +132,7 @@ def predict(tiled, *arguments):
     return invoke(["predict", "--store", tiled, "--device", "cpu", "--json", *arguments])
 
 
-def test_predict_stitches_one_map_over_the_whole_picture(tiled, run, models, plates, tmp_path):
+def test_predict_stitches_one_map_over_the_whole_picture(tiled, models, plates, tmp_path):
     shown = plates / "sheet/test/spot/0.png"
 
     result = predict(tiled, shown, "--encoder", models.encoder, "--out", tmp_path / "maps")
@@ -168,7 +167,7 @@ def test_predict_names_a_picture_that_is_smaller_than_a_tile_and_goes_on(
 
 
 def test_predict_asks_for_the_class_where_classes_are_seen_differently(
-    tiled, run, models, data, plates
+    tiled, run, models, plates
 ):
     assert run("train", "--class", "disc", "--past", "sheet", *PATCHCORE).exit_code == 0
     shown = plates / "sheet/test/spot/0.png"
@@ -309,3 +308,28 @@ def test_a_picture_that_ignores_nothing_or_all_or_does_not_fit_is_told(run, tmp_
     result = run("mask", "--class", "sheet", data=data)
     assert result.exit_code == 1
     assert "ignore.png cannot be read as an image" in result.stderr
+
+
+def test_an_export_says_that_its_image_is_a_tile(tiled, models, tmp_path):
+    result = invoke(
+        ["export", "--name", "sheet", "--encoder", models.encoder, "--store", tiled,
+         "--format", "torch", "--out", tmp_path / "sheet.pt2"]
+    )  # fmt: skip
+
+    assert result.exit_code == 0, result.output
+    assert "an image of sheet is a tile of 48 px" in result.stdout
+    beside = json.loads((tmp_path / "sheet.pt2.json").read_text())
+    assert beside["image_size"] == TILE
+    assert beside["views"] == {"sheet": {"tile": TILE, "fit": "pad", "ignore": ""}}
+
+
+def test_a_run_with_tiles_reports_whole_pictures(run, plates, tmp_path):
+    result = run("run", "--class", "sheet", "--tile", str(TILE), "--detector", "patchcore",
+                 "--set", "train.image_size=48", data=plates)  # fmt: skip
+
+    assert result.exit_code == 0, result.output
+    assert "wrote no report page" not in result.stderr
+    page = (tmp_path / "store/results/run.html").read_text()
+    assert page.count("data:image/webp") >= 12
+    with Image.open(tmp_path / "store/results/run.png") as sheet:
+        assert sheet.width > 3 * 128
