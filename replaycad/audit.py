@@ -14,8 +14,9 @@ from replaycad.artifacts.inspection import schema_of
 from replaycad.artifacts.replays import ReplaysReader
 from replaycad.config.stages import EXEMPLAR_ENCODER
 from replaycad.continual.exemplars import describe
-from replaycad.data.images import load_images
+from replaycad.data.images import load_images, viewed
 from replaycad.data.samples import train_samples
+from replaycad.data.views import View
 from replaycad.detectors.encoders import Encoder, load_encoder
 from replaycad.errors import ArtifactError, DatasetError
 
@@ -59,7 +60,8 @@ def audit_file(path: Path, data: Path) -> dict[str, Any]:
     samples = train_samples(data, class_name)
     if len(samples) < 2:
         raise DatasetError(f"{class_name} has one training image: no distance among them", "")
-    real = load_images(samples, drawn.shape[-1])
+    view = View.from_dict(replays.header.get("view"))
+    real = load_images(viewed(samples, view), drawn.shape[-1])
     distances = audit(drawn, real, load_encoder(EXEMPLAR_ENCODER))
     return {
         "class_name": class_name, "num_replays": len(drawn), "num_images": len(samples),

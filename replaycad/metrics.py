@@ -6,7 +6,7 @@ anomalous. All figures are fractions in 0..1, and NaN where a class does not def
 """
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -83,6 +83,46 @@ def rank(scores: NDArray[Any], is_positive: NDArray[Any]) -> Ranks:
     )
 
 
+def rank_pictures(
+    maps: Iterable[NDArray[Any]], masks: Iterable[NDArray[Any]], counted: Iterable[Any]
+) -> Ranks:
+    """`rank` of pictures of any sizes, one by one: two of their maps are in memory at a time.
+
+    Args:
+        maps: `[h, w]` float of each, higher is more anomalous; gone through twice.
+        masks: `[h, w]` bool of each, true on the defect.
+        counted: `[h, w]` bool of each, false where a pixel is in no figure; or None.
+
+    Raises:
+        ValueError: as `rank`.
+    """
+    parts = []
+    for one_map, mask, own in zip(maps, masks, counted, strict=True):
+        if one_map.shape != mask.shape:
+            raise ValueError(f"scores are {one_map.shape}, labels are {mask.shape}")
+        if not np.isfinite(one_map).all():
+            raise ValueError("scores hold NaN or infinite values")
+        parts.append(one_map[mask if own is None else mask & own])
+    found = np.concatenate(parts) if parts else np.zeros(0, np.float32)
+    order = np.argsort(found)
+    positives = found[order]
+    below, not_above = np.zeros((2, len(positives)), np.int64)
+    num_negatives = 0
+    for one_map, mask, own in zip(maps, masks, counted, strict=True):
+        negatives = one_map[~mask if own is None else ~mask & own]
+        lower, upper = _place(positives, negatives)
+        below += lower
+        not_above += upper
+        num_negatives += len(negatives)
+    return Ranks(
+        below=below,
+        not_above=not_above,
+        true_positives=len(positives) - np.searchsorted(positives, positives, side="left"),
+        order=order,
+        num_negatives=num_negatives,
+    )
+
+
 def _place(
     positives: NDArray[Any], negatives: NDArray[Any]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -147,17 +187,19 @@ def aupro(ranks: Ranks, weights: NDArray[np.float64], limit: float = PRO_LIMIT) 
     return float(np.sum(weights[ranks.order] * area) / limit)
 
 
-def region_weights(anomaly_masks: NDArray[Any]) -> NDArray[np.float64]:
+def region_weights(anomaly_masks: Iterable[NDArray[Any]]) -> NDArray[np.float64]:
     """Weight of every anomalous pixel: 1 / (number of regions x pixels of its region).
 
     Args:
-        anomaly_masks: `[N, H, W]` bool; regions are 8-connected and end at the image.
+        anomaly_masks: `[N, H, W]` bool, or N of any sizes; regions are 8-connected and end at the
+            image.
 
     Returns:
         `[P]` in the order of `anomaly_maps[anomaly_masks]`.
     """
     parts, num_regions = [], 0
-    for mask in np.asarray(anomaly_masks, dtype=bool):
+    for one_mask in anomaly_masks:
+        mask = np.asarray(one_mask, dtype=bool)
         if not mask.any():
             continue
         labels, found = ndimage.label(mask, structure=_EIGHT_NEIGHBOURS)
@@ -172,12 +214,19 @@ def image_auroc(image_scores: ArrayLike, image_labels: ArrayLike) -> float:
     return auroc(rank(np.asarray(image_scores), np.asarray(image_labels)))
 
 
-def pixel_metrics(anomaly_maps: NDArray[Any], anomaly_masks: NDArray[Any]) -> dict[str, float]:
+def pixel_metrics(
+    anomaly_maps: NDArray[Any] | Sequence[NDArray[Any]],
+    anomaly_masks: NDArray[Any] | Sequence[NDArray[Any]],
+    counted: Sequence[Any] | None = None,
+) -> dict[str, float]:
     """Pixel figures of one class from two sorts.
 
     Args:
-        anomaly_maps: `[N, H, W]` float, higher is more anomalous.
-        anomaly_masks: `[N, H, W]` bool, true on the defect.
+        anomaly_maps: `[N, H, W]` float, higher is more anomalous; or N maps of any sizes, which are
+            asked for one by one.
+        anomaly_masks: `[N, H, W]` bool, true on the defect; or N of the maps' sizes.
+        counted: for maps of any sizes, `[h, w]` bool of each or None: a pixel where it is false is
+            in no figure, and a region of a defect ends there.
 
     Returns:
         `pixel_ap`, `pixel_auroc`, `aupro30`, `f1_max`; NaN without an anomalous pixel.
@@ -185,17 +234,23 @@ def pixel_metrics(anomaly_maps: NDArray[Any], anomaly_masks: NDArray[Any]) -> di
     Raises:
         ValueError: if the shapes differ, are not three-dimensional, or a score is not finite.
     """
-    anomaly_masks = np.asarray(anomaly_masks, dtype=bool)
-    if anomaly_masks.ndim != 3:
-        raise ValueError(f"anomaly masks are {anomaly_masks.shape}, expected [N, H, W]")
-    # float16 maps would sort ten times slower than float32 ones and mean the same order
-    maps = np.asarray(anomaly_maps)
-    maps = maps.astype(np.float32) if maps.dtype == np.float16 else maps
-    ranks = rank(maps, anomaly_masks)
+    if isinstance(anomaly_maps, np.ndarray) and counted is None:
+        anomaly_masks = np.asarray(anomaly_masks, dtype=bool)
+        if anomaly_masks.ndim != 3:
+            raise ValueError(f"anomaly masks are {anomaly_masks.shape}, expected [N, H, W]")
+        # float16 maps would sort ten times slower than float32 ones and mean the same order
+        maps = anomaly_maps
+        maps = maps.astype(np.float32) if maps.dtype == np.float16 else maps
+        ranks, weights = rank(maps, anomaly_masks), region_weights(anomaly_masks)
+    else:
+        own = counted if counted is not None else [None] * len(anomaly_maps)
+        ranks = rank_pictures(anomaly_maps, anomaly_masks, own)
+        pairs = zip(anomaly_masks, own, strict=True)
+        weights = region_weights(mask if one is None else mask & one for mask, one in pairs)
     return {
         "pixel_ap": average_precision(ranks),
         "pixel_auroc": auroc(ranks),
-        "aupro30": aupro(ranks, region_weights(anomaly_masks)),
+        "aupro30": aupro(ranks, weights),
         "f1_max": best_f1(ranks),
     }
 
@@ -223,8 +278,9 @@ def aupro30(anomaly_maps: NDArray[Any], anomaly_masks: NDArray[Any]) -> float:
 def class_metrics(
     image_scores: ArrayLike,
     image_labels: ArrayLike,
-    anomaly_maps: NDArray[Any] | None = None,
-    anomaly_masks: NDArray[Any] | None = None,
+    anomaly_maps: NDArray[Any] | Sequence[NDArray[Any]] | None = None,
+    anomaly_masks: NDArray[Any] | Sequence[NDArray[Any]] | None = None,
+    counted: Sequence[Any] | None = None,
 ) -> dict[str, float]:
     """All figures of one class, keyed as in `METRICS`.
 
@@ -232,8 +288,9 @@ def class_metrics(
         image_scores: `[N]` float, higher is more anomalous.
         image_labels: `[N]`, 0 normal, 1 anomalous; from the folder or table, never from the resized
             mask.
-        anomaly_maps: `[N, H, W]` float, or None if only images are judged.
-        anomaly_masks: `[N, H, W]` bool, true on the defect; all false for a normal image.
+        anomaly_maps: `[N, H, W]` float or N of any sizes, or None if only images are judged.
+        anomaly_masks: `[N, H, W]` bool likewise, true on the defect; all false for a normal image.
+        counted: as of `pixel_metrics`.
 
     Raises:
         ValueError: as `pixel_metrics`, or if only one of maps and masks is given.
@@ -243,7 +300,7 @@ def class_metrics(
     figures = dict.fromkeys(METRICS, float("nan"))
     figures["image_auroc"] = image_auroc(image_scores, image_labels)
     if anomaly_maps is not None and anomaly_masks is not None:
-        figures.update(pixel_metrics(anomaly_maps, anomaly_masks))
+        figures.update(pixel_metrics(anomaly_maps, anomaly_masks, counted))
     return figures
 
 

@@ -47,13 +47,13 @@ SHARED_OPTIONS = {
     "--dry-run", "--recipe", "--set",
 }  # fmt: skip
 OPTIONS = {
-    "mask": SHARED_OPTIONS | {"--segmenter"},
-    "compress": SHARED_OPTIONS | {"--keep", "--budget", "--backbone", "--batch-size"},
+    "mask": SHARED_OPTIONS | {"--segmenter", "--tile"},
+    "compress": SHARED_OPTIONS | {"--keep", "--budget", "--backbone", "--tile"},
     "replay": (SHARED_OPTIONS - {"--data"}) | {"--num", "--backbone", "--batch-size"},
-    "train": SHARED_OPTIONS | {"--past", "--detector", "--encoder", "--init", "--name"},
+    "train": SHARED_OPTIONS | {"--past", "--detector", "--encoder", "--tile", "--name"},
     "eval": SHARED_OPTIONS | {"--encoder", "--name"},
     "run": (SHARED_OPTIONS - {"--seed", "--force"})
-    | {"--strategy", "--detector", "--budget", "--orders", "--seeds", "--name", "--ray"},
+    | {"--strategy", "--detector", "--budget", "--orders", "--seeds", "--name", "--tile"},
     "predict": {"--name", "--class", "--out", "--watch", "--batch-size", "--encoder", "--store"}
     | {"--device", "--json", "--quiet"},
     "report": {"--name", "--out", "--data", "--store", "--encoder", "--device", "--json"},

@@ -279,3 +279,47 @@ def test_undefined_classes_are_left_out_of_forgetting_and_one_class_has_none():
     assert metrics.mean_final(table) == pytest.approx(0.65)
     assert np.isnan(metrics.forgetting([[0.9]]))
     assert np.isnan(metrics.mean_past([[0.9]]))
+
+
+def test_pictures_of_many_sizes_have_the_figures_of_their_pixels():
+    """What two sorts of one array say, one sort of parts says too."""
+    maps, masks = tied_scores(3)
+    ragged = [maps[0], maps[1][:, :10], maps[1][:, 10:], maps[2], maps[3]]
+    parts = [masks[0], masks[1][:, :10], masks[1][:, 10:], masks[2], masks[3]]
+
+    found = metrics.pixel_metrics(ragged, parts)
+
+    assert found == pytest.approx(metrics.pixel_metrics(maps, masks), abs=1e-12)
+
+
+def test_ignored_pixels_are_in_no_figure():
+    """By hand: defects 5 and 2, normal pixels 3 and 1; 9 (normal) and 7 (defect) are ignored."""
+    maps = [np.array([[5, 9, 3]], np.float32), np.array([[2], [1], [7]], np.float32)]
+    masks = [np.array([[True, False, False]]), np.array([[True], [False], [True]])]
+    counted = [np.array([[True, False, True]]), np.array([[True], [True], [False]])]
+
+    found = metrics.pixel_metrics(maps, masks, counted)
+
+    assert found["pixel_auroc"] == pytest.approx(3 / 4)  # of four pairs, 2 against 3 is lost
+    assert found["pixel_ap"] == pytest.approx((1 + 2 / 3) / 2)
+    assert found["f1_max"] == pytest.approx(4 / 5)  # at 2: two right, one wrong
+    # two regions of a pixel: half of the overlap at once, half from a rate of 1/2 on
+    assert found["aupro30"] == pytest.approx(0.5)
+    everything = metrics.pixel_metrics(maps, masks)
+    assert everything["pixel_auroc"] != found["pixel_auroc"]
+
+
+def test_a_region_that_is_partly_ignored_counts_as_what_is_left_of_it():
+    masks = [np.array([[True, True, True, False]])]
+    counted = [np.array([[True, False, True, True]])]
+
+    left = [mask & own for mask, own in zip(masks, counted, strict=True)]
+
+    assert metrics.region_weights(left).tolist() == [0.5, 0.5], "two regions of one pixel"
+
+
+def test_pictures_are_refused_as_arrays_are():
+    with pytest.raises(ValueError, match="labels are"):
+        metrics.pixel_metrics([np.zeros((2, 2))], [np.zeros((2, 3), bool)], [None])
+    with pytest.raises(ValueError, match="NaN"):
+        metrics.pixel_metrics([np.full((2, 2), np.nan)], [np.zeros((2, 2), bool)], [None])

@@ -6,6 +6,7 @@ import typer
 
 from replaycad.cli.options import (
     DATA,
+    RAY,
     STORE,
     AsJson,
     Backbone,
@@ -21,10 +22,12 @@ from replaycad.cli.options import (
     Keep,
     Quiet,
     Recipe,
+    RunDevice,
     Seed,
     Segmenter,
     Settings,
     StoreRoot,
+    Tile,
 )
 from replaycad.cli.session import (
     Shared,
@@ -66,6 +69,7 @@ def mask(
     store: StoreRoot = STORE,
     recipe: Recipe = "",
     segmenter: Segmenter = "",
+    tile: Tile = "",
     settings: Settings = [],  # noqa: B006 - typer copies it
     device: Device = "auto",
     seed: Seed = 0,
@@ -80,7 +84,7 @@ def mask(
     """
     shared = Shared(classes, data, store, recipe, settings, device, seed, force, dry_run, as_json,
                     quiet)  # fmt: skip
-    with session(shared, "mask", {"segmenter": segmenter}) as builder:
+    with session(shared, "mask", {"segmenter": segmenter, "tile": tile}) as builder:
         from replaycad.engine.mask import MaskStage
 
         names = builder.class_names(split_names(classes))
@@ -96,7 +100,7 @@ def compress(
     keep: Keep = "",
     budget: Budget = "",
     backbone: Backbone = "",
-    batch_size: BatchSize = 0,
+    tile: Tile = "",
     settings: Settings = [],  # noqa: B006
     device: Device = "auto",
     seed: Seed = 0,
@@ -117,7 +121,7 @@ def compress(
     if len(sizes) > 1:
         raise typer.BadParameter("compress takes one budget; `replaycad run` compares several")
     choices = {"keep": keep, "budget": str(*sizes), "backbone": backbone,
-               "pass_size": str(batch_size or "")}  # fmt: skip
+               "mask.tile": tile}  # fmt: skip
     with session(shared, "compress", choices) as builder:
         from replaycad.engine.compress import CompressStage
 
@@ -169,9 +173,7 @@ def train(
     recipe: Recipe = "",
     detector: Detector = "",
     encoder: Encoder = "",
-    init: Annotated[
-        str, typer.Option("--init", help="Continue from this detector of the store.")
-    ] = "",
+    tile: Tile = "",
     name: Annotated[
         str, typer.Option("--name", help="Name the new detector (default: its last class).")
     ] = "",
@@ -189,7 +191,7 @@ def train(
     """
     shared = Shared(classes, data, store, recipe, settings, device, seed, force, dry_run, as_json,
                     quiet)  # fmt: skip
-    choices = {"detector": detector, "encoder": encoder, "init": init}
+    choices = {"detector": detector, "encoder": encoder, "mask.tile": tile}
     with session(shared, "train", choices) as builder:
         from replaycad.engine.train import TrainStage
 
@@ -250,14 +252,12 @@ def run(
     name: Annotated[
         str, typer.Option("--name", help="Name the results and the detectors.")
     ] = "run",
-    ray: Annotated[
-        bool, typer.Option("--ray", help="Run the steps on Ray: on RAY_ADDRESS or this machine.")
-    ] = False,
+    tile: Tile = "",
     data: Data = DATA,
     store: StoreRoot = STORE,
     recipe: Recipe = "",
     settings: Settings = [],  # noqa: B006
-    device: Device = "auto",
+    device: RunDevice = "auto",
     dry_run: DryRun = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -268,10 +268,11 @@ def run(
 
     Example: replaycad run --class bottle,grid,screw --strategy finetune,replay,joint
     """
+    is_on_ray, device = device == RAY, "auto" if device == RAY else device
     shared = Shared(classes, data, store, recipe, settings, device, seed=0, force=False,
                     dry_run=dry_run, as_json=as_json, quiet=quiet)  # fmt: skip
     numbers, sizes = split_seeds(seeds), split_sizes(budget)
-    with session(shared, None, {}) as builder:
+    with session(shared, None, {"mask.tile": tile}) as builder:
         from replaycad.experiments.plan import comparison
         from replaycad.experiments.ray_engine import perform_on_ray
         from replaycad.experiments.run import run_sequence
@@ -280,7 +281,7 @@ def run(
             builder.class_names(split_names(classes)), split_names(strategy), numbers,
             split_names(detector) or [""], sizes or [0], num_orders,
         )  # fmt: skip
-        engine = perform_on_ray if ray and not dry_run else None
+        engine = perform_on_ray if is_on_ray and not dry_run else None
         result = run_sequence(builder, cells, name, engine)
         if not dry_run:
             write_page(builder, result, name)

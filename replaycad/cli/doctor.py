@@ -11,10 +11,12 @@ from replaycad import __version__
 from replaycad.cli.console import print_json, print_line, print_table
 from replaycad.cli.session import FETCH
 from replaycad.config.paper_classes import VISA
-from replaycad.data.survey import survey
+from replaycad.config.stages import MaskConfig, TrainConfig
+from replaycad.data.survey import DEFECT, survey
 from replaycad.detectors.encoder_files import encoder_files
-from replaycad.detectors.registry import DETECTORS
+from replaycad.detectors.registry import DETECTORS, resolve_defaults
 from replaycad.diffusion.presets import BACKBONES, locate_backbone
+from replaycad.engine.settings import RunSettings
 from replaycad.errors import ReplayCadError
 from replaycad.experiments.tables import format_bytes
 from replaycad.fetch.parts import parts_of_recipe
@@ -110,28 +112,36 @@ def show_data(data: Path, as_json: bool) -> None:
     Raises:
         DatasetError: if it holds no class.
     """
-    found = survey(data)
+    settings = RunSettings(data=data, root="", overrides={})
+    size = resolve_defaults(settings.config(TrainConfig)).image_size
+    found = survey(data, size, settings.config(MaskConfig).fit)
     if as_json:
         print_json(found)
         return
     print_line(f"{data}: {found['layout']}")
     print_line("")
     print_table(
-        ("class", "train", "test normal", "test defective", "defects", "sizes"),
+        ("class", "train", "test normal", "test defective", "defects", "sizes",
+         f"{DEFECT} px become"),
         [
             [one["name"], str(one["train"]), str(one["test_normal"]), str(one["test_defective"]),
-             ", ".join(one["kinds"]) or "-", ", ".join(one["sizes"]) or "-"]
+             ", ".join(one["kinds"]) or "-", ", ".join(one["sizes"]) or "-",
+             "-" if one["defect_px"] is None else f"{one['defect_px']:g} px"]
             for one in found["classes"]
         ],
     )  # fmt: skip
     print_line("")
+    for one in found["classes"]:
+        for text in one["notes"]:
+            print_line(f"{one['name']}: {text}")
     problems = [f"{one['name']}: {text}" for one in found["classes"] for text in one["problems"]]
     for problem in problems:
         print_line(f"problem: {problem}")
     if not problems:
         print_line("no problems found")
-    first = found["classes"][0]["name"]
-    command = ["replaycad", "compress", "--data", str(data), "--class", first]
+    first = found["classes"][0]
+    command = ["replaycad", "compress", "--data", str(data), "--class", first["name"]]
+    command += ["--tile", str(first["tile"])] if first["tile"] else []
     print_line(f"next: {shlex.join(command)}")
 
 

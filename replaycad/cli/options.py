@@ -20,6 +20,14 @@ StoreRoot = Annotated[  # a Path would swallow a slash of a URL, which is to be 
     typer.Option("--store", envvar=FOLDERS["--store"][0], help="Keep artifacts in this folder."),
 ]
 Device = Annotated[str, typer.Option("--device", help="Run on cpu, cuda or mps; auto picks one.")]
+RAY = "ray"
+RunDevice = Annotated[
+    str,
+    typer.Option(
+        "--device",
+        help="Run on cpu, cuda or mps, or the steps of run on ray; auto picks one.",
+    ),
+]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Random seed.")]
 Force = Annotated[bool, typer.Option("--force", help="Rebuild even what is up to date.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
@@ -52,6 +60,13 @@ Backbone = Annotated[
     typer.Option(
         "--backbone",
         help="Use mini, sd15, ldm256, a folder or a hub id; append :ema, :non_ema or :fp16.",
+    ),
+]
+Tile = Annotated[
+    str,
+    typer.Option(
+        "--tile",
+        help="See pictures as tiles of this many px; by class as plate=256,board=512 (0: whole).",
     ),
 ]
 BatchSize = Annotated[

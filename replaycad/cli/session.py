@@ -107,15 +107,21 @@ def session(
         own = ranks()
         if own.count > 1 and stage != "train":
             raise ConfigError(
-                "torchrun only speeds up train", "use `make -j` or `replaycad run --ray` instead"
+                "torchrun only speeds up train",
+                "use `make -j` or `replaycad run --device ray` instead",
             )
         from replaycad.cli import console
         from replaycad.engine.builder import Builder
-        from replaycad.engine.settings import RunSettings, split_settings
+        from replaycad.engine.settings import RunSettings, split_per_class, split_settings
 
         overrides = split_settings(
             [f"{name}={text}" for name, text in choices.items() if text] + shared.settings, stage
         )
+        asked = split_names(shared.classes)
+        strangers = set(split_per_class(overrides["mask"].get("tile", ""))) - {"", *asked}
+        if strangers and asked != ["all"]:
+            named = ", ".join(sorted(strangers))
+            raise ConfigError(f"--tile names {named}, which --class does not", "write it alike")
         with console.TerminalReport(shared.quiet or own.rank > 0) as report:
             settings = RunSettings(
                 data=shared.data, root=shared.store, overrides=overrides, device=shared.device,

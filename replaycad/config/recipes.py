@@ -33,7 +33,7 @@ _PAPER_REPLAY = ReplayConfig(
     mask_moves="small",
 )
 _PAPER: dict[str, StageConfig] = {
-    "mask": MaskConfig(segmenter="vit_h", image_size=512),
+    "mask": MaskConfig(segmenter="vit_h", image_size=512, fit="squash"),
     "compress": _PAPER_COMPRESS,
     "replay": _PAPER_REPLAY,
     "train": TrainConfig(preset="full", balance=False),

@@ -23,6 +23,9 @@ EXEMPLAR_ENCODER = "mini"
 FOLDERS = {"--data": ("REPLAYCAD_DATA", "data"), "--store": ("REPLAYCAD_STORE", "artifacts")}
 """Option -> the environment's name for its folder, and the folder where neither names one."""
 
+LEAST_TILE = 32
+"""Pixels of the smallest tile: of fewer, an encoder has a few places all of which are border."""
+
 STAGE_VERSIONS = {"mask": 3, "compress": 6, "replay": 3, "train": 6, "eval": 2}
 """Raised when the code of a stage changes what it writes: files made before become stale."""
 
@@ -52,11 +55,18 @@ class MaskConfig:
     segmenter: str = "mini"
     rule: Literal["policy", "auto", "corners", "ground", "area", "frame"] = "policy"
     image_size: int = _at_least(8, 128)  # pixels at which the object is looked for and kept
+    tile: int = _at_least(0, 0)  # px of a picture that become one image; 0: the whole picture
+    fit: Literal["pad", "squash"] = "pad"  # what becomes of a picture that is not square
     stage = "mask"
 
     def __post_init__(self) -> None:
         """Refuse values that make no sense."""
         _check(self)
+        if 0 < self.tile < LEAST_TILE:
+            raise ConfigError(
+                f"mask: a tile of {self.tile} px shows too little",
+                f"use {LEAST_TILE} or more, or 0 for whole pictures",
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

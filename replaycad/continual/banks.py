@@ -6,6 +6,7 @@ class alone. So a step of a sequence costs what is new in it, however many class
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -16,7 +17,7 @@ from replaycad.data.images import evenly_spaced
 from replaycad.data.mixture import Mixture
 from replaycad.detectors.encoders import Encoder
 from replaycad.detectors.feature_cache import FeatureCache
-from replaycad.detectors.limits import NormalScores, together
+from replaycad.detectors.limits import NormalScores, measured, together
 from replaycad.detectors.patchcore.network import PatchCore
 from replaycad.progress import Report, silent
 from replaycad.runtime import generator
@@ -84,7 +85,9 @@ def fit_banks(
         else:
             bank, places = (torch.from_numpy(known[part]) for part in ("bank", "places"))
             detector.set_bank(int(index), bank, places)
-            scores[name] = NormalScores(known["image_scores"], known["map_values"])
+            scores[name] = NormalScores(
+                known["image_scores"], known["map_values"], mixture.num_tiles[int(index)]
+            )
             names = scores[name].limits()
             limits[name] = dict(zip(names, known["limits"].tolist(), strict=True))
         report.step("fit", number, len(present))
@@ -108,7 +111,7 @@ def _fit_class(
     try:
         chunks = np.array_split(np.arange(len(rows)), math.ceil(len(rows) / batch_size))
         detector.fit(map(features, chunks), class_index, stream)
-        return normal_scores(detector, features, len(rows), class_index, batch_size)
+        return normal_scores(detector, features, mixture, rows, class_index, batch_size)
     finally:
         features.close()
 
@@ -117,15 +120,14 @@ def _fit_class(
 def normal_scores(
     detector: PatchCore,
     features: FeatureCache,
-    num_images: int,
+    mixture: Mixture,
+    rows: NDArray[np.int64],
     class_index: int,
     batch_size: int,
 ) -> NormalScores:
     """Scores of the images that a class was fitted to, each as if it had not been among them."""
-    places = evenly_spaced(num_images, LIMIT_IMAGES)
-    image_scores, map_values = [], []
+    places, found = evenly_spaced(len(rows), LIMIT_IMAGES), []
     for chunk in np.array_split(places, math.ceil(len(places) / batch_size)):
         maps = detector.fitted_maps(features(chunk), [class_index] * len(chunk), chunk.tolist())
-        image_scores.append(detector.image_scores(maps).cpu().numpy())
-        map_values.append(maps[:, ::2, ::2].flatten().cpu().numpy())
-    return NormalScores(np.concatenate(image_scores), np.concatenate(map_values))
+        found.append(measured(detector, maps, mixture.counted(rows[chunk])))
+    return replace(together(found), num_tiles=mixture.num_tiles[class_index])

@@ -10,8 +10,9 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from replaycad.data.images import load_image, resize_image
+from replaycad.data.images import Reader, resize_image
 from replaycad.data.samples import Sample
+from replaycad.data.views import WHOLE, BoolArray, View
 from replaycad.errors import ConfigError, DatasetError
 from replaycad.progress import Report, silent
 
@@ -42,12 +43,14 @@ class Source:
         samples: real images.
         replays: stored replays.
         limit: replays that are used, from the first; 0 for all.
+        view: of the class, for replays; samples have their own.
     """
 
     class_index: int
     samples: Sequence[Sample] = ()
     replays: Replays | None = None
     limit: int = 0
+    view: View = WHOLE
 
     def __post_init__(self) -> None:
         """Refuse a source of two kinds."""
@@ -60,6 +63,11 @@ class Source:
             return len(self.samples)
         return min(self.limit or len(self.replays), len(self.replays))
 
+    @property
+    def num_tiles(self) -> int:
+        """How many of its images make one picture."""
+        return (self.samples[0].view if self.samples else self.view).num_tiles or 1
+
 
 class Mixture:
     """Images of several sources under one numbering, in the order of the sources.
@@ -71,6 +79,11 @@ class Mixture:
         sources: the classes.
         image_size: side of the images handed out, in pixels.
         report: is told about the decoding.
+
+    Attributes:
+        image_size: as above.
+        class_index: `[N]` int64, place of each image's class in the class order.
+        num_tiles: class index -> how many images make one picture of that class.
 
     Raises:
         DatasetError: if an image cannot be read or there is no image at all.
@@ -87,8 +100,12 @@ class Mixture:
             [source.class_index for source in self._sources],
             [len(source) for source in self._sources],
         ).astype(np.int64)
+        self.num_tiles: dict[int, int] = {
+            source.class_index: source.num_tiles for source in self._sources
+        }
         self._file = tempfile.TemporaryFile(prefix="replaycad-")  # noqa: SIM115 (lives as long as self)
         self._file_starts: list[int] = []
+        self._counted: dict[int, BoolArray] = {}  # of real images some of which does not count
         self._decode(report)
 
     def __len__(self) -> int:
@@ -118,20 +135,41 @@ class Mixture:
                 batch[list(places)] = [resize_image(image, self.image_size) for image in stored]
         return batch
 
+    def counted(self, indices: Sequence[int] | IndexArray) -> BoolArray | None:
+        """Where images count, `[B, S, S]` bool; None if all of them do everywhere.
+
+        Neither padding nor what is ignored counts. Of replays, only whole pictures of a class with
+        ignored pixels are known to have any.
+        """
+        rows = [int(index) for index in indices]
+        found = [self._counted.get(row) for row in rows]
+        if all(one is None for one in found):
+            return None
+        whole = np.ones((self.image_size, self.image_size), np.bool_)
+        return np.stack([whole if one is None else one for one in found])
+
     def close(self) -> None:
         """Give the temporary file back; done by itself when the mixture is no longer used."""
         self._file.close()
 
     def _decode(self, report: Report) -> None:
         total = sum(len(source.samples) for source in self._sources)
-        done = 0
-        for source in self._sources:
+        done, reader = 0, Reader()
+        known: dict[bytes, BoolArray] = {}  # many images of a class share one
+        for start, source in zip(self._starts, self._sources, strict=False):
             self._file_starts.append(done)
-            for sample in source.samples:
-                image = load_image(sample.path, self.image_size).transpose(2, 0, 1)
+            for row, sample in enumerate(source.samples, start=start):
+                image = reader.pixels(sample, self.image_size).transpose(2, 0, 1)
                 self._write(np.ascontiguousarray(image))
+                counted = reader.counted(sample, self.image_size)
+                if counted is not None:
+                    key = np.packbits(counted).tobytes()
+                    self._counted[row] = known.setdefault(key, counted)
                 done += 1
                 report.step("decoding images", done, total)
+            counted = source.view.counted_whole(self.image_size) if source.replays else None
+            if counted is not None:
+                self._counted |= dict.fromkeys(range(start, start + len(source)), counted)
 
     def _write(self, image: ByteArray) -> None:
         try:

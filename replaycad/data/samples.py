@@ -8,11 +8,13 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 
+from replaycad.data.views import WHOLE, View, Window
 from replaycad.errors import DatasetError
 
 IMAGE_SUFFIXES = frozenset(
     (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".pgm", ".ppm")
 )
+IGNORE_PICTURE = "ignore.png"  # in the folder of a class: white where its pictures are ignored
 VISA_TABLE = Path("split_csv") / "1cls.csv"
 VISA_COLUMNS = ("object", "split", "label", "image", "mask")
 MAX_NAMED = 20  # classes in a hint
@@ -33,6 +35,8 @@ class Sample:
         kind: `good`, or the name of the defect's folder (`bad` where VisA names none).
         is_anomalous: whether it shows a defect.
         mask_path: anomaly mask of an anomalous image, else None.
+        view: how the networks see the pictures of the class.
+        window: the part of the picture that this is; None for the whole.
     """
 
     path: Path
@@ -41,6 +45,8 @@ class Sample:
     kind: str
     is_anomalous: bool = False
     mask_path: Path | None = None
+    view: View = WHOLE
+    window: Window | None = None
 
 
 def find_classes(data: Path) -> list[str]:
@@ -80,6 +86,7 @@ def train_samples(data: Path, class_name: str) -> list[Sample]:
             found = [
                 Sample(path=path, image_id=_id(path, folder), class_name=class_name, kind="good")
                 for path in _images(good if good.is_dir() else folder)
+                if path.parent != folder or path.name != IGNORE_PICTURE
             ]
     if not found:
         raise DatasetError(
@@ -112,6 +119,19 @@ def test_samples(data: Path, class_name: str) -> list[Sample]:
 
 
 test_samples.__test__ = False  # type: ignore[attr-defined]  # the name looks like a test to pytest
+
+
+def ignore_path(data: Path, class_name: str) -> Path | None:
+    """The picture beside a class that says what is ignored in its pictures; None if there is none.
+
+    Raises:
+        DatasetError: if the class does not exist.
+    """
+    with _reading(data):
+        is_visa = (data / VISA_TABLE).is_file()
+        folder = data / class_name if is_visa else _class_folder(data, class_name)
+        path = folder / IGNORE_PICTURE
+        return path if path.is_file() else None
 
 
 @contextmanager
@@ -150,7 +170,7 @@ def _is_class_folder(folder: Path) -> bool:
         return False
     if (folder / "train" / "good").is_dir() or (folder / "test").is_dir():
         return True
-    return any(_is_image(entry) for entry in _entries(folder))
+    return any(_is_image(entry) and entry.name != IGNORE_PICTURE for entry in _entries(folder))
 
 
 def _class_folder(data: Path, class_name: str) -> Path:

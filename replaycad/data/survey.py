@@ -7,25 +7,40 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from replaycad.data.images import picture_size
-from replaycad.data.samples import VISA_TABLE, Sample, find_classes, test_samples, train_samples
+from replaycad.data.images import picture_size, read_ignored
+from replaycad.data.samples import (
+    VISA_TABLE,
+    Sample,
+    find_classes,
+    ignore_path,
+    test_samples,
+    train_samples,
+)
 from replaycad.errors import DatasetError
 
 FEW = 20  # training images below which a class is hardly learned
 SHOWN = 3  # names told of each kind of problem
+DEFECT = 20  # px of a small defect, as one speaks of it
+SEEN_LEAST = 4.0  # px of it that a detector must be shown: half of the place of a feature
 _DEFECT_WORDS = re.compile(
     r"(?<![a-z])(defect|scratch|crack|broken|fault|damag|anomal|reject|(bad|ng|nok)(?![a-z]))",
     re.IGNORECASE,
 )
 
 
-def survey(data: Path) -> dict[str, Any]:
+def survey(data: Path, size: int = 256, fit: str = "pad") -> dict[str, Any]:
     """Look through a data folder; no image is decoded, files of equal size are compared.
+
+    Args:
+        data: the folder.
+        size: side in pixels of what a detector sees.
+        fit: what becomes of pictures that are not square, as `View.fit`.
 
     Returns:
         `data`, `layout`, `classes` (each with name, counts of `train`, `test_normal`,
-        `test_defective`, the `kinds` of defects, `sizes` as `WxH` and how many have it, and
-        `problems`, sentences that say what to do).
+        `test_defective`, the `kinds` of defects, `sizes` as `WxH` and how many have it,
+        `defect_px`, what a defect of `DEFECT` px becomes (null where no size is known), the `tile`
+        to use (0 for none), `notes` and `problems`, sentences that say what to do).
 
     Raises:
         DatasetError: if there is no class at all.
@@ -34,7 +49,7 @@ def survey(data: Path) -> dict[str, Any]:
     return {
         "data": str(data),
         "layout": _layout(data, names),
-        "classes": [_class_of(data, name) for name in names],
+        "classes": [_class_of(data, name, size, fit) for name in names],
     }
 
 
@@ -50,7 +65,7 @@ def _layout(data: Path, names: Sequence[str]) -> str:
     return f"mixed: {plain} plain folders of normal images, the others as MVTec"
 
 
-def _class_of(data: Path, name: str) -> dict[str, Any]:
+def _class_of(data: Path, name: str, size: int, fit: str) -> dict[str, Any]:
     problems: list[str] = []
     train = _told(lambda: train_samples(data, name), problems)
     test: list[Sample] = []
@@ -64,16 +79,61 @@ def _class_of(data: Path, name: str) -> dict[str, Any]:
     problems += _too_few(train) + _suspicious(train) + _shared(train, test)
     sizes, unreadable = _sizes([*train, *test])
     problems += unreadable
-    uneven = [size for size in sizes if size.split("x")[0] != size.split("x")[1]]
-    if uneven:
-        problems.append(f"{len(uneven)} sizes are not square: images are squashed to a square")
+    shown, tile, small = _defect(sizes, size)
+    problems += small
+    notes, wrong = _seen(data, name, sizes, 0 if tile else size, fit)
+    problems += wrong
     kinds = sorted({sample.kind for sample in test if sample.is_anomalous})
     return {
         "name": name, "train": len(train),
         "test_normal": sum(not sample.is_anomalous for sample in test),
         "test_defective": sum(sample.is_anomalous for sample in test),
-        "kinds": kinds, "sizes": dict(sizes.most_common(SHOWN)), "problems": problems,
+        "kinds": kinds, "sizes": dict(sizes.most_common(SHOWN)), "defect_px": shown, "tile": tile,
+        "notes": notes, "problems": problems,
     }  # fmt: skip
+
+
+def _defect(sizes: Counter[str], size: int) -> tuple[float | None, int, list[str]]:
+    """What a small defect becomes in the largest picture; the tile that keeps it; what to do."""
+    if not sizes:
+        return None, 0, []
+    longer = max(max(map(int, one.split("x"))) for one in sizes)
+    shown = round(DEFECT * min(1.0, size / longer), 1)
+    if shown >= SEEN_LEAST:
+        return shown, 0, []
+    told = f"a defect of {DEFECT} px becomes {shown:g} px at {size} px: use --tile {size}"
+    return shown, size, [told]
+
+
+def _seen(
+    data: Path, name: str, sizes: Counter[str], size: int, fit: str
+) -> tuple[list[str], list[str]]:
+    """What a user should know of how pictures are seen, and what is wrong with that."""
+    notes, problems = [], []
+    uneven = [one for one in sizes if one.split("x")[0] != one.split("x")[1]]
+    if uneven and size:
+        named = ", ".join(uneven[:SHOWN])
+        if fit == "pad":
+            notes.append(f"pictures of {named} are padded to squares")
+        else:
+            told = f"pictures of {named} are squashed into squares"
+            problems.append(f"{told}: `--set mask.fit=pad` keeps their shape")
+    path = ignore_path(data, name)
+    if path:
+        try:
+            found = "x".join(map(str, picture_size(path)))
+            if not read_ignored(path):
+                notes.append(f"{path.name} is all black: nothing is ignored")
+            elif set(sizes) - {found}:
+                other = next(iter(set(sizes) - {found}))
+                problems.append(
+                    f"{path.name} has {found} px, pictures have {other}: draw it in their size"
+                )
+            else:
+                notes.append(f"what is white in {path.name} is ignored")
+        except DatasetError as error:
+            problems.append(str(error))
+    return notes, problems
 
 
 def _told(look: Callable[[], list[Sample]], problems: list[str]) -> list[Sample]:

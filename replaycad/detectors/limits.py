@@ -4,45 +4,82 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+
+from replaycad.detectors.interface import Detector
 
 FALSE_ALARM_RATE = 0.01  # of the limits, on normal images
 SKETCH = 1001  # quantiles that stand for the pixels of a class where classes are taken together
+PIXEL_STEP = 2  # every second pixel of every second row is looked at
 
 FloatArray = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
 class NormalScores:
-    """Scores of normal images of one class, small enough to be kept.
+    """Scores of normal images, small enough to be kept.
 
     Attributes:
         image_scores: `[N]`, one per image.
-        map_values: `[P]`, of the pixels of their maps, or `SKETCH` quantiles of these, rising.
+        map_values: `[N, P]` or `[P]`, of the pixels of their maps, NaN where one does not count; or
+            `SKETCH` quantiles of these, rising.
+        num_tiles: of how many images a picture is made, at most.
     """
 
     image_scores: FloatArray
     map_values: FloatArray
+    num_tiles: int = 1
+
+    def of(self, row: int, num_tiles: int) -> "NormalScores":
+        """Those of one image."""
+        return NormalScores(self.image_scores[row : row + 1], self.map_values[row], num_tiles)
 
     def sketched(self) -> "NormalScores":
         """The same with quantiles in place of all pixels."""
-        places = np.linspace(0, 1, SKETCH)
-        return NormalScores(
-            self.image_scores, np.quantile(self.map_values, places).astype(np.float32)
-        )
+        quantiles = np.nanquantile(self.map_values, np.linspace(0, 1, SKETCH))
+        return NormalScores(self.image_scores, quantiles.astype(np.float32), self.num_tiles)
 
     def limits(self) -> dict[str, float]:
-        """Image score and map value that 1 % of images and pixels exceed, and their medians."""
+        """Image score and map value that 1 % of images and pixels exceed, and their medians.
+
+        A picture of many tiles scores as its highest: where each of n stays below a limit in
+        0.99^(1/n) of all cases, n of them do in 99 %.
+        """
         found = {"false_alarm_rate": FALSE_ALARM_RATE}
         for name, values in (("image", self.image_scores), ("pixel", self.map_values)):
-            found[name] = float(np.quantile(values, 1 - FALSE_ALARM_RATE))
-            found[f"typical_{name}"] = float(np.median(values))
+            counted = values[~np.isnan(values)]
+            root = 1 / self.num_tiles if name == "image" else 1.0
+            found[name] = float(np.quantile(counted, (1 - FALSE_ALARM_RATE) ** root))
+            typical = np.median(counted) if root == 1 else np.quantile(counted, 0.5**root)
+            found[f"typical_{name}"] = float(typical)
         return found
 
 
 def together(parts: Sequence[NormalScores]) -> NormalScores:
-    """The scores of several classes as if they were one; pixels of each count alike if sketched."""
+    """The scores of several images or classes as one; sketched classes count alike."""
     return NormalScores(
         np.concatenate([part.image_scores for part in parts]),
-        np.concatenate([part.map_values for part in parts]),
+        np.concatenate([part.map_values.ravel() for part in parts]),
+        max(part.num_tiles for part in parts),
     )
+
+
+def measured(
+    detector: Detector, maps: torch.Tensor, counted: NDArray[np.bool_] | None
+) -> NormalScores:
+    """Scores of images with maps `[N, S, S]`.
+
+    Args:
+        detector: whose maps they are.
+        maps: float.
+        counted: `[N, S, S]`, false on padding and ignored pixels; None if all count.
+    """
+    if counted is not None:  # low for a score, no pixel
+        maps, least = maps.clone(), maps.amin()
+        maps[torch.from_numpy(~counted).to(maps.device)] = least
+    values = maps[:, ::PIXEL_STEP, ::PIXEL_STEP].flatten(1).cpu().numpy()
+    if counted is not None:
+        seen = counted[:, ::PIXEL_STEP, ::PIXEL_STEP].reshape(values.shape)
+        values = np.where(seen, values, np.float32(np.nan))
+    return NormalScores(detector.image_scores(maps).cpu().numpy(), values)

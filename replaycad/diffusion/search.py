@@ -68,6 +68,7 @@ def search(
     checkpoint: SearchCheckpoint | None = None,
     save_every_seconds: float = 60.0,
     coefficients: torch.Tensor | None = None,
+    weights: torch.Tensor | None = None,
 ) -> Conditions:
     """Fit a class's conditions to its images (paper section 4.2): noise loss, AdamW, two rates.
 
@@ -82,6 +83,7 @@ def search(
         checkpoint: state is kept there now and then and when the user interrupts.
         save_every_seconds: time between two saves.
         coefficients: `[A, N, R]` float, where each image lies along the conditions' variations.
+        weights: `[A, N, 1, h, w]` float, how much each latent counts; None for all alike.
 
     Returns:
         the same `conditions`.
@@ -100,7 +102,7 @@ def search(
     losses, plateau = _Losses(done), Plateau(config.stop_window, seen)
     last_save, whole = time.monotonic(), True
     passes = _passes(diffusion, config, report)
-    fixed = _draw(images, masks, coefficients, replace(config, batch_size=DRAWS),
+    fixed = _draw(images, masks, coefficients, weights, replace(config, batch_size=DRAWS),
                   len(alphas_cumprod), generator(seed, "plateau"))  # fmt: skip
     try:
         with _checkpointing(diffusion, passes.checkpointing):
@@ -111,7 +113,7 @@ def search(
                     losses.mean(done)  # a loss that is not finite is no rest
                     report.note(f"the loss came to rest after {done} of {config.num_steps} steps")
                     break
-                draws = _draw(images, masks, coefficients, config, len(alphas_cumprod),
+                draws = _draw(images, masks, coefficients, weights, config, len(alphas_cumprod),
                               generator(seed, "search", done))  # fmt: skip
                 optimizer.zero_grad(set_to_none=True)
                 loss = _backward(
@@ -182,6 +184,7 @@ class _Draws:
     timesteps: torch.Tensor
     template: torch.Tensor
     coefficients: torch.Tensor | None
+    weights: torch.Tensor | None
 
     def rows(self, start: int, stop: int) -> "_Draws":
         present = {name: part for name, part in vars(self).items() if part is not None}
@@ -192,6 +195,7 @@ def _draw(
     images: Posterior,
     masks: Posterior | None,
     coefficients: torch.Tensor | None,
+    weights: torch.Tensor | None,
     config: CompressConfig,
     num_timesteps: int,
     rng: torch.Generator,
@@ -207,7 +211,8 @@ def _draw(
     latents = images.sample(augmentation, index, draws[0])
     mask_latents = None if masks is None else masks.sample(augmentation, index, draws[1])
     placed = None if coefficients is None else coefficients[augmentation, index]
-    return _Draws(latents, mask_latents, draws[2], timesteps, template, placed)
+    counting = None if weights is None else weights[augmentation, index]
+    return _Draws(latents, mask_latents, draws[2], timesteps, template, placed, counting)
 
 
 def _backward(
@@ -317,7 +322,11 @@ def _loss(
         # Deviation: the bundled unet predicts the velocity (Salimans and Ho 2022, eq. 10), and so
         # the loss compares velocities; the paper's backbones predict the noise.
         target = signal.sqrt() * noise - (1 - signal).sqrt() * latents
-    loss = F.mse_loss(prediction.float(), target)
+    if draws.weights is None:
+        loss = F.mse_loss(prediction.float(), target)
+    else:
+        weights = draws.weights.to(device).expand_as(target)
+        loss = (weights * (prediction.float() - target).square()).sum() / weights.sum()
     if guess is not None:
         # Deviation: the bundled unet's guess is fitted beside the paper's loss, which hardly feels
         # how far the class varies and would leave the replays noisier than the class.

@@ -117,6 +117,7 @@ class Builder:
         searches: conditions of this command by what they were searched from; budgets and
             representations that are compared share them.
         sound: replays of which this command has read every byte, by path, with their content id.
+        ignored: class -> what is ignored in its pictures, as `View.ignore`, if it was asked for.
     """
 
     def __init__(self, settings: RunSettings, report: Report = silent) -> None:
@@ -128,6 +129,7 @@ class Builder:
         self.changing: set[str] = set()
         self.searches: dict[tuple, ConditionsArtifact] = {}
         self.sound: dict[Path, str] = {}
+        self.ignored: dict[str, bytes] = {}
         self._timings = Timings(self.store)
         self._finished: list[Path] = []
         self._current: Plan | None = None

@@ -17,6 +17,7 @@ from replaycad.continual.representations import (
     DRAWING,
     tried_drawing,
 )
+from replaycad.data.images import viewed
 from replaycad.data.samples import train_samples
 from replaycad.diffusion.fitting import check_fits, shape_of
 from replaycad.diffusion.presets import backbone_sizes
@@ -24,6 +25,7 @@ from replaycad.engine.builder import Builder, Stage
 from replaycad.engine.mask import prepare_masks
 from replaycad.engine.replay import draw_apart
 from replaycad.engine.staleness import Plan, digest_of, portable
+from replaycad.engine.views import stored_view, told
 from replaycad.errors import ArtifactError
 
 REMEMBERED_SEARCHES = 32  # conditions of one command, some hundred kB each
@@ -60,6 +62,7 @@ class CompressStage(Stage):
         self._seed = settings.seed if seed is None else seed
         self.seed = self._seed
         self._samples = train_samples(settings.data, class_name)
+        self._seen = self._samples  # as the view of the masks shows them
         self.config: CompressConfig = replace(
             settings.config(CompressConfig, class_name), **changes
         )
@@ -93,6 +96,7 @@ class CompressStage(Stage):
             f"images/{class_name}": builder.digests.images(self._samples),
             f"masks/{class_name}": builder.content("masks", class_name),
             "policy": digest_of({"policy": policy}),
+            **told(class_name, stored_view(builder.header("masks", class_name))),
         }
         if self.config.keep == "auto":
             inputs[DRAWING] = digest_of(portable(self._drawing))
@@ -102,11 +106,16 @@ class CompressStage(Stage):
         """Make of the class what is kept."""
         path = self._builder.store.path("masks", self._class_name)
         masks = MasksArtifact.load(path)
-        if masks.image_ids != [sample.image_id for sample in self._samples]:
+        view = stored_view(masks.header)
+        self._seen = viewed(self._samples, view)
+        if masks.image_ids != [sample.image_id for sample in self._seen]:
             hint = "run `replaycad mask --force`"
             raise ArtifactError(f"{path} holds the masks of other images", hint)
         checkpoint = self._builder.checkpoint(plan)
         header = plan.header((self._class_name,))
+        header |= {"view": view.as_dict()} if view.as_dict() else {}
+        if view.tile:  # cut from a surface anywhere, tiles have no pose
+            self.config = replace(self.config, alignment="none")
         if self.config.keep == "auto":
             kept = self._chosen(masks, header, checkpoint)
         else:
@@ -128,7 +137,7 @@ class CompressStage(Stage):
             return self._kept(masks, config, header, own)
 
         return choose_representation(
-            self._samples, masks.class_name, self.config, header, self._seed, keep,
+            self._seen, masks.class_name, self.config, header, self._seed, keep,
             partial(draw_apart, self._builder, self._drawing, self._seed),
             self._builder.models.exemplar_encoder, self._builder.report,
         )  # fmt: skip
@@ -150,7 +159,7 @@ class CompressStage(Stage):
             kept = within_budget(searched, config, masks)
         if kept is None or config.keep == "hybrid":
             kept, rows = keep_exemplars(
-                self._samples, masks, self._builder.models.exemplar_encoder(),
+                self._seen, masks, self._builder.models.exemplar_encoder(),
                 backbone_sizes(config.backbone)[1], config, self._seed, header,
                 self._builder.report, kept, self._builder.aligner,
             )  # fmt: skip
@@ -178,7 +187,7 @@ class CompressStage(Stage):
             while len(known) >= REMEMBERED_SEARCHES:
                 known.pop(next(iter(known)))
             known[key] = compress_class(
-                self._samples, masks, diffusion, config, self._seed, header, builder.report,
+                self._seen, masks, diffusion, config, self._seed, header, builder.report,
                 checkpoint, builder.settings.save_every_seconds, builder.aligner,
             )  # fmt: skip
         searched = known[key]

@@ -9,9 +9,11 @@ from replaycad.artifacts.detector import DetectorArtifact
 from replaycad.artifacts.scores import mirror_in_json
 from replaycad.config.stages import EvalConfig, TrainConfig
 from replaycad.data.samples import test_samples
+from replaycad.data.views import view_of
 from replaycad.detectors.registry import resolve_defaults
 from replaycad.engine.builder import Builder, Stage
 from replaycad.engine.staleness import Plan, check_same_encoder
+from replaycad.engine.views import told
 
 
 class EvalStage(Stage):
@@ -56,6 +58,9 @@ class EvalStage(Stage):
             for class_name, images in self._samples.items()
         }
         inputs[f"detectors/{self.name}"] = self._builder.content("detectors", self.name)
+        header = self._builder.header("detectors", self.name)
+        for class_name in self._samples:
+            inputs |= told(class_name, view_of(header, class_name))
         inputs["class order"] = ",".join(self._samples)
         return inputs
 

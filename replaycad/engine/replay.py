@@ -18,6 +18,7 @@ from replaycad.engine.staleness import (
     input_header,
     still_serves,
 )
+from replaycad.engine.views import stored_view, told
 from replaycad.errors import ArtifactError
 
 if TYPE_CHECKING:
@@ -82,6 +83,8 @@ class ReplayStage(Stage):
         """Draw the images that are not on disk yet."""
         conditions = ConditionsArtifact.load(self._builder.store.path("conditions", self.name))
         header = plan.header((conditions.class_name,))
+        seen = stored_view(conditions.header).as_dict()
+        header |= {"view": seen} if seen else {}
         _draw(
             self._builder, conditions, plan.path, header, self.config, self._seed,
             plan.check_inputs,
@@ -147,7 +150,8 @@ def _inputs(builder: Builder, name: str) -> dict[str, str]:
     content = builder.content("conditions", name)
     header = builder.header("conditions", name)
     used = {field: header.get(field) for field in ("policy", "placement")}
-    return {f"conditions/{name}": content, "policy": digest_of(used)}
+    view = told(header.get("class_name", name), stored_view(header))
+    return {f"conditions/{name}": content, "policy": digest_of(used), **view}
 
 
 def _draw(

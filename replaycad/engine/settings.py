@@ -21,6 +21,9 @@ from replaycad.config.stages import (
 from replaycad.diffusion.fitting import is_bundled_kind
 from replaycad.errors import ConfigError
 
+PER_CLASS = frozenset({"tile", "fit"})
+"""Fields of `mask` that may be typed class by class, as plate=256,board=512."""
+
 Config = TypeVar("Config", MaskConfig, CompressConfig, ReplayConfig, TrainConfig, EvalConfig)
 
 
@@ -54,6 +57,15 @@ class RunSettings:
         """What the user typed for a field of a stage, as text; empty if nothing."""
         return self.overrides.get(stage, {}).get(field, "")
 
+    def of_class(self, stage: str, class_name: str) -> dict[str, str]:
+        """What the user typed for a stage of one class: tiles may differ from class to class."""
+        values = dict(self.overrides.get(stage, {}))
+        for name in PER_CLASS & set(values):
+            text = split_per_class(values.pop(name)).get(class_name)
+            if text is not None:
+                values[name] = text
+        return values
+
     def config(
         self,
         kind: type[Config],
@@ -74,13 +86,16 @@ class RunSettings:
         Raises:
             ConfigError: as `recipes.stage_config`.
         """
-        values = self.overrides.get(kind.stage, {})
+        values = self.of_class(kind.stage, class_name)
+        known = {entry.name for entry in fields(kind)}  # an older version may have had others
+        before = {
+            name: str(value) for name, value in recorded.get("config", {}).items()
+            if name in known
+        }  # fmt: skip
         if not values:
-            known = {entry.name for entry in fields(kind)}  # an older version may have had others
-            values = {
-                name: str(value) for name, value in recorded.get("config", {}).items()
-                if name in known
-            }  # fmt: skip
+            values = before
+        elif kind.stage == "mask":  # how a class is seen stays until that itself is typed
+            values = {name: before[name] for name in PER_CLASS & set(before)} | values
         recipe = self.recipe or self._recipe_of(
             self.typed("compress", "backbone") or self.typed("replay", "backbone") or backbone
         )
@@ -105,6 +120,19 @@ class RunSettings:
                 typed[option] = folder
         parts = [part for option, text in typed.items() if text for part in (option, text)]
         return shlex.join(["replaycad", stage, *parts])
+
+
+class _Default(dict[str, str]):
+    """Answers for classes that are not named with what stands under the empty name, if anything."""
+
+    def get(self, name: str, default: str | None = None) -> str | None:  # type: ignore[override]
+        return dict.get(self, name, dict.get(self, "", default))
+
+
+def split_per_class(text: str) -> "_Default":
+    """Read `256`, or `plate=256,board=512`: class -> text; a bare one counts for all others."""
+    parts = (part.strip().rpartition("=") for part in text.split(","))
+    return _Default({name.strip(): value.strip() for name, _, value in parts})
 
 
 def split_settings(texts: Sequence[str], stage: str | None) -> dict[str, dict[str, str]]:

@@ -311,7 +311,7 @@ def _differences(group: str, before: Mapping[str, Any], after: Mapping[str, Any]
             phrases.append(f"{what} {'are' if group == 'weights' else 'is'} new")
         elif name not in after:
             phrases.append(f"{what} {'are' if group == 'weights' else 'is'} gone")
-        elif group == "config":
+        elif group == "config" or name.startswith("view of "):
             phrases.append(f"{name} {before[name]} -> {after[name]}")
         else:
             phrases.append(f"{what} changed")

@@ -9,14 +9,17 @@ from replaycad.artifacts.checkpoints import Checkpoint
 from replaycad.artifacts.detector import DetectorArtifact
 from replaycad.artifacts.replays import ReplaysReader
 from replaycad.config.stages import TrainConfig
+from replaycad.data.images import viewed
 from replaycad.data.mixture import Mixture, Source
 from replaycad.data.samples import train_samples
+from replaycad.data.views import view_of
 from replaycad.detectors.registry import preset_for, resolve_defaults
 from replaycad.distributed import ranks
 from replaycad.engine.banks import KeptBanks
 from replaycad.engine.builder import Builder, Stage
 from replaycad.engine.replay import prepare_replays
 from replaycad.engine.staleness import Plan, digest_of
+from replaycad.engine.views import VIEW_OF, stored_view, told, wanted_view
 from replaycad.errors import ConfigError
 
 
@@ -64,6 +67,10 @@ class TrainStage(Stage):
         self._samples = {
             class_name: train_samples(settings.data, class_name) for class_name in class_names
         }
+        self._views = {
+            class_name: wanted_view(builder, class_name, real)
+            for class_name, real in self._samples.items()
+        }
         self.weights = builder.digests.encoder(self.config.encoder)
         self._before: list[str] = []
         if self.config.init:
@@ -86,6 +93,11 @@ class TrainStage(Stage):
             for class_name, real in self._samples.items()
         }
         inputs |= {f"replays/{name}": builder.content("replays", name) for name in self._past}
+        for name in self._past:
+            header = builder.header("replays", name)
+            inputs |= told(header.get("class_name", name), stored_view(header))
+        for class_name, view in self._views.items():
+            inputs |= told(class_name, view)
         structure = asdict(preset_for(config.detector, config.preset))
         inputs["preset"] = digest_of({"preset": structure})
         if config.init:
@@ -106,13 +118,14 @@ class TrainStage(Stage):
         if config.init:
             init = DetectorArtifact.load(builder.store.path("detectors", config.init))
         sources, known = self._sources(list(init.class_order) if init else [])
+        header = {**plan.header(known), "views": self._seen(sources, known, init)}
         encoder = builder.models.encoder(config.encoder, config.detector, config.preset)
         is_first = ranks().rank == 0
         checkpoint = builder.checkpoint(plan) if is_first else _ReadOnly(
             builder.store.partial(plan.kind, plan.name, plan.key), plan.key)  # fmt: skip
         detector = train_detector(
             Mixture(sources, config.image_size, builder.report), known, encoder, config,
-            self._seed, plan.header(known), builder.report, checkpoint, init,
+            self._seed, header, builder.report, checkpoint, init,
             builder.settings.save_every_seconds, self._kept_banks(plan),
         )  # fmt: skip
         plan.check_inputs()
@@ -137,9 +150,12 @@ class TrainStage(Stage):
             "limit": shared_out(self.config.replay_budget, len(self._past)),
         }  # fmt: skip
         keys = {
-            class_name: digest_of({**shared, "class": class_name, "from": facts["inputs"][source]})
+            class_name: digest_of({
+                **shared, "class": class_name, "from": facts["inputs"][source],
+                "view": facts["inputs"][VIEW_OF + class_name],
+            })
             for class_name, source in zip(class_names, named, strict=True)
-        }
+        }  # fmt: skip
         return KeptBanks(builder.store, keys, builder.report)
 
     def _sources(self, before: list[str]) -> tuple[list[Source], list[str]]:
@@ -149,20 +165,39 @@ class TrainStage(Stage):
         known = list(dict.fromkeys([*before, *drawn, *self._samples]))
         limit = shared_out(self.config.replay_budget, len(replays))
         sources = [
-            Source(class_index=known.index(name), replays=reader, limit=limit)
+            Source(class_index=known.index(name), replays=reader, limit=limit,
+                   view=stored_view(reader.header))
             for name, reader in zip(drawn, replays, strict=True)
         ]
         sources += [
-            Source(class_index=known.index(name), samples=real)
+            Source(class_index=known.index(name), samples=viewed(real, self._views[name]))
             for name, real in self._samples.items()
         ]
         counts = [
-            f"{len(source)} {'replays' if source.replays else 'images'} of "
+            f"{len(source)} {_what(source)} of "
             f"{known[source.class_index]}"
             for source in sources
         ]
         self._builder.report.note(f"{self.name} learns from {', '.join(counts)}")
         return sources, known
+
+
+    @staticmethod
+    def _seen(
+        sources: Sequence[Source], known: Sequence[str], init: DetectorArtifact | None
+    ) -> dict[str, Any]:
+        """How each class is seen, for the header: those of now as now, the others as before."""
+        views = {name: view_of(init.header, name) for name in init.class_order} if init else {}
+        for source in sources:
+            view = source.samples[0].view if source.samples else source.view
+            views[known[source.class_index]] = view
+        return {name: view.as_dict() for name, view in views.items()}
+
+
+def _what(source: Source) -> str:
+    if source.replays:
+        return "replays"
+    return "tiles" if source.samples[0].view.tile else "images"
 
 
 def shared_out(budget: int, num_classes: int) -> int:

@@ -10,8 +10,9 @@ from replaycad.artifacts.atomic import replacing
 from replaycad.artifacts.masks import MasksArtifact
 from replaycad.artifacts.replays import ReplaysReader
 from replaycad.artifacts.store import Store
-from replaycad.data.images import evenly_spaced, load_image
+from replaycad.data.images import Reader, evenly_spaced, viewed
 from replaycad.data.samples import train_samples
+from replaycad.data.views import View
 
 CELL, GAP, HEAD, PER_KIND = 128, 4, 18, 3
 GROUND, INK = (24, 24, 24), (230, 230, 230)
@@ -53,16 +54,20 @@ def draw_sheet(data: Path, store: Store, replays: Mapping[str, str], target: Pat
 def pictures_of(
     data: Path, store: Store, class_name: str, drawn: str
 ) -> dict[str, list[np.ndarray]]:
-    """Pictures `[H, W, 3]` uint8 per kind; real ones and their masks belong together."""
-    samples = train_samples(data, class_name)
-    rows = evenly_spaced(len(samples), PER_KIND)
-    found: dict[str, list[np.ndarray]] = {
-        "real": [load_image(samples[row].path, CELL) for row in rows]
-    }
+    """Pictures `[H, W, 3]` uint8 per kind; real ones and their masks belong together.
+
+    Of a class that is seen as tiles, they are tiles.
+    """
     masks_path, replays_path = store.path("masks", class_name), store.path("replays", drawn)
+    masks = MasksArtifact.load(masks_path) if masks_path.exists() else None
+    view = View.from_dict(masks.header.get("view")) if masks else View()
+    samples = viewed(train_samples(data, class_name), view)
+    rows, reader = evenly_spaced(len(samples), PER_KIND), Reader()
+    found: dict[str, list[np.ndarray]] = {
+        "real": [reader.pixels(samples[row], CELL) for row in rows]
+    }
     found["mask"] = []
-    if masks_path.exists():
-        masks = MasksArtifact.load(masks_path)
+    if masks is not None:
         # By name: images may have come or gone since the masks were made.
         place = {name: number for number, name in enumerate(masks.image_ids)}
         ids = [samples[row].image_id for row in rows]

@@ -46,7 +46,7 @@ def perform_on_ray(builder: Builder, planned: Sequence[Step]) -> Performed:
         import ray  # noqa: PLC0415 - an extra
     except ImportError:
         hint = "run `pip install replaycad[ray]`"
-        raise ConfigError("--ray needs the package ray", hint) from None
+        raise ConfigError("--device ray needs the package ray", hint) from None
     if not ray.is_initialized():
         try:
             ray.init(log_to_driver=False, logging_level=logging.ERROR)

@@ -1,5 +1,6 @@
 """A detector as one file that other programs run: from an RGB image to its map and score."""
 
+import json
 import logging
 import shutil
 import tempfile
@@ -13,8 +14,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from replaycad.artifacts.atomic import replacing
+from replaycad.artifacts.atomic import replacing, write_text
 from replaycad.artifacts.store import Store
+from replaycad.data.views import view_of
 from replaycad.errors import ConfigError, ReplayCadError
 from replaycad.inference.predict import DetectorGraph, load_predictor
 
@@ -42,8 +44,12 @@ def export_detector(
         target: the file to replace; OpenVINO writes a `.bin` beside it.
         form: key of `FORMATS`.
 
+    A file named as the target with `.json` behind it says how pictures become such images:
+    `image_size`, and by class under `views` its `tile` in pixels (0: whole pictures) and its `fit`.
+
     Returns:
-        `file`, `format`, `image_size`, `num_bytes` and `max_difference` of scores and maps.
+        `file`, `format`, `image_size`, `views`, `num_bytes` and `max_difference` of scores and
+        maps.
 
     Raises:
         ConfigError: an unknown format, a file name that does not end as it should, or missing
@@ -78,10 +84,22 @@ def export_detector(
         for file in sorted(Path(folder).iterdir()):  # the .bin of OpenVINO before its .xml
             with replacing(target.with_name(file.name)) as out, file.open("rb") as source:
                 shutil.copyfileobj(source, out)
+    views = _views(predictor.header)
+    beside = {"image_size": size, "views": views}
+    write_text(target.with_name(f"{target.name}.json"), json.dumps(beside, indent=1) + "\n")
     return {
-        "file": str(target), "format": form, "image_size": size,
+        "file": str(target), "format": form, "image_size": size, "views": views,
         "num_bytes": target.stat().st_size, "max_difference": difference,
     }  # fmt: skip
+
+
+def _views(header: Mapping[str, Any]) -> dict[str, Any]:
+    """Tile, fit, and what is ignored as a PNG in base64, by class."""
+    views = {name: view_of(header, name) for name in header["class_order"]}
+    return {
+        name: {"tile": view.tile, "fit": view.fit, "ignore": view.as_dict().get("ignore", "")}
+        for name, view in views.items()
+    }
 
 
 def _write_onnx(graph: DetectorGraph, example: torch.Tensor, path: Path) -> None:

@@ -2,9 +2,9 @@
 
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from copy import copy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain, islice
 from pathlib import Path
 from statistics import median
@@ -19,17 +19,20 @@ from replaycad.anomaly import normalized_scores
 from replaycad.artifacts.atomic import replacing
 from replaycad.artifacts.detector import DetectorArtifact
 from replaycad.artifacts.store import Store
-from replaycad.data.images import read_picture, square_pixels
+from replaycad.data.images import read_picture
 from replaycad.data.samples import IMAGE_SUFFIXES
+from replaycad.data.stitching import stitched_maps
+from replaycad.data.views import WHOLE, View, shared_view, view_of
 from replaycad.detectors.encoders import Encoder, load_encoder
 from replaycad.detectors.registry import preset_for
 from replaycad.engine.inputs import InputDigests
 from replaycad.engine.staleness import check_same_encoder, input_header
 from replaycad.errors import ArtifactError, ConfigError, DatasetError
 from replaycad.inference.overlay import overlay
-from replaycad.stages.eval import rebuild_detector
+from replaycad.stages.eval import picture_score, rebuild_detector
 
 STDIN = "-"
+TILES_AT_ONCE = 16  # at least, also of a single picture
 WATCH_SECONDS = 0.5  # between two looks into a folder that is being filled
 
 
@@ -43,7 +46,7 @@ class DetectorGraph(nn.Module):
 
     def __init__(self, trained: DetectorArtifact, encoder: Encoder) -> None:
         super().__init__()
-        self._detector, self._encoder = rebuild_detector(trained, encoder), encoder
+        self.detector, self._encoder = rebuild_detector(trained, encoder), encoder
         self.thresholds = trained.thresholds
         self.eval()
 
@@ -66,12 +69,16 @@ class DetectorGraph(nn.Module):
 
         Both float32 on the scale where 0 is typical of normal images and 1 the threshold.
         """
-        maps = self._detector.anomaly_maps(self._encoder.encode_images(images))
-        scores = self._detector.image_scores(maps)
+        maps = self.raw_maps(images)
+        scores = self.detector.image_scores(maps)
         return (
             normalized_scores(scores, self.thresholds),
             normalized_scores(maps, self.thresholds, "pixel"),
         )
+
+    def raw_maps(self, images: torch.Tensor) -> torch.Tensor:
+        """Anomaly maps `[B, S, S]` float32 of `[B, 3, S, S]` uint8 RGB as they come."""
+        return self.detector.anomaly_maps(self._encoder.encode_images(images))
 
 
 @dataclass(frozen=True)
@@ -82,11 +89,21 @@ class Predictor:
         graph: that judges.
         image_size: side in pixels of what it sees.
         device: where it runs.
+        view: how pictures are seen; None where that depends on the class.
+        header: of the detector.
     """
 
     graph: DetectorGraph
     image_size: int
     device: torch.device
+    view: View | None = WHOLE
+    header: Mapping[str, Any] = field(default_factory=dict)
+
+    def of_class(self, name: str) -> "Predictor":
+        """The same for pictures of one class: its view, and its thresholds if it has any."""
+        known = name in self.graph.thresholds.get("by_class", {})
+        graph = self.graph.of_class(name) if known else self.graph
+        return replace(self, graph=graph, view=view_of(self.header, name))
 
     @torch.inference_mode()
     def __call__(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -94,6 +111,50 @@ class Predictor:
         batch = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
         scores, maps = self.graph(batch.to(self.device))
         return scores.cpu().numpy(), maps.cpu().numpy()
+
+    def one_view(self) -> View:
+        """How pictures are seen.
+
+        Raises:
+            ConfigError: if that depends on the class.
+        """
+        if self.view is None:
+            names = ", ".join(
+                f"{name}: {view_of(self.header, name)}" for name in self.header["class_order"]
+            )
+            message = f"the detector sees its classes in different ways ({names})"
+            raise ConfigError(message, "name the class with --class")
+        return self.view
+
+    @torch.inference_mode()
+    def judge(
+        self, pictures: Iterable[tuple[str, Image.Image]], batch_size: int
+    ) -> Iterator[tuple[float, np.ndarray]]:
+        """Judge RGB pictures of any size, by name: score and map `[h, w]`, as of `graph`.
+
+        The map of a picture that is squashed is square; any other has the picture's shape. It is
+        minus infinity where the picture is ignored.
+
+        Raises:
+            ConfigError: if it depends on the class how pictures are seen.
+            DatasetError: if a picture has another size than the view demands.
+        """
+        view = self.one_view()
+        thresholds = self.graph.thresholds
+
+        def maps_of(images: np.ndarray) -> np.ndarray:
+            batch = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
+            return self.graph.raw_maps(batch.to(self.device)).cpu().numpy()
+
+        named = ((name, view.blanked(picture, name)) for name, picture in pictures)
+        at_once = max(batch_size, TILES_AT_ONCE) if view.tile else batch_size
+        for _, stitched in stitched_maps(named, view, self.image_size, at_once, maps_of):
+            whole = stitched.whole()
+            score = torch.tensor(picture_score(self.graph.detector, stitched, whole))
+            shown = normalized_scores(torch.from_numpy(whole), thresholds, "pixel").numpy()
+            if stitched.counted is not None:
+                shown = np.where(stitched.counted, shown, np.float32(-np.inf))
+            yield float(normalized_scores(score, thresholds)), shown
 
 
 def load_predictor(
@@ -106,7 +167,8 @@ def load_predictor(
         name: of the detector; empty where the store holds one alone.
         encoder: as `eval` takes it; empty for the one that it was trained with.
         device: where it shall run.
-        class_name: whose threshold counts; empty for the one over all classes.
+        class_name: whose threshold and view count; empty for the threshold over all classes, and
+            the view that they share.
 
     Raises:
         ConfigError: no name, and not exactly one detector; or a class that it does not know.
@@ -129,7 +191,9 @@ def load_predictor(
     levels = preset_for(trained.detector, trained.preset).levels
     graph = DetectorGraph(trained, load_encoder(encoder, device, levels))
     graph = graph.of_class(class_name) if class_name else graph
-    return Predictor(graph, trained.image_size, device)
+    header = trained.header
+    view = view_of(header, class_name) if class_name else shared_view(header)
+    return Predictor(graph, trained.image_size, device, view, header)
 
 
 @dataclass(frozen=True)
@@ -233,21 +297,26 @@ def predict(
 
     Raises:
         DatasetError: as `find_images`.
+        ConfigError: as `Predictor.one_view`.
         ArtifactError: if an overlay cannot be written, or would replace an image that is judged.
     """
     taken: set[Path] = set()
-    while batch := list(islice(images, batch_size)):
+    view = predictor.one_view()
+    at_once = 1 if view.tile else batch_size  # of a picture of many tiles, one is held
+    while batch := list(islice(images, at_once)):
         start, read = time.monotonic(), []
         for found in batch:
             try:
-                read.append((found, read_picture(found.path)))
+                picture = read_picture(found.path)
+                view.check(*picture.size, str(found.path))
+                read.append((found, picture))
             except DatasetError as error:
                 tally.failures += 1
                 yield {"image": str(found.path), "error": str(error)}
         if not read:
             continue
-        pixels = np.stack([square_pixels(one, predictor.image_size) for _, one in read])
-        scores, maps = predictor(pixels)
+        judged = predictor.judge([(str(found.path), one) for found, one in read], batch_size)
+        scores, maps = zip(*judged, strict=True)
         spent = (time.monotonic() - start) / len(read)
         for (found, picture), score, one_map in zip(read, scores, maps, strict=True):
             tally.seconds.append(spent)

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -165,8 +164,7 @@ def _cards(
     cards = []
     for name in document["classes"]:
         card: dict[str, Any] = {"name": name, "pictures": {}, "extremes": [], "histogram": ""}
-        known = name in predictor.graph.thresholds.get("by_class", {})
-        own = replace(predictor, graph=predictor.graph.of_class(name)) if known else predictor
+        own = predictor.of_class(name)
         try:
             drawn = names["stored"].get(name, name)
             found = pictures_of(data, store, name, drawn)

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from replaycad.artifacts.scores import ScoresArtifact
-from replaycad.data.images import read_picture, square_pixels
+from replaycad.data.images import read_picture
 from replaycad.data.samples import Sample
 from replaycad.inference.overlay import overlay
 from replaycad.inference.predict import Predictor
@@ -64,8 +64,8 @@ def extremes(
 
 def _shown(what: str, sample: Sample, predictor: Predictor) -> dict[str, Any]:
     picture = read_picture(sample.path)
-    scores, maps = predictor(square_pixels(picture, predictor.image_size)[None])
+    ((score, one_map),) = predictor.judge([(str(sample.path), picture)], 1)
     return {
-        "what": what, "name": sample.image_id, "score": float(scores[0]),
-        "image": as_data(picture.copy()), "overlay": as_data(overlay(picture, maps[0])),
+        "what": what, "name": sample.image_id, "score": score,
+        "image": as_data(picture.copy()), "overlay": as_data(overlay(picture, one_map)),
     }  # fmt: skip

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.nn import functional as F
 
 from replaycad.artifacts.conditions import ConditionsArtifact
 from replaycad.artifacts.masks import MasksArtifact
@@ -13,7 +14,7 @@ from replaycad.config.stages import CompressConfig
 from replaycad.continual.budget import IMAGE_BUDGET, MAX_POSES, affordable, fitted
 from replaycad.continual.coverage import symmetries
 from replaycad.continual.exemplars import coverage_order, describe, encode, fill
-from replaycad.data.images import evenly_spaced, load_images
+from replaycad.data.images import evenly_spaced, load_counted, load_images
 from replaycad.data.samples import Sample
 from replaycad.detectors.encoders import Encoder
 from replaycad.diffusion.alignment import (
@@ -98,7 +99,7 @@ def compress_class(
     spatial = config.conditioning != "semantic"
     resized = resize_masks(masks.object_masks[read], diffusion.image_size)
     resized = _spoilt(resized, config, seed)
-    poses = None
+    poses = found = None
     if config.alignment == "auto":
         # The poses say how the class moves, better than the policy's guess.
         augmentation = "none"
@@ -127,6 +128,7 @@ def compress_class(
     conditions = search(
         diffusion, start, encoded, encoded_masks, config, seed, report, checkpoint,
         save_every_seconds, coefficients,
+        _latent_weights(samples, found, policy["mask_rule"], operations, diffusion),
     )  # fmt: skip
     if coefficients is not None:
         rows = coefficients.flatten(0, 1)
@@ -308,9 +310,34 @@ def _into_frame(
     found = aligner(images, seed)
     fill = beyond_border(mask_rule)
     moved = all_to_frame(torch.from_numpy(images), found.poses, fill).numpy()
-    masks = torch.from_numpy(object_masks)[:, None].float()
-    moved_masks = to_frame(masks, found.poses, fill)[:, 0].numpy() > 0.5
-    return found, moved, moved_masks
+    return found, moved, _masks_into_frame(object_masks, found, fill)
+
+
+def _masks_into_frame(masks: np.ndarray, found: Alignment, fill: str) -> np.ndarray:
+    """Masks `[N, S, S]` bool moved into the class's frame."""
+    moved = to_frame(torch.from_numpy(masks)[:, None].float(), found.poses, fill)
+    return moved[:, 0].numpy() > 0.5
+
+
+def _latent_weights(
+    samples: Sequence[Sample],
+    found: Alignment | None,
+    mask_rule: str,
+    operations: Sequence[Any],
+    diffusion: Diffusion,
+) -> torch.Tensor | None:
+    """How much of each latent counts, `[A, N, 1, h, w]` in 0..1; None where all of them do.
+
+    Padding and ignored pixels count for nothing.
+    """
+    counted = load_counted(samples, diffusion.image_size)
+    if counted is None:
+        return None
+    if found is not None:
+        counted = _masks_into_frame(counted, found, beyond_border(mask_rule))
+    turned = np.stack([apply_to_masks(operation, counted) for operation in operations])
+    shares = F.adaptive_avg_pool2d(torch.from_numpy(turned).float(), diffusion.latent_size)
+    return shares[:, :, None]
 
 
 def _artifact(

@@ -1,16 +1,21 @@
 """Measures a detector on test images, class by class."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 
 from replaycad.artifacts.detector import DetectorArtifact
 from replaycad.artifacts.scores import ScoresArtifact
 from replaycad.config.stages import EvalConfig
-from replaycad.data.images import load_anomaly_mask, load_images
+from replaycad.data.images import Reader, load_anomaly_mask, load_images, picture_size, viewed
 from replaycad.data.samples import Sample
+from replaycad.data.stitching import FloatArray, MapFile, Stitched, stitched_maps
+from replaycad.data.views import View, view_of
 from replaycad.detectors.encoders import Encoder
 from replaycad.detectors.interface import Detector
 from replaycad.detectors.registry import build_detector
@@ -29,7 +34,8 @@ def evaluate(
 ) -> ScoresArtifact:
     """Score the test images of every class and compute its figures.
 
-    The maps of one class are held at a time.
+    The maps of one class are held at a time: in memory, or where pictures are seen as tiles, padded
+    or partly ignored, in a temporary file.
 
     Args:
         samples: class -> test images.
@@ -51,12 +57,19 @@ def evaluate(
     figures: dict[str, dict[str, float]] = {}
     scores, labels, class_index, kept, ids = [], [], [], [], []
     for index, (class_name, images) in enumerate(samples.items()):
-        maps, masks = _class_maps(class_name, images, detector, encoder, trained, config, report)
         # Deviation: section 5.1 leaves open what makes an image anomalous; here its folder or its
         # row in the table says so, also where a mask is missing or empty.
         image_labels = np.array([sample.is_anomalous for sample in images], np.uint8)
-        class_scores = detector.image_scores(torch.from_numpy(maps)).numpy()
-        seen = (maps, masks) if detector.localizes else ()
+        view = view_of(trained.header, class_name)
+        judge = partial(_judged, detector, encoder)
+        if all(view.is_plain(*picture_size(sample.path)) for sample in images):
+            maps, masks = _class_maps(class_name, images, judge, trained, config, report)
+            class_scores = detector.image_scores(torch.from_numpy(maps)).numpy()
+            seen: Any = (maps, masks)
+        else:
+            found = _stitched(class_name, images, view, detector, judge, trained, config, report)
+            class_scores, maps, seen = found
+        seen = seen if detector.localizes else ()
         figures[class_name] = class_metrics(class_scores, image_labels, *seen)
         scores.append(class_scores)
         labels.append(image_labels)
@@ -100,11 +113,64 @@ def rebuild_detector(trained: DetectorArtifact, encoder: Encoder) -> Detector:
     return detector.to(encoder.device).eval()
 
 
+def picture_score(detector: Detector, stitched: Stitched, whole: FloatArray) -> float:
+    """Score of a picture with the map `[h, w]` float32: of its highest tile, if it has any.
+
+    Neither padding nor ignored pixels count.
+    """
+    parts = (torch.from_numpy(part.copy())[None] for part in stitched.parts(whole))
+    return max(float(detector.image_scores(part)) for part in parts)
+
+
+def _judged(detector: Detector, encoder: Encoder, images: torch.Tensor) -> np.ndarray:
+    """Maps `[B, S, S]` float32 of `[B, 3, S, S]` uint8."""
+    return detector.anomaly_maps(encoder.encode_images(images)).cpu().numpy()
+
+
+def _stitched(
+    class_name: str,
+    samples: Sequence[Sample],
+    view: View,
+    detector: Detector,
+    judge: Callable[[torch.Tensor], np.ndarray],
+    trained: DetectorArtifact,
+    config: EvalConfig,
+    report: Report,
+) -> tuple[np.ndarray, np.ndarray, tuple[MapFile, MapFile, list[np.ndarray | None]]]:
+    """Image scores `[N]`, maps to be kept, and maps, masks and what counts for the figures.
+
+    The maps have the pictures' shape, those to be kept `[N, S, S]` are brought to the square that
+    the detector sees, and there are none unless they are asked for.
+    """
+    size, reader = trained.image_size, Reader()
+    whole = viewed(samples, replace(view, tile=0))
+    pictures = ((number, reader.picture(sample)) for number, sample in enumerate(whole))
+
+    def maps_of(images: np.ndarray) -> np.ndarray:
+        return judge(torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2))))
+
+    maps, masks, counted, scores, kept = MapFile(), MapFile(), [], [], []
+    for number, stitched in stitched_maps(pictures, view, size, config.batch_size, maps_of):
+        one_map, path = stitched.whole(), samples[number].mask_path
+        scores.append(picture_score(detector, stitched, one_map))
+        maps.append(one_map)
+        masks.append(
+            np.zeros(stitched.shape, np.bool_) if path is None
+            else load_anomaly_mask(path, stitched.shape)
+        )  # fmt: skip
+        counted.append(stitched.counted)
+        if config.keep_maps:
+            square = Image.fromarray(one_map).resize((size, size), Image.Resampling.BILINEAR)
+            kept.append(np.asarray(square))
+        report.step(f"eval {class_name}", number + 1, len(samples))
+    stacked = np.stack(kept) if kept else np.zeros((0, size, size), np.float32)
+    return np.array(scores, np.float32), stacked, (maps, masks, counted)
+
+
 def _class_maps(
     class_name: str,
     samples: Sequence[Sample],
-    detector: Detector,
-    encoder: Encoder,
+    judge: Callable[[torch.Tensor], np.ndarray],
     trained: DetectorArtifact,
     config: EvalConfig,
     report: Report,
@@ -116,7 +182,7 @@ def _class_maps(
     for rows in _chunks(len(samples), config.batch_size):
         batch = samples[rows]
         images = torch.from_numpy(load_images(batch, size))
-        maps[rows] = detector.anomaly_maps(encoder.encode_images(images)).cpu().numpy()
+        maps[rows] = judge(images)
         for row, sample in zip(range(rows.start, rows.stop), batch, strict=True):
             if sample.mask_path is not None:
                 masks[row] = load_anomaly_mask(sample.mask_path, size)

@@ -9,7 +9,7 @@ import numpy as np
 from replaycad.artifacts.masks import MasksArtifact
 from replaycad.config.stages import MaskConfig
 from replaycad.data.classes import ClassPolicy, auto_policy, infer_policy, policy_for
-from replaycad.data.images import evenly_spaced, load_image, load_images
+from replaycad.data.images import Reader, evenly_spaced, load_images
 from replaycad.data.samples import Sample
 from replaycad.progress import Report, silent
 
@@ -35,7 +35,7 @@ def make_masks(
 
     Args:
         class_name: of the class; its row in the table of policies is used, if it has one.
-        samples: training images.
+        samples: training images, or their tiles, for which no segmenter is asked.
         segmenter: or None, for which the whole frame is the object.
         config: of the stage.
         header: common part of the artifact's header.
@@ -47,21 +47,22 @@ def make_masks(
     Raises:
         DatasetError: if an image cannot be read.
     """
-    known = policy_for(class_name)
-    size = config.image_size
+    is_tiled = bool(samples[0].view.tile)
+    known = None if is_tiled else policy_for(class_name)
+    size, reader = config.image_size, Reader()
     object_masks = np.ones((len(samples), size, size), dtype=np.bool_)
-    rule, reason = "frame", "no segmenter"
+    rule, reason = "frame", "tiles are all surface" if is_tiled else "no segmenter"
     if segmenter is not None and config.rule != "frame":
         wanted = known or auto_policy(class_name)
         if config.rule != "policy":
             wanted = replace(wanted, mask_rule=config.rule)
         few = evenly_spaced(len(samples), SETTLE_IMAGES)
         settled = segmenter.settle(
-            [load_image(samples[i].path, size) for i in few], wanted, config.rule != "policy"
+            [reader.pixels(samples[i], size) for i in few], wanted, config.rule != "policy"
         )
         rule, reason = settled.mask_rule, settled.reason
         for index, sample in enumerate(samples):
-            image = load_image(sample.path, size)
+            image = reader.pixels(sample, size)
             object_masks[index] = segmenter.object_mask(image, settled)
             report.step(f"mask {class_name}", index + 1, len(samples))
         if settled.failure:
@@ -71,10 +72,10 @@ def make_masks(
     policy = known or _guess(class_name, samples, object_masks, rule)
     if known is None:
         poses = f"'{policy.replay_augmentation}' ({policy.reason})"
-        if policy_for(class_name) is None:
+        if is_tiled or policy_for(class_name) is None:
+            why = "tiled" if is_tiled else "not in the table of classes"
             report.note(
-                f"{class_name} is not in the table of classes: masks by '{rule}' ({reason}), "
-                f"replay poses by {poses}"
+                f"{class_name} is {why}: masks by '{rule}' ({reason}), replay poses by {poses}"
             )
         else:
             report.note(f"{class_name}: replay poses follow these masks, not the table: {poses}")

@@ -11,6 +11,7 @@ from replaycad.artifacts.conditions import ConditionsArtifact
 from replaycad.artifacts.replays import ReplaysWriter
 from replaycad.config.stages import ReplayConfig
 from replaycad.continual.exemplars import decode, vary
+from replaycad.data.views import BLANK, View
 from replaycad.diffusion.alignment import beyond_border, to_pose
 from replaycad.diffusion.backbones import Diffusion
 from replaycad.diffusion.conditioning import Conditions, SpatialEncoder
@@ -122,6 +123,7 @@ def replay_class(
         ArtifactError: if conditions and backbone do not fit, or the disk is full.
     """
     kept = Kept(conditions) if conditions.exemplars else None
+    view = View.from_dict(conditions.header.get("view"))
     # A batch begun by a killed run is drawn again whole: on some machines the last bit of an image
     # depends on how many are drawn beside it.
     done = writer.rows_done
@@ -142,6 +144,7 @@ def replay_class(
         images, masks = (np.stack(part) for part in zip(*pairs, strict=True))
         if config.jpeg_quality:
             images = through_jpeg(images, config.jpeg_quality)
+        images = blanked(images, view)
         fresh = slice(max(done - start, 0), None)
         writer.append(images[fresh], masks[fresh], seeds[batch][fresh])
         report.step("replay", batch.stop, config.num_images)
@@ -193,13 +196,14 @@ def vary_exemplars(
     Raises:
         ArtifactError: if the disk is full.
     """
-    kept = Kept(conditions)
+    kept, view = Kept(conditions), View.from_dict(conditions.header.get("view"))
     seeds = image_seeds(conditions.class_name, seed, config.num_images)
     whole = np.ones((1, *kept.images.shape[2:]), np.bool_)
     for number in range(writer.rows_done, config.num_images):
         drawn = kept.varied(seeds[number])[None]
         if config.jpeg_quality:
             drawn = through_jpeg(drawn, config.jpeg_quality)
+        drawn = blanked(drawn, view)
         writer.append(drawn, whole, seeds[number : number + 1])
         report.step("replay", number + 1, config.num_images)
 
@@ -254,6 +258,18 @@ class Kept:
 
     def _stream(self, seed: int) -> np.random.Generator:
         return np.random.default_rng(stream_seed(int(seed), "exemplar"))
+
+
+def blanked(images: np.ndarray, view: View) -> np.ndarray:
+    """Images `[N, 3, S, S]` uint8, blank where whole pictures of the class are ignored.
+
+    However an image was moved or turned, it is then blank where real ones are, and there alone.
+    """
+    ignored = view.ignored_whole(images.shape[-1])
+    if ignored is None:
+        return images
+    blank = np.array(BLANK, np.uint8)[:, None, None]
+    return np.where(ignored, blank, images)
 
 
 def through_jpeg(images: np.ndarray, quality: int) -> np.ndarray:

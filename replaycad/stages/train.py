@@ -17,7 +17,7 @@ from replaycad.data.mixture import Mixture, batches
 from replaycad.detectors.encoders import Encoder
 from replaycad.detectors.feature_cache import FeatureCache
 from replaycad.detectors.interface import Detector
-from replaycad.detectors.limits import NormalScores
+from replaycad.detectors.limits import NormalScores, measured, together
 from replaycad.detectors.optimization import make_optimizers, optimize_step
 from replaycad.detectors.patchcore.network import PatchCore
 from replaycad.detectors.registry import build_detector, preset_for, resolve_defaults
@@ -148,7 +148,7 @@ def _check_same_kind(init: DetectorArtifact, config: TrainConfig, header: dict[s
         if here != there:
             raise ArtifactError(
                 f"detector '{config.init}' was trained with another {what}: {there}, not {here}",
-                "use the same settings, or train without --init",
+                "use the same settings, or train without init",
             )
 
 
@@ -355,18 +355,16 @@ def _thresholds(
     for index in np.unique(classes):
         own = np.flatnonzero(classes == index)
         places[own] = np.arange(len(own))
-    scores, pixels = [], []
+    parts: dict[int, list[NormalScores]] = {}
     for chunk in np.array_split(rows, math.ceil(len(rows) / batch_size)):
         maps = detector.fitted_maps(
             features(chunk), classes[chunk].tolist(), places[chunk].tolist()
         )
-        scores.append(detector.image_scores(maps).cpu().numpy())
-        pixels.append(maps[:, ::2, ::2].flatten(1).cpu().numpy())
-    image_scores, map_values = np.concatenate(scores), np.concatenate(pixels)
-    by_class = {}
-    for index in np.unique(classes[rows]):
-        own = classes[rows] == index
-        part = NormalScores(image_scores[own], map_values[own].flatten())
-        by_class[class_order[index]] = part.limits()
-    whole = NormalScores(image_scores, map_values.flatten())
-    return {**whole.limits(), "by_class": by_class}
+        found = measured(detector, maps, mixture.counted(chunk))
+        for row, index in enumerate(classes[chunk].tolist()):
+            parts.setdefault(index, []).append(found.of(row, mixture.num_tiles[index]))
+    by_class = {index: together(parts[index]) for index in sorted(parts)}
+    return {
+        **together(list(by_class.values())).limits(),
+        "by_class": {class_order[index]: part.limits() for index, part in by_class.items()},
+    }

@@ -192,7 +192,7 @@ def test_names_cannot_leave_the_store(run, name, tmp_path):
 
 
 def test_a_detector_cannot_go_on_from_itself(run):
-    assert "another --name" in one_line_error(run("train", "--class", "disc", "--init", "disc"))
+    assert "another --name" in one_line_error(run("train", "--class", "disc", "--set", "init=disc"))
 
 
 def test_run_prints_the_matrix_and_keeps_document_and_sheet(run, tmp_path):

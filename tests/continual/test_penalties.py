@@ -109,7 +109,7 @@ def test_the_heavier_the_penalty_the_nearer_the_weights_stay(run, tmp_path, kind
     for weight in (0, 1e3, 1e6):
         name = f"after-{weight:.0f}"
         result = run(
-            "train", "--class", "plate", "--init", "disc", "--name", name,
+            "train", "--class", "plate", "--set", "init=disc", "--name", name,
             "--set", f"penalty={kind}", "--set", f"penalty_weight={weight}",
         )  # fmt: skip
         assert result.exit_code == 0, result.output
@@ -123,7 +123,7 @@ def test_the_heavier_the_penalty_the_nearer_the_weights_stay(run, tmp_path, kind
 def test_a_detector_without_importances_cannot_be_gone_on_from_with_a_penalty(run):
     assert run("train", "--class", "disc").exit_code == 0
 
-    result = run("train", "--class", "plate", "--init", "disc", "--set", "penalty=ewc")
+    result = run("train", "--class", "plate", "--set", "init=disc", "--set", "penalty=ewc")
 
     assert result.exit_code == 1
     assert "was trained with the penalty 'none', not 'ewc'" in result.stderr

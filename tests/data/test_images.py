@@ -15,14 +15,17 @@ from replaycad.data.images import (
     load_images,
     resize_image,
 )
+from replaycad.data.views import WHOLE, View
 from replaycad.errors import DatasetError
 
 
 @dataclass(frozen=True)
 class Named:
-    """The only thing `load_images` asks of a sample."""
+    """All that `load_images` asks of a sample."""
 
     path: Path
+    view: View = WHOLE
+    window: None = None
 
 
 def save(picture, path, **options):

@@ -4,6 +4,7 @@ import json
 import shutil
 
 import pytest
+from PIL import Image
 
 from replaycad.data.survey import survey
 from replaycad.errors import DatasetError
@@ -47,8 +48,59 @@ def test_what_is_wrong_is_named_with_what_to_do(folder):
     assert "2 training images are named like defects" in found
     assert "train/good/scratch_01.png" in found
     assert "1 file is not an image (train/good/broken-file.png)" in found
-    assert "squashed to a square" in found
+    assert "squashed" not in found, "they are padded, which is no problem"
     assert "only 9 training images" in found
+
+
+def test_what_a_small_defect_becomes_is_told_with_the_tile_that_keeps_it(folder):
+    good = folder / "disc" / "train" / "good"
+    large = survey(folder)["classes"][0]
+    assert (large["defect_px"], large["tile"]) == (20.0, 0), "32 px are not enlarged in words"
+
+    draw_object("disc", 3).resize((1024, 1024)).save(good / "large.png")
+    found = survey(folder)["classes"][0]
+    assert (found["defect_px"], found["tile"]) == (5.0, 0)
+
+    draw_object("disc", 3).resize((2048, 2000)).save(good / "larger.png")
+    found = survey(folder)["classes"][0]
+    assert (found["defect_px"], found["tile"]) == (2.5, 256)
+    assert "a defect of 20 px becomes 2.5 px at 256 px: use --tile 256" in problems(folder)
+    assert survey(folder, 512)["classes"][0]["tile"] == 0
+
+
+def test_the_command_suggests_the_tile_as_it_is_typed(folder, monkeypatch):
+    monkeypatch.setenv("REPLAYCAD_RECIPE", "standard")
+    draw_object("disc", 3).resize((2048, 2048)).save(folder / "disc/train/good/large.png")
+
+    told = invoke(["doctor", "--data", folder]).stdout
+
+    assert "use --tile 256" in told
+    assert told.rstrip().endswith("--class disc --tile 256")
+
+
+def test_pictures_that_are_not_square_are_padded_or_squashed(folder):
+    draw_object("disc", 3).resize((64, 32)).save(folder / "disc/train/good/wide.png")
+
+    notes = survey(folder)["classes"][0]["notes"]
+    assert notes == ["pictures of 64x32 are padded to squares"]
+    squashed = survey(folder, fit="squash")["classes"][0]
+    assert squashed["notes"] == []
+    assert any("squashed into squares" in one for one in squashed["problems"])
+
+
+def test_what_is_ignored_is_told_and_a_wrong_picture_is_a_problem(folder):
+    path = folder / "disc" / "ignore.png"
+
+    Image.new("L", (32, 32)).save(path)
+    assert survey(folder)["classes"][0]["notes"] == ["ignore.png is all black: nothing is ignored"]
+    Image.new("L", (32, 32), 255).save(path)
+    assert "all of a picture is ignored" in problems(folder)
+    half = Image.new("L", (32, 32))
+    half.paste(255, (0, 0, 16, 32))
+    half.save(path)
+    assert survey(folder)["classes"][0]["notes"] == ["what is white in ignore.png is ignored"]
+    half.resize((64, 32)).save(path)
+    assert "ignore.png has 64x32 px, pictures have 32x32: draw it in their size" in problems(folder)
 
 
 def test_missing_masks_and_missing_tests_are_told(folder, tmp_path):

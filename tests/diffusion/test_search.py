@@ -550,3 +550,32 @@ def test_conditions_survive_a_state_dict_round_trip(diffusion):
     other.load_state_dict(conditions.state_dict())
 
     assert same(dict(conditions.named_parameters()), dict(other.named_parameters()))
+
+
+def test_latents_of_no_weight_say_nothing(diffusion):
+    """Two posteriors that differ only where nothing counts are searched to the same bits."""
+    images = posterior(1)
+    weights = torch.ones(2, 5, 1, *LATENT_SHAPE[1:])
+    weights[..., 0] = 0
+    other = Posterior(images.mean.clone(), images.std.clone())
+    other.mean[..., 0] += 3
+    # what the unet sees there it may well use elsewhere: one that sees each place alone shows it
+    alone = dataclasses.replace(diffusion, unet=_PlaceByPlace(diffusion.unet.config))
+    config = dataclasses.replace(CONFIG, gradient_checkpointing="off")
+    weighed, moved = (run(alone, 0, config, one, weights=weights) for one in (images, other))
+    plain, plain_moved = (run(alone, 0, config, one) for one in (images, other))
+
+    assert same(weighed, moved)
+    assert not same(plain, plain_moved)
+
+
+class _PlaceByPlace(torch.nn.Module):
+    """Predicts each latent from itself and from the mean of the conditions."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.config, self.dtype, self.device = config, torch.float32, torch.device("cpu")
+
+    def forward(self, latents, timesteps, encoder_hidden_states):  # noqa: ARG002
+        told = encoder_hidden_states.mean((1, 2)).view(-1, 1, 1, 1)
+        return type("Output", (), {"sample": latents * told})

@@ -182,7 +182,7 @@ def test_train_draws_missing_replays_first_and_says_so(run, chain, tmp_path):
 def test_training_goes_on_from_another_detector(run, tmp_path):
     assert run("train", "--class", "disc").exit_code == 0
 
-    result = run("train", "--class", "plate", "--init", "disc")
+    result = run("train", "--class", "plate", "--set", "init=disc")
 
     assert result.exit_code == 0, result.output
     first = DetectorArtifact.load(tmp_path / "store" / "detectors" / "disc.safetensors")
@@ -424,7 +424,7 @@ def test_conditions_of_another_backbone_are_refused(chain, tmp_path):
 def test_a_detector_of_another_kind_is_no_start(run, chain, tmp_path):
     shutil.copytree(chain, tmp_path / "store")
 
-    result = run("train", "--class", "disc", "--init", "plate", "--set", "image_size=64")
+    result = run("train", "--class", "disc", "--set", "init=plate", "--set", "image_size=64")
 
     assert result.exit_code == 1
     assert "another image_size" in result.stderr

@@ -33,7 +33,7 @@ def test_fine_tuning_a_memory_bank_replaces_it(run, tmp_path):
     chosen = ("--detector", "patchcore")
     assert run("train", "--class", "disc", *chosen).exit_code == 0
 
-    result = run("train", "--class", "plate", *chosen, "--init", "disc", "--name", "tuned")
+    result = run("train", "--class", "plate", *chosen, "--set", "init=disc", "--name", "tuned")
 
     assert result.exit_code == 0, result.output
     banks = _banks(tmp_path / "store" / "detectors" / "tuned.safetensors")
@@ -74,7 +74,7 @@ def test_every_detector_is_trained_continued_and_measured_by_the_same_commands(n
     chosen = ("--detector", name, *SMALL)
     assert run("train", "--class", "disc", *chosen).exit_code == 0
 
-    tuned = run("train", "--class", "plate", *chosen, "--init", "disc")
+    tuned = run("train", "--class", "plate", *chosen, "--set", "init=disc")
     measured = run("eval", "--class", "disc,plate", "--json")
 
     assert tuned.exit_code == 0, tuned.output
@@ -118,7 +118,7 @@ def test_dinomaly_reads_the_tokens_of_a_transformer(run, tmp_path):
 def test_a_detector_of_another_name_is_no_start(run):
     assert run("train", "--class", "disc", "--detector", "patchcore").exit_code == 0
 
-    result = run("train", "--class", "plate", "--detector", "simplenet", "--init", "disc")
+    result = run("train", "--class", "plate", "--detector", "simplenet", "--set", "init=disc")
 
     assert result.exit_code == 1
     assert "trained with another detector: patchcore, not simplenet" in result.stderr

@@ -41,7 +41,7 @@ def test_a_step_waits_for_all_that_it_reads():
 def test_without_ray_the_command_says_how_to_get_it(data, models, tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "ray", None)
 
-    result = invoke(typed(data, models, tmp_path, "--ray"))
+    result = invoke(typed(data, models, tmp_path, "--device", "ray"))
 
     assert result.exit_code == 1
     assert "pip install replaycad[ray]" in result.stderr
@@ -77,7 +77,7 @@ def test_a_lost_node_changes_nothing(data, models, tmp_path, monkeypatch, reques
         thread = threading.Thread(target=kill_half_way, daemon=True)
         thread.start()
 
-        result = invoke(typed(data, models, tmp_path / "fleet", "--ray"))
+        result = invoke(typed(data, models, tmp_path / "fleet", "--device", "ray"))
 
         thread.join(60)
         assert result.exit_code == 0, result.output

@@ -39,7 +39,10 @@ def test_onnx_answers_as_the_detector_does(exported):
 
     (difference,) = re.findall(r"differ from ours by at most (\S+)", told)
     assert float(difference) < 1e-3
-    assert [path.name for path in out.parent.iterdir()] == ["plate.onnx"]
+    assert sorted(path.name for path in out.parent.iterdir()) == ["plate.onnx", "plate.onnx.json"]
+    beside = json.loads(out.with_name("plate.onnx.json").read_text())
+    padded = {"tile": 0, "fit": "pad", "ignore": ""}
+    assert beside["views"] == {"disc": padded, "plate": padded}
 
 
 @pytest.mark.parametrize(

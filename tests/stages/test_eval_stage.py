@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from replaycad.config.stages import EvalConfig
+from replaycad.data.views import View, packed
 from replaycad.inference.predict import DetectorGraph
 from replaycad.stages.eval import evaluate
 from tests.stages.stubs import SIDE, Mirror, Plain, dots, mirror_artifact, write_sample
@@ -186,3 +187,88 @@ def test_what_is_scored_are_the_test_images_and_nothing_else(run, chain, tmp_pat
         assert {sample.class_name for sample in samples} == {name}
         masks = [sample.mask_path and Path(sample.mask_path).name for sample in samples]
         assert masks == [None, None, "000_mask.png", "001_mask.png"]
+
+
+def seen_as(**view):
+    """A detector that sees bolts so."""
+    return mirror_artifact(header={"class_order": ["bolt"], "views": {"bolt": view}})
+
+
+def wide(pixels):
+    """Pixels `[H, W]` on a picture of two tiles, 4 x 7 px: the tiles share a column."""
+    drawn = np.zeros((SIDE, 2 * SIDE - 1), np.uint8)
+    for row, column, value in pixels:
+        drawn[row, column] = value
+    return drawn
+
+
+def test_a_tiled_class_is_measured_on_one_map_of_each_picture(tmp_path):
+    """Two defects in one picture, one in each tile; a normal picture whose second tile is higher
+    than one of them."""
+    samples = [
+        write_sample(tmp_path / "bolt", "cut", wide([(1, 0, 40), (2, 6, 20)]),
+                     wide([(1, 0, 255), (2, 6, 255)])),
+        write_sample(tmp_path / "bolt", "fine", wide([(0, 5, 30)])),
+    ]  # fmt: skip
+
+    found = scored({"bolt": samples}, EvalConfig(batch_size=3), seen_as(tile=SIDE))
+
+    assert found.image_scores.tolist() == [40, 30]
+    figures = found.metrics["classes"]["bolt"]
+    assert figures["image_auroc"] == 1
+    assert figures["pixel_ap"] == pytest.approx((1 + 2 / 3) / 2)
+    # 56 pixels, 2 of them defective: the lower one loses to one of 54
+    assert figures["pixel_auroc"] == pytest.approx((54 + 53) / (2 * 54))
+
+
+def test_kept_maps_of_tiled_pictures_are_squares_of_what_the_detector_sees(tmp_path):
+    samples = [write_sample(tmp_path / "bolt", "cut", wide([(1, 0, 40)]), wide([(1, 0, 255)])),
+               write_sample(tmp_path / "bolt", "fine", wide([]))]  # fmt: skip
+    config = EvalConfig(batch_size=2, keep_maps=True)
+
+    maps = scored({"bolt": samples}, config, seen_as(tile=SIDE)).anomaly_maps
+
+    assert maps.shape == (2, SIDE, SIDE)
+    assert maps[0].max() > 0
+
+
+def test_ignored_pixels_raise_no_score_and_are_in_no_figure(tmp_path):
+    """The brightest pixel of the normal picture, and a defect, lie where pictures are ignored."""
+    ignored = np.zeros((SIDE, SIDE), bool)
+    ignored[0] = True
+    view = View(ignore=packed(ignored)).as_dict()
+    samples = [
+        write_sample(tmp_path / "bolt", "cut", dots((0, 0, 250), (2, 2, 160)),
+                     dots((0, 0, 255), (2, 2, 255))),
+        write_sample(tmp_path / "bolt", "fine", dots((0, 3, 255), (3, 3, 150))),
+    ]  # fmt: skip
+
+    found = scored({"bolt": samples}, trained=seen_as(**view))
+
+    assert found.image_scores.tolist() == [160, 150]
+    figures = found.metrics["classes"]["bolt"]
+    assert (figures["pixel_ap"], figures["pixel_auroc"], figures["f1_max"]) == (1, 1, 1)
+    assert scored({"bolt": samples}).metrics["classes"]["bolt"]["image_auroc"] == 0
+
+
+def test_padding_is_neither_scored_nor_measured(tmp_path):
+    """Half as high as wide: what is above and below the picture repeats its border."""
+    half = np.full((SIDE // 2, SIDE), 10, np.uint8)
+    half[0, 0] = 90
+    truth = np.zeros_like(half)
+    truth[0, 0] = 255
+    samples = [write_sample(tmp_path / "bolt", "cut", half, truth),
+               write_sample(tmp_path / "bolt", "fine", np.full_like(half, 10))]  # fmt: skip
+
+    found = scored({"bolt": samples}, trained=seen_as(fit="pad"))
+
+    figures = found.metrics["classes"]["bolt"]
+    # The padding above the defect is as bright, and no pixel of the picture.
+    assert (figures["pixel_ap"], figures["pixel_auroc"]) == (1, 1)
+    assert found.image_scores.tolist() == [90, 10]
+
+
+def test_a_square_class_is_measured_the_same_whether_padded_or_not(tmp_path):
+    padded = scored({"bolt": bolts(tmp_path)}, trained=seen_as(fit="pad"))
+
+    assert padded.metrics == scored({"bolt": bolts(tmp_path)}).metrics

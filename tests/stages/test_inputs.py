@@ -37,19 +37,22 @@ def test_each_stage_names_all_that_it_reads(header_of):
     assert inputs["masks/disc"] == {"images/disc": disc}
     assert inputs["conditions/disc"] == {
         "images/disc": disc, "masks/disc": content["masks/disc"],
-        "policy": inputs["conditions/disc"]["policy"],
+        "policy": inputs["conditions/disc"]["policy"], "view of disc": "whole, padded",
     }  # fmt: skip
     assert inputs["replays/disc"] == {
         "conditions/disc": content["conditions/disc"], "policy": inputs["replays/disc"]["policy"],
+        "view of disc": "whole, padded",
     }  # fmt: skip
     assert inputs["detectors/plate"] == {
         "images/plate": plate, "replays/disc": content["replays/disc"],
         "preset": inputs["detectors/plate"]["preset"], "class order": " + disc + plate",
+        "view of disc": "whole, padded", "view of plate": "whole, padded",
     }  # fmt: skip
     assert inputs["scores/plate"] == {
         "images/disc": inputs["scores/plate"]["images/disc"],
         "images/plate": inputs["scores/plate"]["images/plate"],
         "detectors/plate": content["detectors/plate"], "class order": "disc,plate",
+        "view of disc": "whole, padded", "view of plate": "whole, padded",
     }  # fmt: skip
     seen = [disc, plate, inputs["scores/plate"]["images/disc"],
             inputs["scores/plate"]["images/plate"]]  # fmt: skip
@@ -60,7 +63,7 @@ def test_a_detector_names_the_one_that_it_goes_on_from(run, header_of, tmp_path)
     store = tmp_path / "store"
     assert run("train", "--class", "disc").exit_code == 0
 
-    assert run("train", "--class", "plate", "--init", "disc").exit_code == 0
+    assert run("train", "--class", "plate", "--set", "init=disc").exit_code == 0
 
     inputs = header_of("detectors/plate", store)["inputs"]
     assert inputs["detectors/disc"] == header_of("detectors/disc", store)["content_id"]

@@ -10,7 +10,9 @@ import torch
 
 from replaycad.config.stages import TrainConfig
 from replaycad.continual.penalties import IMPORTANCES
+from replaycad.data.images import viewed
 from replaycad.data.mixture import Mixture, Source
+from replaycad.data.views import BLANK, View, packed
 from replaycad.stages.train import train_detector
 from tests.stages.stubs import (
     SIDE,
@@ -276,3 +278,48 @@ def test_a_budget_of_replays_limits_the_past_and_not_the_new(sources):
     past, new = sources("--set", "replay_budget=2")
 
     assert (len(past), len(new)) == (2, 6)
+
+
+def test_the_threshold_of_a_picture_is_that_of_its_highest_tile():
+    """Four tiles of a picture: each below the limit in 0.99^(1/4) of the cases."""
+    view = View(tile=SIDE, num_tiles=4)
+    source = Source(class_index=0, replays=Flats(range(201)), view=view)
+    config = TrainConfig(image_size=SIDE, num_steps=1, batch_size=8)
+
+    limits = train_detector(
+        Mixture([source], SIDE), ["bolt"], Plain(), config, 0, HEADER
+    ).thresholds
+
+    assert limits["image"] == pytest.approx(200 * 0.99**0.25)
+    assert limits["typical_image"] == pytest.approx(200 * 0.5**0.25)
+    assert limits["pixel"] == pytest.approx(200 * 0.99)
+    assert limits["by_class"]["bolt"]["image"] == limits["image"]
+
+
+def test_ignored_pixels_and_padding_are_in_no_threshold(tmp_path):
+    """The brightest pixel of every image is ignored; so the next one is its score."""
+    ignored = np.zeros((SIDE, SIDE), bool)
+    ignored[2, 2] = True
+    view = View(ignore=packed(ignored))
+    shown = [dots((2, 2, 200), (0, 0, 30), (1, 1, 60)) for _ in range(25)]
+    samples = [write_sample(tmp_path / "bolt", f"{n:03}", one) for n, one in enumerate(shown)]
+    config = TrainConfig(image_size=SIDE, num_steps=1, batch_size=8)
+
+    mixture = Mixture([Source(class_index=0, samples=viewed(samples, view))], SIDE)
+    limits = train_detector(mixture, ["bolt"], Plain(), config, 0, HEADER).thresholds
+
+    assert mixture.images([0])[0, :, 2, 2].tolist() == list(BLANK)
+    assert limits["image"] == 60
+    # of every second pixel of every second row three are left: 30, 0, 0
+    assert (limits["pixel"], limits["typical_pixel"]) == (30, 0)
+
+
+def test_replays_of_a_class_with_ignored_pixels_do_not_count_there_either():
+    ignored = np.zeros((SIDE, SIDE), bool)
+    ignored[:, :2] = True
+    view = View(ignore=packed(ignored))
+
+    mixture = Mixture([Source(class_index=0, replays=Flats([1, 2]), view=view)], SIDE)
+
+    assert mixture.counted([1])[0].tolist() == (~ignored).tolist()
+    assert Mixture([Source(class_index=0, replays=Flats([1]))], SIDE).counted([0]) is None

@@ -14,7 +14,7 @@ from replaycad.detectors.pyramid import check_pyramid, smoothing_matrix
 from replaycad.errors import ConfigError
 
 PUBLISHED_WIDTH = 1024  # of the embedding of one place
-POOL_BYTES = 2**30  # of patches that a bank is picked from at once
+POOL_BYTES = 2**28  # of patches that a bank is picked from at once
 ROUTE_PICKS = 500
 """Patches of each bank that an image is routed by, the first of its coreset. Of 757 images of six
 real classes, 0 went to a wrong class by 200, 500 or all 4,000 patches, 157 (all screws) by 50."""
