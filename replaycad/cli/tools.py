@@ -2,7 +2,7 @@
 
 import shlex
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -146,7 +146,9 @@ def export(
 
             named = textual_inversion.checked_token(token, class_name)
             count, width = textual_inversion.export_token(Store(store), class_name, out, named)
-            found = {"file": str(out), "token": named, "num_tokens": count, "width": width}
+            found: dict[str, Any] = {
+                "file": str(out), "token": named, "num_tokens": count, "width": width,
+            }  # fmt: skip
             lines = [
                 f"written: {out}: {count} vectors of {width} for the token {named}",
                 f'next: pipeline.load_textual_inversion("{out}") in diffusers',
