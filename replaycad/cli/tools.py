@@ -156,14 +156,15 @@ def export(
         else:
             from replaycad.inference.export import export_detector
 
-            found = export_detector(Store(store), name, encoder, out, form)
+            exported = export_detector(Store(store), name, encoder, out, form)
+            found = exported
             lines = [
                 f"written: {out}: images [1, 3, {found['image_size']}, {found['image_size']}] "
                 "uint8 RGB -> image_scores, anomaly_maps (1 is the threshold)",
                 f"its scores and maps differ from ours by at most {found['max_difference']:.1g}",
                 *(
                     f"an image of {name} is a tile of {view['tile']} px"
-                    for name, view in found["views"].items() if view["tile"]
+                    for name, view in exported["views"].items() if view["tile"]
                 ),
             ]  # fmt: skip
         if as_json:
