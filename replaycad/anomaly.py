@@ -1,12 +1,15 @@
 """From feature pyramids to anomaly maps and scores, where higher always means more anomalous."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from scipy import ndimage
 from torch.nn import functional as F
 
+FALSE_ALARM_RATE = 0.01  # of the thresholds, on normal training images
 
 def cosine_distance_map(
     features: Sequence[torch.Tensor], reconstructed_features: Sequence[torch.Tensor]
@@ -101,3 +104,20 @@ def normalized_scores(
 def image_scores(anomaly_maps: torch.Tensor) -> torch.Tensor:
     """Score `[B]` of each image: the maximum of its `[B, H, W]` map; higher is more anomalous."""
     return anomaly_maps.amax(dim=(1, 2))
+
+
+def limits_of(image_scores: NDArray[Any], map_values: NDArray[Any]) -> dict[str, float]:
+    """Image score and map value that 1 % of images and pixels exceed, and their medians.
+
+    Args:
+        image_scores: of normal images, any shape.
+        map_values: of their pixels, any shape.
+
+    Returns:
+        `false_alarm_rate`, and for `image` and `pixel` the limit and the median, `typical_*`.
+    """
+    limits = {"false_alarm_rate": FALSE_ALARM_RATE}
+    for name, values in (("image", image_scores), ("pixel", map_values)):
+        limits[name] = float(np.quantile(values, 1 - FALSE_ALARM_RATE))
+        limits[f"typical_{name}"] = float(np.median(values))
+    return limits

@@ -48,7 +48,7 @@ SHARED_OPTIONS = {
 }  # fmt: skip
 OPTIONS = {
     "mask": SHARED_OPTIONS | {"--segmenter"},
-    "compress": SHARED_OPTIONS | {"--keep", "--budget", "--backbone", "--batch-size"},
+    "compress": SHARED_OPTIONS | {"--keep", "--budget", "--backbone", "--image-size"},
     "replay": (SHARED_OPTIONS - {"--data"}) | {"--num", "--backbone", "--batch-size"},
     "train": SHARED_OPTIONS | {"--past", "--detector", "--encoder", "--init", "--name"},
     "eval": SHARED_OPTIONS | {"--encoder", "--name"},

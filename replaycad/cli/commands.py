@@ -96,7 +96,12 @@ def compress(
     keep: Keep = "",
     budget: Budget = "",
     backbone: Backbone = "",
-    batch_size: BatchSize = 0,
+    image_size: Annotated[
+        int,
+        typer.Option(
+            "--image-size", min=0, help="Keep a class at this size in px (0: as the detector sees)."
+        ),
+    ] = 0,
     settings: Settings = [],  # noqa: B006
     device: Device = "auto",
     seed: Seed = 0,
@@ -105,7 +110,7 @@ def compress(
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Compress a class into conditions for a frozen diffusion model.
+    """Compress a class into what is kept of it: images, features or conditions.
 
     Builds its masks first if needed.
 
@@ -117,7 +122,7 @@ def compress(
     if len(sizes) > 1:
         raise typer.BadParameter("compress takes one budget; `replaycad run` compares several")
     choices = {"keep": keep, "budget": str(*sizes), "backbone": backbone,
-               "pass_size": str(batch_size or "")}  # fmt: skip
+               "image_size": str(image_size or "")}  # fmt: skip
     with session(shared, "compress", choices) as builder:
         from replaycad.engine.compress import CompressStage
 

@@ -63,6 +63,10 @@ class Detector(nn.Module):
         """
         raise NotImplementedError
 
+    def remember(self, patches: torch.Tensor, class_index: int) -> None:
+        """Take patches `[N, F]` that were kept of a class as its memory, in place of `fit`."""
+        raise NotImplementedError
+
     def shrink(self) -> None:
         """Keep of all fitted classes, each alike, no more than `fit` may keep of one."""
         raise NotImplementedError

@@ -1,30 +1,38 @@
 """The stage `compress`: training images and masks of a class -> what is kept of it."""
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from replaycad.artifacts.checkpoints import Checkpoint
 from replaycad.artifacts.conditions import ConditionsArtifact
 from replaycad.artifacts.format import canonical_json
 from replaycad.artifacts.masks import MasksArtifact
-from replaycad.config.stages import EXEMPLAR_ENCODER, CompressConfig, ReplayConfig
+from replaycad.config.stages import CompressConfig, ReplayConfig, TrainConfig
+from replaycad.continual.kept import Kept
 from replaycad.continual.representations import (
     ASKS_BACKBONE,
     ASKS_ENCODER,
+    DETECTOR,
     DRAWING,
+    FEATURES_SERVE,
+    forms_for,
     tried_drawing,
 )
 from replaycad.data.samples import train_samples
+from replaycad.detectors.patchcore.preset import PRESETS, PatchCorePreset
+from replaycad.detectors.registry import preset_for, resolve_defaults
 from replaycad.diffusion.fitting import check_fits, shape_of
-from replaycad.diffusion.presets import backbone_sizes
 from replaycad.engine.builder import Builder, Stage
 from replaycad.engine.mask import prepare_masks
 from replaycad.engine.replay import draw_apart
 from replaycad.engine.staleness import Plan, digest_of, portable
-from replaycad.errors import ArtifactError
+from replaycad.errors import ArtifactError, ConfigError
+
+if TYPE_CHECKING:
+    from replaycad.detectors.encoders import Encoder
 
 REMEMBERED_SEARCHES = 32  # conditions of one command, some hundred kB each
 
@@ -42,10 +50,12 @@ class CompressStage(Stage):
     Raises:
         DatasetError: the class has no training images.
         WeightsError: a network is not there.
-        ConfigError: the backbone cannot do what the config asks.
+        ConfigError: the backbone cannot do what the config asks, or the detector has no use for
+            features.
     """
 
     stage = "compress"
+    config: CompressConfig
 
     def __init__(
         self,
@@ -60,9 +70,19 @@ class CompressStage(Stage):
         self._seed = settings.seed if seed is None else seed
         self.seed = self._seed
         self._samples = train_samples(settings.data, class_name)
-        self.config: CompressConfig = replace(
+        config: CompressConfig = replace(
             settings.config(CompressConfig, class_name), **changes
         )
+        self._train = resolve_defaults(settings.config(TrainConfig))
+        encoder = (config.encoder or self._train.encoder) if config.keep in ASKS_ENCODER else ""
+        size = config.image_size or self._train.image_size
+        self.config = replace(config, image_size=size, encoder=encoder)
+        if config.keep == "features" and self._train.detector != FEATURES_SERVE:
+            raise ConfigError(
+                f"compress: features serve memory banks alone, and {self._train.detector} has none",
+                "keep exemplars, or use --set train.detector=patchcore",
+            )
+        builder.forms[self.name] = config.keep
         self.weights = self._weights()
         if self.config.keep in ASKS_BACKBONE:
             check_fits(self.config, self.config.backbone, shape_of(self.config.backbone))
@@ -78,8 +98,24 @@ class CompressStage(Stage):
         if self.config.keep in ASKS_BACKBONE:
             weights |= self._builder.digests.backbone(self.config.backbone)
         if self.config.keep in ASKS_ENCODER:
-            weights |= self._builder.digests.encoder(EXEMPLAR_ENCODER)
+            weights |= self._builder.digests.encoder(self.config.encoder)
         return weights
+
+    @property
+    def _preset(self) -> PatchCorePreset:
+        """Of the memory banks that are kept, or that judge what is kept for other detectors."""
+        own = preset_for(self._train.detector, self._train.preset)
+        judging = PRESETS["standard"]
+        assert isinstance(judging, PatchCorePreset)
+        if isinstance(own, PatchCorePreset):
+            return own
+        return replace(judging, levels=own.levels)
+
+    def _encoder(self) -> "Encoder":
+        """The detector's, with the levels that it reads."""
+        return self._builder.models.encoder(
+            self.config.encoder, self._train.detector, self._train.preset
+        )
 
     def prepare(self) -> None:
         """Build the masks of the class."""
@@ -94,6 +130,9 @@ class CompressStage(Stage):
             f"masks/{class_name}": builder.content("masks", class_name),
             "policy": digest_of({"policy": policy}),
         }
+        if self.config.keep in ASKS_ENCODER:
+            judged = {"name": self._train.detector, "preset": asdict(self._preset)}
+            inputs[DETECTOR] = digest_of(judged)
         if self.config.keep == "auto":
             inputs[DRAWING] = digest_of(portable(self._drawing))
         return inputs
@@ -110,7 +149,7 @@ class CompressStage(Stage):
         if self.config.keep == "auto":
             kept = self._chosen(masks, header, checkpoint)
         else:
-            kept, _ = self._kept(masks, self.config, header, checkpoint)
+            kept = self._kept(masks, self.config, header, checkpoint).artifact
         plan.check_inputs()
         kept.save(plan.path)
         checkpoint.clear()
@@ -118,19 +157,18 @@ class CompressStage(Stage):
     def _chosen(
         self, masks: MasksArtifact, header: dict[str, Any], checkpoint: Checkpoint
     ) -> ConditionsArtifact:
-        """The class in the representation whose replays tell images apart best."""
+        """The class in the representation that tells images apart best."""
         from replaycad.stages.choice import choose_representation
 
-        def keep(
-            config: CompressConfig, header: dict[str, Any]
-        ) -> tuple[ConditionsArtifact, list[int]]:
+        def keep(config: CompressConfig, header: dict[str, Any]) -> Kept:
             own = Checkpoint(checkpoint.path, f"{checkpoint.key} {config.keep}", checkpoint.check)
             return self._kept(masks, config, header, own)
 
         return choose_representation(
-            self._samples, masks.class_name, self.config, header, self._seed, keep,
+            self._samples, masks.class_name, self.config, header, self._seed,
+            forms_for(self._train.detector), keep,
             partial(draw_apart, self._builder, self._drawing, self._seed),
-            self._builder.models.exemplar_encoder, self._builder.report,
+            self._encoder, self._preset, self._builder.report,
         )  # fmt: skip
 
     def _kept(
@@ -139,22 +177,28 @@ class CompressStage(Stage):
         config: CompressConfig,
         header: dict[str, Any],
         checkpoint: Checkpoint,
-    ) -> tuple[ConditionsArtifact, list[int]]:
-        """Conditions, real images, or both, and which of the samples are the images."""
-        from replaycad.stages.compress import keep_exemplars, within_budget
+    ) -> Kept:
+        """Features, conditions, real images, or the last two in one."""
+        from replaycad.stages.compress import within_budget
+        from replaycad.stages.exemplars import keep_exemplars
+        from replaycad.stages.features import keep_features
 
         header = {**header, "form": config.keep}
+        if config.keep == "features":
+            return keep_features(
+                self._samples, masks.class_name, masks.header["policy"], self._encoder(),
+                self._train, config, self._seed, header, self._builder.report,
+            )  # fmt: skip
         kept, rows = None, list[int]()
         if config.keep != "exemplars":
             searched = self._searched(masks, config, header, checkpoint)
             kept = within_budget(searched, config, masks)
         if kept is None or config.keep == "hybrid":
             kept, rows = keep_exemplars(
-                self._samples, masks, self._builder.models.exemplar_encoder(),
-                backbone_sizes(config.backbone)[1], config, self._seed, header,
+                self._samples, masks, self._encoder(), self._preset, config, self._seed, header,
                 self._builder.report, kept, self._builder.aligner,
             )  # fmt: skip
-        return kept, rows
+        return Kept(kept, rows)
 
     def _searched(
         self,

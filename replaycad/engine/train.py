@@ -14,6 +14,7 @@ from replaycad.data.samples import train_samples
 from replaycad.detectors.registry import preset_for, resolve_defaults
 from replaycad.distributed import ranks
 from replaycad.engine.builder import Builder, Stage
+from replaycad.engine.past import check_serves, keeps_features, read_features
 from replaycad.engine.replay import prepare_replays
 from replaycad.engine.staleness import Plan, digest_of
 from replaycad.errors import ConfigError
@@ -73,9 +74,10 @@ class TrainStage(Stage):
         self.next_command = settings.command("eval", known, name=name)
 
     def prepare(self) -> None:
-        """Build the replays of the past classes."""
+        """Build the replays of the past classes, where there are not features of them."""
         for name in self._past:
-            prepare_replays(self._builder, name)
+            if not keeps_features(self._builder, name):
+                prepare_replays(self._builder, name)
 
     def inputs(self) -> dict[str, str]:
         """Images, replays, the detector to go on from, its structure, the order of the classes."""
@@ -84,7 +86,12 @@ class TrainStage(Stage):
             f"images/{class_name}": builder.digests.images(real)
             for class_name, real in self._samples.items()
         }
-        inputs |= {f"replays/{name}": builder.content("replays", name) for name in self._past}
+        for name in self._past:
+            kind = "replays"
+            if keeps_features(builder, name):
+                check_serves(builder, name, config, dict(self.weights))
+                kind = "conditions"
+            inputs[f"{kind}/{name}"] = builder.content(kind, name)
         structure = asdict(preset_for(config.detector, config.preset))
         inputs["preset"] = digest_of({"preset": structure})
         if config.init:
@@ -96,7 +103,7 @@ class TrainStage(Stage):
     def run(self, plan: Plan) -> None:
         """Train the detector."""
         from replaycad.runtime import check_compiler
-        from replaycad.stages.train import train_detector
+        from replaycad.stages.train import KeptBank, train_detector
 
         builder, config = self._builder, self.config
         if config.compile:
@@ -104,7 +111,14 @@ class TrainStage(Stage):
         init = None
         if config.init:
             init = DetectorArtifact.load(builder.store.path("detectors", config.init))
-        sources, known = self._sources(list(init.class_order) if init else [])
+        kept = [
+            read_features(builder, name) for name in self._past if keeps_features(builder, name)
+        ]
+        banks = {
+            one.class_name: KeptBank(one.features.decoded(), one.header["features"]["limits"])
+            for one in kept if one.features is not None
+        }  # fmt: skip
+        sources, known = self._sources(list(init.class_order) if init else [], list(banks))
         encoder = builder.models.encoder(config.encoder, config.detector, config.preset)
         is_first = ranks().rank == 0
         checkpoint = builder.checkpoint(plan) if is_first else _ReadOnly(
@@ -112,18 +126,35 @@ class TrainStage(Stage):
         detector = train_detector(
             Mixture(sources, config.image_size, builder.report), known, encoder, config,
             self._seed, plan.header(known), builder.report, checkpoint, init,
-            builder.settings.save_every_seconds,
+            builder.settings.save_every_seconds, banks,
         )  # fmt: skip
         plan.check_inputs()
         if is_first:  # all ranks have the same
             detector.save(plan.path)
             checkpoint.clear()
 
-    def _sources(self, before: list[str]) -> tuple[list[Source], list[str]]:
-        """Where the images come from, and all classes that the detector then knows, in order."""
-        replays = [_verified_replays(self._builder, name) for name in self._past]
+    def _sources(
+        self, before: list[str], banks: Sequence[str]
+    ) -> tuple[list[Source], list[str]]:
+        """Where the images come from, and all classes that the detector then knows, in order.
+
+        Args:
+            before: classes of the detector to go on from.
+            banks: past classes of which features are at hand.
+        """
+        builder = self._builder
+        replays = [
+            _verified_replays(builder, name) for name in self._past
+            if not keeps_features(builder, name)
+        ]  # fmt: skip
         drawn = [reader.header["class_name"] for reader in replays]
-        known = list(dict.fromkeys([*before, *drawn, *self._samples]))
+        past = [
+            builder.header("conditions" if keeps_features(builder, name) else "replays", name)
+            for name in self._past
+        ]
+        known = list(
+            dict.fromkeys([*before, *(one["class_name"] for one in past), *self._samples])
+        )
         limit = shared_out(self.config.replay_budget, len(replays))
         sources = [
             Source(class_index=known.index(name), replays=reader, limit=limit)
@@ -137,8 +168,8 @@ class TrainStage(Stage):
             f"{len(source)} {'replays' if source.replays else 'images'} of "
             f"{known[source.class_index]}"
             for source in sources
-        ]
-        self._builder.report.note(f"{self.name} learns from {', '.join(counts)}")
+        ] + [f"the features of {name}" for name in banks]
+        builder.report.note(f"{self.name} learns from {', '.join(counts)}")
         return sources, known
 
 

@@ -2,13 +2,15 @@
 
 import math
 import time
-from collections.abc import Iterator, Sequence
-from typing import Any, Protocol
+from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from replaycad.anomaly import limits_of
 from replaycad.artifacts.detector import DetectorArtifact
 from replaycad.config.stages import TrainConfig
 from replaycad.continual.penalties import IMPORTANCES, Penalty, added, normalized
@@ -25,7 +27,6 @@ from replaycad.errors import ArtifactError, ConfigError, TrainingError
 from replaycad.progress import Report, silent
 from replaycad.runtime import generator, global_stream, stream_seed
 
-FALSE_ALARM_RATE = 0.01  # of the thresholds, on normal training images
 THRESHOLD_IMAGES = 256  # at most, evenly_spaced over the training set
 IMPORTANCE_IMAGES = 256  # that a penalty's importances are the mean of, likewise
 
@@ -40,6 +41,18 @@ class TrainCheckpoint(Protocol):
         """Replace what was kept."""
 
 
+class KeptBank(NamedTuple):
+    """What was kept of a class as features.
+
+    Attributes:
+        patches: `[N, F]` float32, the most telling ones first.
+        limits: of normal scores, as `anomaly.limits_of` gives them.
+    """
+
+    patches: NDArray[np.float32]
+    limits: Mapping[str, float]
+
+
 def train_detector(
     mixture: Mixture,
     class_order: Sequence[str],
@@ -51,6 +64,7 @@ def train_detector(
     checkpoint: TrainCheckpoint | None = None,
     init: DetectorArtifact | None = None,
     save_every_seconds: float = 60.0,
+    banks: Mapping[str, KeptBank] = MappingProxyType({}),
 ) -> DetectorArtifact:
     """Train one detector.
 
@@ -65,6 +79,7 @@ def train_detector(
         checkpoint: keeps weights and moments now and then and when the user interrupts.
         init: detector to go on from, with a fresh optimiser; None to start from scratch.
         save_every_seconds: time between two savings.
+        banks: by class name, memory banks that were kept in place of images.
 
     Returns:
         the trained parameters, with thresholds at 1 % false alarms on training images, and what
@@ -100,6 +115,9 @@ def train_detector(
         loop.run(checkpoint, save_every_seconds)
     if detector.trained_by != "loss":
         _fit(detector, mixture, class_order, features, config, seed, report)
+        for name, kept in banks.items():
+            patches = torch.from_numpy(kept.patches).to(encoder.device)
+            detector.remember(patches, class_order.index(name))
         if config.banks == "extend":
             detector.shrink()
     detector.eval()
@@ -113,7 +131,9 @@ def train_detector(
         image_size=config.image_size,
         class_order=list(class_order),
         state={name: value.cpu().numpy() for name, value in detector.state_dict().items()},
-        thresholds=_thresholds(detector, features, mixture, class_order, config.batch_size),
+        thresholds=_with_kept(
+            _thresholds(detector, features, mixture, class_order, config.batch_size), banks
+        ),
         header=header,
         mean=tuple(encoder.mean),
         std=tuple(encoder.std),
@@ -346,16 +366,24 @@ def _thresholds(
     by_class = {}
     for index in np.unique(classes[rows]):
         own = classes[rows] == index
-        by_class[class_order[index]] = _limits(image_scores[own], map_values[own])
-    return {**_limits(image_scores, map_values), "by_class": by_class}
+        by_class[class_order[index]] = limits_of(image_scores[own], map_values[own])
+    return {**limits_of(image_scores, map_values), "by_class": by_class}
 
 
-def _limits(
-    image_scores: NDArray[np.float32], map_values: NDArray[np.float32]
-) -> dict[str, float]:
-    """Image score and map value that 1 % of images and pixels exceed, and their medians."""
-    limits = {"false_alarm_rate": FALSE_ALARM_RATE}
-    for name, values in (("image", image_scores), ("pixel", map_values)):
-        limits[name] = float(np.quantile(values, 1 - FALSE_ALARM_RATE))
-        limits[f"typical_{name}"] = float(np.median(values))
-    return limits
+def _with_kept(thresholds: dict[str, Any], banks: Mapping[str, KeptBank]) -> dict[str, Any]:
+    """Limits with those of classes whose banks were kept.
+
+    No image of these is at hand. So the limits over all classes become those of the class that has
+    the highest, with at most as many false alarms in any; what is typical becomes the mean.
+    """
+    if not banks:
+        return thresholds
+    kept = {name: dict(bank.limits) for name, bank in banks.items()}
+    overall = {name: value for name, value in thresholds.items() if name != "by_class"}
+    for name in ("image", "pixel"):
+        overall[name] = max(overall[name], *(one[name] for one in kept.values()))
+        typical = f"typical_{name}"
+        shares = [overall[typical]] * len(thresholds["by_class"])
+        shares += [one[typical] for one in kept.values()]
+        overall[typical] = sum(shares) / len(shares)
+    return {**overall, "by_class": {**kept, **thresholds["by_class"]}}

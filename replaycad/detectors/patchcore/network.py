@@ -254,6 +254,26 @@ class PatchCore(Detector):
             patches, min(num_picks, len(patches)), generator, self.preset.projection_width
         )
 
+    @property
+    def bank_places(self) -> torch.Tensor:
+        """Which of the fitted images each patch of the bank is from, `[M]` int64; else -1."""
+        return self._bank_place
+
+    def remember(self, patches: torch.Tensor, class_index: int) -> None:
+        """Take patches `[N, F]`, the most telling ones first, as the bank of one class."""
+        patches = patches[: self.preset.bank_limit]
+        others = self.bank_class_index != class_index
+        index = self.bank_class_index.new_full((len(patches),), class_index)
+        self.bank = torch.cat([self.bank[others], patches.to(self.bank)])
+        self.bank_class_index = torch.cat([self.bank_class_index[others], index])
+        self._bank_place = torch.cat([self._bank_place[others], torch.full_like(index, -1)])
+
+    def replace_bank(self, patches: torch.Tensor) -> None:
+        """Put `[N, F]` in the place of the first N patches; the others are forgotten."""
+        self.bank = patches.to(self.bank)
+        self.bank_class_index = self.bank_class_index[: len(patches)]
+        self._bank_place = self._bank_place[: len(patches)]
+
     def shrink(self) -> None:
         """Keep the first picks of each class, as many in all as one bank may have.
 
