@@ -11,7 +11,7 @@ from replaycad.artifacts.token_coding import LARGEST, pack, unpack
 
 CODES, BASIS = "feature_codes", "feature_basis"
 SCALES, MEAN = "feature_scales", "feature_mean"
-FLOATS = ("float32", "float16")
+FLOATS = ("float32", "float16")  # 16 bits might not hold them; the file's other floats decide
 
 FEATURE_TENSORS = {
     CODES: TensorSpec(
@@ -37,8 +37,8 @@ class CodedFeatures:
     Attributes:
         codes: `[N, C]` int32, steps along each direction, at most `token_coding.LARGEST`.
         basis: `[C, F]` int8, directions.
-        scales: `[C]` float32 that 16 bits hold, the length of one step per unit of the basis.
-        mean: `[F]` float32 that 16 bits hold, the mean patch.
+        scales: `[C]` float32, the length of one step per unit of the basis.
+        mean: `[F]` float32, the mean patch.
     """
 
     codes: NDArray[np.int32]
@@ -100,9 +100,8 @@ def coded(
     """
     largest = np.abs(directions).max(1, keepdims=True).clip(1e-12)
     basis = np.rint(directions / largest * 127).astype(np.int8)
-    scales, mean = ((values.astype(np.float16)).astype(np.float32) for values in (
-        step * largest[:, 0] / 127, mean))  # fmt: skip
-    steps = (basis.astype(np.float64) * scales[:, None]) if len(basis) else np.zeros_like(directions)
+    scales = (step * largest[:, 0] / 127).astype(np.float32)
+    steps = basis.astype(np.float64) * scales[:, None]
     along = (patches - mean).astype(np.float64) @ np.linalg.pinv(steps)
     codes = np.rint(along).clip(-LARGEST, LARGEST).astype(np.int32)
     return CodedFeatures(codes, basis, scales, mean)

@@ -7,11 +7,11 @@ from numpy.typing import NDArray
 
 from replaycad.artifacts.coded_features import CodedFeatures, coded
 
-FINE, STEP = 0.5, 1.0
-"""Steps of the codes, in parts of the patches' standard deviation per channel: the first where all
-patches fit with it. Measured on five real classes, pixel AP (56.5 with the whole banks): in 25,000
-bytes 50.5 at 0.5 (320 patches of a class), 55.1 at 1 (1089), 55.1 at 1.5 (2102), 53.7 at 2 (3310);
-all 4000 patches 56.4, 56.3, 55.4 and 53.9."""
+STEPS = (0.5, 0.6, 0.7, 0.85, 1.0)
+"""Of the codes, in parts of the patches' standard deviation per channel: the first with which all
+patches fit, else the last. Measured on five real classes, pixel AP (56.5 with the whole banks): in
+25,000 bytes 50.5 at 0.5 (320 patches of a class), 55.1 at 1 (1089), 55.1 at 1.5 (2102), 53.7 at 2
+(3310); all 4000 patches 56.4, 56.3, 55.4 and 53.9."""
 LEAST_SPREAD = 0.5  # of a direction that is kept, in steps: below, nearly all codes would be 0
 BASIS_SHARE = 0.25  # of the bytes, at most, for the directions: wide encoders would leave no room
 _TRIES = 12
@@ -32,7 +32,7 @@ def bank_in_bytes(
     """
     mean, directions, spread = principal(patches)
     typical = float(np.sqrt(np.square(spread).sum() / patches.shape[1]))
-    for part in (FINE, STEP):
+    for part in STEPS:
         step = max(part * typical, 1e-6)
         wanted = max(1, int((spread > LEAST_SPREAD * step).sum()))
         wanted = min(wanted, max(1, int(BASIS_SHARE * room) // patches.shape[1]))

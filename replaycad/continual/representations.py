@@ -30,9 +30,9 @@ many images is judged too low by fewer replays than images (of a turning part, 9
 64 replays, 0.533 by 100, conditions 0.460 and 0.457)."""
 
 
-def forms_for(detector: str) -> tuple[Representation, ...]:
-    """What `auto` chooses among for a detector."""
-    return REPRESENTATIONS if detector == FEATURES_SERVE else REPRESENTATIONS[1:]
+def forms_for(*detectors: str) -> tuple[Representation, ...]:
+    """What `auto` chooses among for detectors that are all to learn from it."""
+    return REPRESENTATIONS if set(detectors) == {FEATURES_SERVE} else REPRESENTATIONS[1:]
 
 
 def chosen_representation(separations: Mapping[Representation, float]) -> Representation:

@@ -1,6 +1,6 @@
 """The stage `compress`: training images and masks of a class -> what is kept of it."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from types import MappingProxyType
@@ -46,6 +46,7 @@ class CompressStage(Stage):
         name: of the artifact; empty for the class's.
         seed: None for the command's.
         changes: fields of the config and what a strategy wants of them.
+        detectors: that it is kept for, the first of which says how; none for that of the settings.
 
     Raises:
         DatasetError: the class has no training images.
@@ -64,6 +65,7 @@ class CompressStage(Stage):
         name: str = "",
         seed: int | None = None,
         changes: Mapping[str, Any] = MappingProxyType({}),
+        detectors: Sequence[str] = (),
     ) -> None:
         settings = builder.settings
         self._builder, self._class_name, self.name = builder, class_name, name or class_name
@@ -73,13 +75,17 @@ class CompressStage(Stage):
         config: CompressConfig = replace(
             settings.config(CompressConfig, class_name), **changes
         )
-        self._train = resolve_defaults(settings.config(TrainConfig))
+        told = settings.config(TrainConfig)
+        served = [replace(told, detector=one or told.detector) for one in detectors] or [told]
+        self._train = resolve_defaults(served[0])
+        others = [one.detector for one in served if one.detector != FEATURES_SERVE]
+        self._forms = forms_for(*(one.detector for one in served))
         encoder = (config.encoder or self._train.encoder) if config.keep in ASKS_ENCODER else ""
         size = config.image_size or self._train.image_size
         self.config = replace(config, image_size=size, encoder=encoder)
-        if config.keep == "features" and self._train.detector != FEATURES_SERVE:
+        if config.keep == "features" and others:
             raise ConfigError(
-                f"compress: features serve memory banks alone, and {self._train.detector} has none",
+                f"compress: features serve memory banks alone, and {others[0]} has none",
                 "keep exemplars, or use --set train.detector=patchcore",
             )
         builder.forms[self.name] = config.keep
@@ -91,6 +97,8 @@ class CompressStage(Stage):
         )
         self.num_images = len(self._samples)
         self.next_command = settings.command("replay", self.name)
+        if config.keep == "features":
+            self.next_command = settings.command("train", "NEW", past=self.name)
 
     def _weights(self) -> dict[str, str]:
         """Digests of the networks that it asks; to pick real images takes no diffusion model."""
@@ -166,7 +174,7 @@ class CompressStage(Stage):
 
         return choose_representation(
             self._samples, masks.class_name, self.config, header, self._seed,
-            forms_for(self._train.detector), keep,
+            self._forms, keep,
             partial(draw_apart, self._builder, self._drawing, self._seed),
             self._encoder, self._preset, self._builder.report,
         )  # fmt: skip

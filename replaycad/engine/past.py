@@ -35,7 +35,7 @@ def check_serves(builder: Builder, name: str, config: TrainConfig, weights: dict
     path = builder.store.path("conditions", name)
     header = input_header(path, "conditions")
     served: dict[str, Any] = header.get("features", {})
-    wanted = {
+    wanted: dict[str, tuple[Any, Any]] = {
         "detector": (served.get("detector"), config.detector),
         "encoder": (header.get("weights", {}).get("encoder"), weights.get("encoder")),
         "image_size": (served.get("image_size"), config.image_size),

@@ -132,7 +132,8 @@ def stage_of(builder: Builder, step: Step) -> Stage:
     if step.stage == "mask":
         return MaskStage(builder, class_name)
     if step.stage == "compress":
-        return CompressStage(builder, class_name, step.name, step.seed, changes)
+        detectors = list(dict.fromkeys(cell.detector for cell in step.cells))
+        return CompressStage(builder, class_name, step.name, step.seed, changes, detectors)
     if step.stage == "replay":
         return ReplayStage(builder, step.name, step.seed, class_name)
     if step.stage == "train":

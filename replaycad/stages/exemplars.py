@@ -175,25 +175,29 @@ def _chosen(
     """Size and quality that a class is stored at: those whose bank tells other images apart best.
 
     The sizes are compared first, then at the best of them the qualities. Where nearly all images
-    fit as they are, nothing is tried.
+    fit as they are, nothing is tried; nor where too few are left to judge by: then they are stored
+    as finely as leaves room for half of them.
     """
     whole = config.image_size
     sizes = [config.exemplar_size or round(part * whole / 2) * 2 for part in SIZES]
     sizes = sorted({min(size, whole) for size in sizes}, reverse=True)
     qualities = [config.exemplar_quality] if config.exemplar_quality else list(QUALITIES)
-    room = budget - found.empty.file_bytes()
+    room = budget - found.kept([b"0"]).file_bytes()
     if len(sizes) == len(qualities) == 1:
         return sizes[0], qualities[0]
-    best = (sizes[0], max(qualities))
-    counts = {one: _count(found, *one, room) for one in [best]}
+    best, least = (sizes[0], max(qualities)), (sizes[-1], min(qualities))
+    if _count(found, *best, room) >= len(found.order):
+        return best
     # Judged by images that no trial has: the last in the order, which are most like the others.
     largest = max(
         _count(found, sizes[-1], qualities[0], room), _count(found, sizes[0], min(qualities), room)
     )
     first = min(largest, max(len(found.order) - JUDGED_IMAGES, len(found.order) // 2))
     judged = found.order[first:][:JUDGED_IMAGES]
-    if counts[best] >= len(found.order) or len(judged) < LEAST_JUDGED:
-        return best
+    if len(judged) < LEAST_JUDGED:
+        pairs = [(size, quality) for size in sizes for quality in sorted(qualities, reverse=True)]
+        half = len(found.order) / 2
+        return next((one for one in pairs if _count(found, *one, room) >= half), least)
     real = found.images[sorted(judged)]
     tried: dict[tuple[int, int], float] = {}
 
@@ -201,7 +205,7 @@ def _chosen(
         pair = (size, quality)
         if pair not in tried:
             count = min(_count(found, size, quality, room), first)
-            tried[pair] = 0.0
+            tried[pair] = -1.0  # below any that holds an image
             if count:
                 drawn = _varied(found, size, quality, count, seed)
                 stream = generator(seed, "stored")
@@ -211,7 +215,8 @@ def _chosen(
         return tried[pair]
 
     size = max(sizes, key=lambda one: score(one, qualities[0]))
-    return size, max(qualities, key=lambda one: score(size, one))
+    quality = max(qualities, key=lambda one: score(size, one))
+    return (size, quality) if score(size, quality) >= 0 else least
 
 
 def _count(found: _Found, size: int, quality: int, room: int) -> int:

@@ -88,7 +88,6 @@ def keep_features(
         object_masks=np.zeros((0, config.image_size, config.image_size), np.bool_),
         policy=policy,
         header={**header, "features": {**served, "limits": guessed}},
-        half=config.half,
     )
     bank, places = detector.bank.cpu().numpy(), detector.bank_places.cpu().numpy()
     budget = config.budget or IMAGE_BUDGET

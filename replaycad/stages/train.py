@@ -106,18 +106,13 @@ def train_detector(
     detector.to(encoder.device)
     remembered = _remembered(init, config, encoder.device)
     uses = _uses(config, mixture) if detector.trained_by != "fit" else 1.0
-    features = FeatureCache(
-        encoder, mixture.images, len(mixture), config.batch_size, uses, report
-    )
+    features = FeatureCache(encoder, mixture.images, len(mixture), config.batch_size, uses, report)
     if detector.trained_by != "fit":
         held = Penalty(detector, remembered, config.penalty_weight) if remembered else None
         loop = _Loop(detector, features, mixture, config, seed, report, held)
         loop.run(checkpoint, save_every_seconds)
     if detector.trained_by != "loss":
-        _fit(detector, mixture, class_order, features, config, seed, report)
-        for name, kept in banks.items():
-            patches = torch.from_numpy(kept.patches).to(encoder.device)
-            detector.remember(patches, class_order.index(name))
+        _fit(detector, mixture, class_order, features, config, seed, report, banks)
         if config.banks == "extend":
             detector.shrink()
     detector.eval()
@@ -188,8 +183,9 @@ def _fit(
     config: TrainConfig,
     seed: int,
     report: Report,
+    banks: Mapping[str, KeptBank],
 ) -> None:
-    """Give a detector without a loss the images of each class once."""
+    """Give a detector without a loss the images of each class once, or the bank kept of it."""
     present = np.unique(mixture.class_index)
     for number, index in enumerate(present, start=1):
         rows = np.flatnonzero(mixture.class_index == index)
@@ -197,6 +193,8 @@ def _fit(
         stream = generator(seed, "fit", class_order[index])
         detector.fit(map(features, chunks), int(index), stream)
         report.step("fit", number, len(present))
+    for name, kept in banks.items():
+        detector.remember(torch.from_numpy(kept.patches), class_order.index(name))
 
 
 def _batching(config: TrainConfig, mixture: Mixture) -> tuple[int, int]:
