@@ -89,7 +89,9 @@ def choose_representation(
     if not tried:
         message = f"compress: a budget of {config.budget} bytes is too small for any form"
         raise BudgetError(message, "give more")
-    if len(tried) > 1 and not measured:
+    if len(tried) == 1:
+        measured = {}
+    elif not measured:
         measured = trial.measured(tried)
     best = representations.chosen_representation(measured) if measured else next(iter(tried))
     told = "".join(f"; {form} tells {value:.3f} apart" for form, value in measured.items())

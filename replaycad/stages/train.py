@@ -82,8 +82,7 @@ def train_detector(
         banks: by class name, memory banks that were kept in place of images.
 
     Returns:
-        the trained parameters, with thresholds at 1 % false alarms on training images, and what
-        `anomaly.normalized_scores` needs beside them.
+        the trained parameters, with limits of normal scores for `anomaly.normalized_scores`.
 
     Raises:
         TrainingError: if the loss stops being finite; the last checkpoint stays.
@@ -105,7 +104,7 @@ def train_detector(
             detector.load_state_dict({k: torch.from_numpy(v) for k, v in init.state.items()})
     detector.to(encoder.device)
     remembered = _remembered(init, config, encoder.device)
-    uses = _uses(config, mixture) if detector.trained_by != "fit" else 1.0
+    uses = 1.0 if detector.trained_by == "fit" else _uses(config, mixture)
     features = FeatureCache(encoder, mixture.images, len(mixture), config.batch_size, uses, report)
     if detector.trained_by != "fit":
         held = Penalty(detector, remembered, config.penalty_weight) if remembered else None
