@@ -29,9 +29,9 @@ MOST_IMAGES = 1000  # that are looked at, evenly spaced; of 256 px they take 200
 POSE_SIZE = 128  # px at which poses, symmetries and coverage are judged, if there are so many
 SIZES = (1.0, 0.75, 0.5)  # in which images may be stored, in parts of the size they are kept for
 QUALITIES = (50, 30, 70)  # of AVIF: sizes are compared at the first
-TRIED_IMAGES, JUDGED_IMAGES, LEAST_JUDGED = 32, 24, 4
+TRIED_IMAGES, JUDGED_IMAGES, LEAST_JUDGED = 24, 16, 4
 """Varied images that stand for a size and a quality, and training images outside them that judge
-it: at 256 px one such trial takes 3 s on a core."""
+it."""
 
 
 @dataclass(frozen=True)
