@@ -80,9 +80,12 @@ class CompressStage(Stage):
         self._train = resolve_defaults(served[0])
         others = [one.detector for one in served if one.detector != FEATURES_SERVE]
         self._forms = forms_for(*(one.detector for one in served))
-        encoder = (config.encoder or self._train.encoder) if config.keep in ASKS_ENCODER else ""
-        size = config.image_size or self._train.image_size
-        self.config = replace(config, image_size=size, encoder=encoder)
+        if config.keep in ASKS_ENCODER:  # conditions alone are drawn as large as their generator
+            config = replace(
+                config, encoder=config.encoder or self._train.encoder,
+                image_size=config.image_size or self._train.image_size,
+            )  # fmt: skip
+        self.config = config
         if config.keep == "features" and others:
             raise ConfigError(
                 f"compress: features serve memory banks alone, and {others[0]} has none",

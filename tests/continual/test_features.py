@@ -153,7 +153,7 @@ def test_features_stay_within_their_bytes_header_and_all(
 ):
     monkeypatch.setattr("replaycad.continual.features.STEPS", (1.0,))
     monkeypatch.setattr("replaycad.continual.features.BASIS_SHARE", 1.0)
-    budget = compressed().file_bytes() - 300
+    budget = compressed().file_bytes() - 40
 
     found = compressed(budget)
 

@@ -225,9 +225,9 @@ def test_memory_is_told_without_torch():
 
 
 def test_a_dry_run_says_what_memory_it_takes(run: Run):
-    shown = run("compress", "--class", "disc", "--batch-size", "2", "--dry-run")
+    shown = run("compress", "--class", "disc", "--set", "pass_size=2", "--dry-run")
     document = json.loads(
-        run("compress", "--class", "disc", "--batch-size", "2", "--dry-run", "--json").stdout
+        run("compress", "--class", "disc", "--set", "pass_size=2", "--dry-run", "--json").stdout
     )
 
     assert "memory on gpu / cpu" in shown.stdout
@@ -239,7 +239,7 @@ def test_a_dry_run_says_what_memory_it_takes(run: Run):
 def test_batch_size_of_the_command_line_is_a_pass_and_the_precision_is_kept(run: Run, tmp_path):
     from replaycad.artifacts.format import read_header
 
-    made = run("compress", "--class", "disc", "--batch-size", "2", "--set", "precision=bf16")
+    made = run("compress", "--class", "disc", "--set", "pass_size=2", "--set", "precision=bf16")
 
     assert made.exit_code == 0, made.output
     assert "passes of 2" in made.output
