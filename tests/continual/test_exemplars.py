@@ -1,6 +1,7 @@
 """Real images at equal bytes: which are kept, that they fit, and how they are varied."""
 
 import json
+from io import BytesIO
 
 import numpy as np
 import pytest
@@ -55,6 +56,19 @@ def test_a_stored_image_comes_back_nearly_and_its_bytes_never_change():
     assert decode(stored, 64).shape == image.shape
     assert difference(decode(stored, 64), image) < 2
     assert len(encode(image, 20)) < len(stored) < len(encode(image, 95))
+
+
+def test_an_image_that_was_stored_smaller_comes_back_at_its_size():
+    image = smooth()[0]
+
+    (stored,) = fill(image[None], [0], 90, 10**6, size=32)
+
+    with Image.open(BytesIO(stored)) as picture:
+        assert picture.size == (32, 32)
+    assert decode(stored, 64).shape == (3, 64, 64)
+    assert difference(decode(stored, 64), image) < 4
+    with pytest.raises(ValueError, match="it has 32 x 32 px, not 31"):
+        decode(stored, 31)
 
 
 def test_every_image_is_ordered_once_and_outliers_come_before_their_likes():
