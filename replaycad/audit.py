@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from replaycad.artifacts.conditions import ConditionsArtifact
 from replaycad.artifacts.inspection import schema_of
 from replaycad.artifacts.replays import ReplaysReader
-from replaycad.config.stages import EXEMPLAR_ENCODER
+from replaycad.config.stages import AUDIT_ENCODER
 from replaycad.continual.exemplars import describe
 from replaycad.data.images import load_images, viewed
 from replaycad.data.samples import train_samples
@@ -62,7 +62,7 @@ def audit_file(path: Path, data: Path) -> dict[str, Any]:
         raise DatasetError(f"{class_name} has one training image: no distance among them", "")
     view = View.from_dict(replays.header.get("view"))
     real = load_images(viewed(samples, view), drawn.shape[-1])
-    distances = audit(drawn, real, load_encoder(EXEMPLAR_ENCODER))
+    distances = audit(drawn, real, load_encoder(AUDIT_ENCODER))
     return {
         "class_name": class_name, "num_replays": len(drawn), "num_images": len(samples),
         "num_kept_images": None if kept is None else len(kept.exemplars),

@@ -31,8 +31,8 @@ class Models:
         """Options that make one stage quick; `run` takes those of all stages."""
         fields = {
             "mask": [f"image_size={SIZE}"],
-            "compress": ["init=random", "in_features=64", "out_features=8", "num_steps=3",
-                         "num_masks=4", "batch_size=4"],
+            "compress": [f"image_size={SIZE}", "init=random", "in_features=64", "out_features=8",
+                         "num_steps=3", "num_masks=4", "batch_size=4"],
             "replay": ["num_images=6", "num_inference_steps=2", "batch_size=4", "guidance_scale=2"],
             "train": [f"image_size={SIZE}", "num_steps=3", "batch_size=4"],
             "eval": ["batch_size=4"],

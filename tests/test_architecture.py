@@ -48,7 +48,7 @@ SHARED_OPTIONS = {
 }  # fmt: skip
 OPTIONS = {
     "mask": SHARED_OPTIONS | {"--segmenter", "--tile"},
-    "compress": SHARED_OPTIONS | {"--keep", "--budget", "--backbone", "--tile"},
+    "compress": SHARED_OPTIONS | {"--keep", "--budget", "--backbone", "--tile", "--image-size"},
     "replay": (SHARED_OPTIONS - {"--data"}) | {"--num", "--backbone", "--batch-size"},
     "train": SHARED_OPTIONS | {"--past", "--detector", "--encoder", "--tile", "--name"},
     "eval": SHARED_OPTIONS | {"--encoder", "--name"},

@@ -9,6 +9,14 @@ from typing import Any, TypeGuard
 import numpy as np
 from numpy.typing import NDArray
 
+from replaycad.artifacts.coded_features import (
+    BASIS,
+    CODES,
+    FEATURE_TENSORS,
+    MEAN,
+    SCALES,
+    CodedFeatures,
+)
 from replaycad.artifacts.format import damaged, file_bytes, read, write
 from replaycad.artifacts.masks import check_width
 from replaycad.artifacts.schema import Schema, TensorSpec
@@ -30,7 +38,7 @@ PACKED, STEP = "packed_tokens", "packed_step"
 TOKENS, FREQUENCIES = "tokens", "frequencies"  # packed as they are, or transformed
 EXEMPLARS, ENDS, PLACES = "exemplars", "exemplar_ends", "exemplar_poses"
 TOGETHER = ((WEIGHT, BIAS), (VARIATIONS, STEPS), (PACKED, STEP), (EXEMPLARS, ENDS),
-            (EXEMPLARS, PLACES))  # fmt: skip
+            (EXEMPLARS, PLACES), (CODES, BASIS), (CODES, SCALES), (CODES, MEAN))  # fmt: skip
 
 CONDITIONS = Schema(
     format="conditions",
@@ -75,6 +83,7 @@ CONDITIONS = Schema(
         PLACES: TensorSpec(
             FLOATS, ("E", 3), "how each of them lies, as in `poses`; absent too", optional=True
         ),
+        **FEATURE_TENSORS,
         "object_masks": TensorSpec(
             "uint8", ("M", "H'", "ceil(W'/8)"), "masks to draw from, one bit per pixel"
         ),
@@ -109,6 +118,8 @@ class ConditionsArtifact:
         exemplars: real images as AVIF, [3, S, S] each; empty where none are kept.
         exemplar_poses: [E, 3] float32, how they lie, zeros where poses were not looked for; None
             likewise.
+        features: patches of a memory bank, which no image is drawn from; None where none are kept.
+            The header's `features` says what they serve.
     """
 
     class_name: str
@@ -125,6 +136,7 @@ class ConditionsArtifact:
     step: float = 0.0
     exemplars: tuple[bytes, ...] = ()
     exemplar_poses: FloatArray | None = None
+    features: CodedFeatures | None = None
 
     @property
     def is_drawn(self) -> bool:
@@ -133,8 +145,8 @@ class ConditionsArtifact:
 
     @property
     def exemplar_size(self) -> int:
-        """Side of the exemplars in pixels; masks, had they any, would have the same."""
-        return self.object_masks.shape[-1]
+        """Side in pixels of the exemplars as they are replayed; they may be stored smaller."""
+        return int(self.header.get("exemplar_size") or self.object_masks.shape[-1])
 
     @property
     def _floats(self) -> dict[str, FloatArray]:
@@ -150,6 +162,8 @@ class ConditionsArtifact:
         tokens = self.semantic_embedding
         if self.step:
             present[STEP], tokens = np.array([self.step], np.float32), tokens[:0]
+        if self.features is not None:
+            present |= self.features.floats()
         return {"semantic_embedding": tokens, **present}
 
     @property
@@ -209,6 +223,8 @@ class ConditionsArtifact:
             count = 1 if variations is None else 1 + len(variations)
             own["packed_shape"] = [count, *self.semantic_embedding.shape]
             own["packed_as"] = _form(self.semantic_embedding.shape)
+        if self.features is not None:
+            own["num_patches"] = len(self.features.codes)
         return {**self.header, **own}
 
     def _tensors(self, path: str | Path, half: bool | None) -> dict[str, NDArray[Any]]:
@@ -228,6 +244,8 @@ class ConditionsArtifact:
         if self.exemplars:
             tensors[EXEMPLARS] = np.frombuffer(b"".join(self.exemplars), np.uint8)
             tensors[ENDS] = np.cumsum([len(one) for one in self.exemplars], dtype=np.int64)
+        if self.features is not None:
+            tensors |= self.features.integers()
         tensors["object_masks"] = pack_bits(self.object_masks)
         return tensors
 
@@ -276,7 +294,21 @@ class ConditionsArtifact:
             step=step,
             exemplars=_cut(Path(path), tensors) if EXEMPLARS in tensors else (),
             exemplar_poses=floats.get(PLACES),
+            features=_features(Path(path), tensors, header) if CODES in tensors else None,
         )
+
+
+def _features(
+    path: Path, tensors: dict[str, NDArray[Any]], header: dict[str, Any]
+) -> CodedFeatures:
+    """The patches of a memory bank."""
+    count = header.get("num_patches")
+    if not isinstance(count, int) or not 0 < count * len(tensors[BASIS]) <= MAX_PACKED:
+        damaged(path, CONDITIONS, f"expected `{CODES}` of some patches, found {count!r:.40}")
+    try:
+        return CodedFeatures.of(tensors, count)
+    except ValueError as error:
+        damaged(path, CONDITIONS, f"expected `{CODES}` of {count} patches: {error}")
 
 
 def _cut(path: Path, tensors: dict[str, NDArray[Any]]) -> tuple[bytes, ...]:

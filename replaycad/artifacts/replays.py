@@ -158,6 +158,7 @@ class ReplaysWriter:
             "image_size": image_size,
             "shard_images": shard_images,
         }
+        self.image_size = image_size
         self._set = _Set(Path(path), header["key"], num_images, image_size, shard_images)
         self._seeds: list[NDArray[np.int64]] = []
         self._digests: list[bytes] = []

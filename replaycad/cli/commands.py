@@ -101,6 +101,12 @@ def compress(
     budget: Budget = "",
     backbone: Backbone = "",
     tile: Tile = "",
+    image_size: Annotated[
+        int,
+        typer.Option(
+            "--image-size", min=0, help="Keep a class at this size in px (0: as the detector sees)."
+        ),
+    ] = 0,
     settings: Settings = [],  # noqa: B006
     device: Device = "auto",
     seed: Seed = 0,
@@ -109,7 +115,7 @@ def compress(
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Compress a class into conditions for a frozen diffusion model.
+    """Compress a class into what is kept of it: images, features or conditions.
 
     Builds its masks first if needed.
 
@@ -121,7 +127,7 @@ def compress(
     if len(sizes) > 1:
         raise typer.BadParameter("compress takes one budget; `replaycad run` compares several")
     choices = {"keep": keep, "budget": str(*sizes), "backbone": backbone,
-               "mask.tile": tile}  # fmt: skip
+               "mask.tile": tile, "image_size": str(image_size or "")}  # fmt: skip
     with session(shared, "compress", choices) as builder:
         from replaycad.engine.compress import CompressStage
 

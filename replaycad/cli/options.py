@@ -78,7 +78,7 @@ BatchSize = Annotated[
     ),
 ]
 Keep = Annotated[
-    str, typer.Option("--keep", help="Keep conditions, exemplars, hybrid or auto.")
+    str, typer.Option("--keep", help="Keep exemplars, features, conditions, hybrid or auto.")
 ]
 Budget = Annotated[
     str,

@@ -14,11 +14,11 @@ STAGES = ("mask", "compress", "replay", "train", "eval")
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 """Of unet and text encoder; `auto` is 16 bits on a GPU. What is trained is always fp32."""
 
-Representation = Literal["conditions", "exemplars", "hybrid"]
-"""What is kept of a class: conditions, real images, or both in one budget."""
+Representation = Literal["conditions", "exemplars", "hybrid", "features"]
+"""What is kept of a class: conditions, real images, both in one budget, or a bank's patches."""
 
-EXEMPLAR_ENCODER = "mini"
-"""Whose features say which real images cover a class; bundled, so that a choice is reproducible."""
+AUDIT_ENCODER = "mini"
+"""Whose features say how near replays come to training images; bundled, so any machine has it."""
 
 FOLDERS = {"--data": ("REPLAYCAD_DATA", "data"), "--store": ("REPLAYCAD_STORE", "artifacts")}
 """Option -> the environment's name for its folder, and the folder where neither names one."""
@@ -26,7 +26,7 @@ FOLDERS = {"--data": ("REPLAYCAD_DATA", "data"), "--store": ("REPLAYCAD_STORE", 
 LEAST_TILE = 32
 """Pixels of the smallest tile: of fewer, an encoder has a few places all of which are border."""
 
-STAGE_VERSIONS = {"mask": 3, "compress": 6, "replay": 3, "train": 6, "eval": 2}
+STAGE_VERSIONS = {"mask": 3, "compress": 7, "replay": 4, "train": 7, "eval": 2}
 """Raised when the code of a stage changes what it writes: files made before become stale."""
 
 
@@ -75,7 +75,10 @@ class CompressConfig:
 
     keep: Literal[Representation, "auto"] = "conditions"  # auto: what covers other images best
     budget: int = _at_least(0, 0)  # bytes of the file; 0: as it comes, else 200,000
-    exemplar_quality: int = _at_least(1, 60)  # of AVIF, up to 100
+    image_size: int = _at_least(0, 0)  # px of what is kept and drawn; 0: what the detector sees
+    encoder: str = ""  # that says what covers a class; empty: the detector's
+    exemplar_size: int = _at_least(0, 0)  # px at which images are stored; 0: chosen for the class
+    exemplar_quality: int = _at_least(0, 0)  # of AVIF, up to 100; 0: chosen for the class
     backbone: str = "mini"
     conditioning: Literal["both", "semantic", "spatial"] = "both"
     num_tokens: int = _at_least(0, 0)  # K; 0: what the set encoder gives, else 20
@@ -112,7 +115,7 @@ class CompressConfig:
             )
         if self.exemplar_quality > 100:
             raise ConfigError(
-                f"compress: exemplar_quality is {self.exemplar_quality}", "use 1 to 100"
+                f"compress: exemplar_quality is {self.exemplar_quality}", "use 1 to 100, or 0"
             )
 
 

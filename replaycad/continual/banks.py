@@ -7,7 +7,7 @@ class alone. So a step of a sequence costs what is new in it, however many class
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -35,6 +35,24 @@ class Keeper(Protocol):
 
     def save(self, class_name: str, tensors: Tensors) -> None:
         """Keep the tensors of a class."""
+
+
+class KeptBank(NamedTuple):
+    """What was kept of a class as features.
+
+    Attributes:
+        patches: `[N, F]` float32, the most telling ones first.
+        limits: of normal scores, as `NormalScores.limits` gives them.
+    """
+
+    patches: NDArray[np.float32]
+    limits: Mapping[str, float]
+
+    def give(self, detector: PatchCore, class_index: int) -> None:
+        """Make it the bank of a class, as much of it as the detector keeps of one."""
+        patches = torch.from_numpy(self.patches[: detector.preset.bank_limit])
+        unknown = torch.full((len(patches),), -1)
+        detector.set_bank(class_index, patches, unknown)
 
 
 def fit_banks(
@@ -131,3 +149,22 @@ def normal_scores(
         maps = detector.fitted_maps(features(chunk), [class_index] * len(chunk), chunk.tolist())
         found.append(measured(detector, maps, mixture.counted(rows[chunk])))
     return replace(together(found), num_tiles=mixture.num_tiles[class_index])
+
+
+def with_kept(thresholds: dict[str, Any], banks: Mapping[str, KeptBank]) -> dict[str, Any]:
+    """Limits with those of classes whose banks were kept.
+
+    No image of these is at hand. So the limits over all classes become those of the class that has
+    the highest, with at most as many false alarms in any; what is typical becomes the mean.
+    """
+    if not banks:
+        return thresholds
+    kept = {name: dict(bank.limits) for name, bank in banks.items()}
+    overall = {name: value for name, value in thresholds.items() if name != "by_class"}
+    for name in ("image", "pixel"):
+        overall[name] = max(overall[name], *(one[name] for one in kept.values()))
+        typical = f"typical_{name}"
+        shares = [overall[typical]] * len(thresholds["by_class"])
+        shares += [one[typical] for one in kept.values()]
+        overall[typical] = sum(shares) / len(shares)
+    return {**overall, "by_class": {**kept, **thresholds["by_class"]}}

@@ -31,17 +31,29 @@ def encode(image: ByteArray, quality: int) -> bytes:
 def decode(stored: bytes, size: int) -> ByteArray:
     """Undo `encode` but for what the quality lost: `[3, size, size]` uint8.
 
+    An image that was stored smaller is enlarged.
+
     Raises:
-        ValueError: if it is no image, or one of another size, which is seen before it is unpacked.
+        ValueError: if it is no image, no square or larger, which is seen before it is unpacked.
     """
     with io.BytesIO(stored) as file:
         try:
             picture = Image.open(file, formats=["AVIF"])
-            if picture.size != (size, size):
-                raise ValueError(f"it has {picture.size[0]} x {picture.size[1]} px, not {size}")
-            return np.asarray(picture.convert("RGB")).transpose(2, 0, 1)
+            width, height = picture.size
+            if width != height or width > size:
+                raise ValueError(f"it has {width} x {height} px, not {size}")
+            return resized(np.asarray(picture.convert("RGB")).transpose(2, 0, 1), size)
         except (OSError, RuntimeError, Image.DecompressionBombError) as error:
             raise ValueError(str(error)) from None
+
+
+def resized(image: ByteArray, size: int) -> ByteArray:
+    """An image `[3, H, W]` uint8 as `[3, size, size]` uint8, sharply (Lanczos)."""
+    if image.shape[1:] == (size, size):
+        return image
+    picture = Image.fromarray(np.ascontiguousarray(image.transpose(1, 2, 0)))
+    picture = picture.resize((size, size), Image.Resampling.LANCZOS)
+    return np.asarray(picture).transpose(2, 0, 1)
 
 
 def describe(images: ByteArray, encoder: Encoder) -> torch.Tensor:
@@ -76,10 +88,20 @@ def coverage_order(described: torch.Tensor, generator: torch.Generator) -> list[
     return picked + list(set(range(count)) - set(picked))
 
 
-def fill(images: ByteArray, order: Sequence[int], quality: int, room: int) -> Iterator[bytes]:
-    """Store images in the order given until the next does not fit into `room` bytes."""
+def fill(
+    images: ByteArray, order: Sequence[int], quality: int, room: int, size: int = 0
+) -> Iterator[bytes]:
+    """Store images in the order given until the next does not fit into `room` bytes.
+
+    Args:
+        images: `[N, 3, S, S]` uint8.
+        order: places of them.
+        quality: of AVIF.
+        room: bytes.
+        size: side in pixels at which they are stored; 0 for S.
+    """
     for index in order:
-        stored = encode(images[index], quality)
+        stored = encode(resized(images[index], size or images.shape[-1]), quality)
         room -= len(stored)
         if room < 0:
             return

@@ -6,21 +6,33 @@ from typing import Any
 
 from replaycad.config.stages import ReplayConfig, Representation
 
-REPRESENTATIONS: tuple[Representation, ...] = ("exemplars", "hybrid", "conditions")
+REPRESENTATIONS: tuple[Representation, ...] = ("features", "exemplars", "hybrid", "conditions")
 """What `auto` chooses among, what needs the least first."""
-ASKS_ENCODER: tuple[str, ...] = ("exemplars", "hybrid", "auto")  # picking real images
+FEATURES_SERVE = "patchcore"  # the only detector that has a use for patches
+ASKS_ENCODER: tuple[str, ...] = ("features", "exemplars", "hybrid", "auto")
 ASKS_BACKBONE: tuple[str, ...] = ("conditions", "hybrid", "auto")
 MARGIN = 0.05
 """Of separation, by which a later representation must be better: two standard deviations of the
 difference between two picks of images of one class (of one pick 0.018; eight held-out procedural
 classes of 200 images, four picks of each in 100,000 bytes)."""
 DRAWING = "drawing"  # the input of a choice that says how replays would be drawn
+DETECTOR = "detector"  # the input that says whose banks are kept, or judge what is kept
+NEAR = 0.03
+"""Of separation below that of a bank of all other images: a form that comes so near is kept without
+trying those that must be searched and drawn."""
+MOST_OTHERS = 256  # images of that bank
+SLOW: tuple[Representation, ...] = ("hybrid", "conditions")
 TRIED_ON = 64  # images, at most, that representations are tried on, and
 TRIED_LEAST = 5  # below which there is nothing to choose: the images are kept
 TRIED_REPLAYS = 128
 """Replays that they are tried with, at most: else as many as are learned from. A representation of
 many images is judged too low by fewer replays than images (of a turning part, 90 images: 0.525 by
 64 replays, 0.533 by 100, conditions 0.460 and 0.457)."""
+
+
+def forms_for(*detectors: str) -> tuple[Representation, ...]:
+    """What `auto` chooses among for detectors that are all to learn from it."""
+    return REPRESENTATIONS if set(detectors) == {FEATURES_SERVE} else REPRESENTATIONS[1:]
 
 
 def chosen_representation(separations: Mapping[Representation, float]) -> Representation:
@@ -56,6 +68,7 @@ def header_alone(header: Mapping[str, Any], representation: Representation) -> d
         for name, digest in header["weights"].items()
         if representation in (ASKS_ENCODER if name == "encoder" else ASKS_BACKBONE)
     }
-    inputs = {name: digest for name, digest in header["inputs"].items() if name != DRAWING}
+    others = {DRAWING} if representation in ASKS_ENCODER else {DRAWING, DETECTOR}
+    inputs = {name: digest for name, digest in header["inputs"].items() if name not in others}
     config = {**header["config"], "keep": representation}
     return {**header, "config": config, "inputs": inputs, "weights": weights}

@@ -116,6 +116,7 @@ class Builder:
         changing: those of them that a dry run would build.
         searches: conditions of this command by what they were searched from; budgets and
             representations that are compared share them.
+        forms: what each class of this command is to be kept as, by the name of its conditions.
         sound: replays of which this command has read every byte, by path, with their content id.
         ignored: class -> what is ignored in its pictures, as `View.ignore`, if it was asked for.
     """
@@ -128,6 +129,7 @@ class Builder:
         self.handled: set[str] = set()
         self.changing: set[str] = set()
         self.searches: dict[tuple, ConditionsArtifact] = {}
+        self.forms: dict[str, str] = {}
         self.sound: dict[Path, str] = {}
         self.ignored: dict[str, bytes] = {}
         self._timings = Timings(self.store)

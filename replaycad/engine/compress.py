@@ -1,32 +1,40 @@
 """The stage `compress`: training images and masks of a class -> what is kept of it."""
 
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from functools import partial
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from replaycad.artifacts.checkpoints import Checkpoint
 from replaycad.artifacts.conditions import ConditionsArtifact
 from replaycad.artifacts.format import canonical_json
 from replaycad.artifacts.masks import MasksArtifact
-from replaycad.config.stages import EXEMPLAR_ENCODER, CompressConfig, ReplayConfig
+from replaycad.config.stages import CompressConfig, ReplayConfig, TrainConfig
+from replaycad.continual.kept import Kept
 from replaycad.continual.representations import (
     ASKS_BACKBONE,
     ASKS_ENCODER,
+    DETECTOR,
     DRAWING,
+    FEATURES_SERVE,
+    forms_for,
     tried_drawing,
 )
 from replaycad.data.images import viewed
 from replaycad.data.samples import train_samples
+from replaycad.detectors.patchcore.preset import PRESETS, PatchCorePreset
+from replaycad.detectors.registry import preset_for, resolve_defaults
 from replaycad.diffusion.fitting import check_fits, shape_of
-from replaycad.diffusion.presets import backbone_sizes
 from replaycad.engine.builder import Builder, Stage
 from replaycad.engine.mask import prepare_masks
 from replaycad.engine.replay import draw_apart
 from replaycad.engine.staleness import Plan, digest_of, portable
 from replaycad.engine.views import stored_view, told
-from replaycad.errors import ArtifactError
+from replaycad.errors import ArtifactError, ConfigError
+
+if TYPE_CHECKING:
+    from replaycad.detectors.encoders import Encoder
 
 REMEMBERED_SEARCHES = 32  # conditions of one command, some hundred kB each
 
@@ -40,14 +48,17 @@ class CompressStage(Stage):
         name: of the artifact; empty for the class's.
         seed: None for the command's.
         changes: fields of the config and what a strategy wants of them.
+        detectors: that it is kept for, the first of which says how; none for that of the settings.
 
     Raises:
         DatasetError: the class has no training images.
         WeightsError: a network is not there.
-        ConfigError: the backbone cannot do what the config asks.
+        ConfigError: the backbone cannot do what the config asks, or the detector has no use for
+            features.
     """
 
     stage = "compress"
+    config: CompressConfig
 
     def __init__(
         self,
@@ -56,6 +67,7 @@ class CompressStage(Stage):
         name: str = "",
         seed: int | None = None,
         changes: Mapping[str, Any] = MappingProxyType({}),
+        detectors: Sequence[str] = (),
     ) -> None:
         settings = builder.settings
         self._builder, self._class_name, self.name = builder, class_name, name or class_name
@@ -63,9 +75,26 @@ class CompressStage(Stage):
         self.seed = self._seed
         self._samples = train_samples(settings.data, class_name)
         self._seen = self._samples  # as the view of the masks shows them
-        self.config: CompressConfig = replace(
+        config: CompressConfig = replace(
             settings.config(CompressConfig, class_name), **changes
         )
+        train = settings.config(TrainConfig)
+        served = [replace(train, detector=one or train.detector) for one in detectors] or [train]
+        self._train = resolve_defaults(served[0])
+        others = [one.detector for one in served if one.detector != FEATURES_SERVE]
+        self._forms = forms_for(*(one.detector for one in served))
+        if config.keep in ASKS_ENCODER:  # conditions alone are drawn as large as their generator
+            config = replace(
+                config, encoder=config.encoder or self._train.encoder,
+                image_size=config.image_size or self._train.image_size,
+            )  # fmt: skip
+        self.config = config
+        if config.keep == "features" and others:
+            raise ConfigError(
+                f"compress: features serve memory banks alone, and {others[0]} has none",
+                "keep exemplars, or use --set train.detector=patchcore",
+            )
+        builder.forms[self.name] = config.keep
         self.weights = self._weights()
         if self.config.keep in ASKS_BACKBONE:
             check_fits(self.config, self.config.backbone, shape_of(self.config.backbone))
@@ -74,6 +103,8 @@ class CompressStage(Stage):
         )
         self.num_images = len(self._samples)
         self.next_command = settings.command("replay", self.name)
+        if config.keep == "features":
+            self.next_command = settings.command("train", "NEW", past=self.name)
 
     def _weights(self) -> dict[str, str]:
         """Digests of the networks that it asks; to pick real images takes no diffusion model."""
@@ -81,8 +112,24 @@ class CompressStage(Stage):
         if self.config.keep in ASKS_BACKBONE:
             weights |= self._builder.digests.backbone(self.config.backbone)
         if self.config.keep in ASKS_ENCODER:
-            weights |= self._builder.digests.encoder(EXEMPLAR_ENCODER)
+            weights |= self._builder.digests.encoder(self.config.encoder)
         return weights
+
+    @property
+    def _preset(self) -> PatchCorePreset:
+        """Of the memory banks that are kept, or that judge what is kept for other detectors."""
+        own = preset_for(self._train.detector, self._train.preset)
+        judging = PRESETS["standard"]
+        assert isinstance(judging, PatchCorePreset)
+        if isinstance(own, PatchCorePreset):
+            return own
+        return replace(judging, levels=own.levels)
+
+    def _encoder(self) -> "Encoder":
+        """The detector's, with the levels that it reads."""
+        return self._builder.models.encoder(
+            self.config.encoder, self._train.detector, self._train.preset
+        )
 
     def prepare(self) -> None:
         """Build the masks of the class."""
@@ -98,6 +145,9 @@ class CompressStage(Stage):
             "policy": digest_of({"policy": policy}),
             **told(class_name, stored_view(builder.header("masks", class_name))),
         }
+        if self.config.keep in ASKS_ENCODER:
+            judged = {"name": self._train.detector, "preset": asdict(self._preset)}
+            inputs[DETECTOR] = digest_of(judged)
         if self.config.keep == "auto":
             inputs[DRAWING] = digest_of(portable(self._drawing))
         return inputs
@@ -119,7 +169,7 @@ class CompressStage(Stage):
         if self.config.keep == "auto":
             kept = self._chosen(masks, header, checkpoint)
         else:
-            kept, _ = self._kept(masks, self.config, header, checkpoint)
+            kept = self._kept(masks, self.config, header, checkpoint).artifact
         plan.check_inputs()
         kept.save(plan.path)
         checkpoint.clear()
@@ -127,19 +177,18 @@ class CompressStage(Stage):
     def _chosen(
         self, masks: MasksArtifact, header: dict[str, Any], checkpoint: Checkpoint
     ) -> ConditionsArtifact:
-        """The class in the representation whose replays tell images apart best."""
+        """The class in the representation that tells images apart best."""
         from replaycad.stages.choice import choose_representation
 
-        def keep(
-            config: CompressConfig, header: dict[str, Any]
-        ) -> tuple[ConditionsArtifact, list[int]]:
+        def keep(config: CompressConfig, header: dict[str, Any]) -> Kept:
             own = Checkpoint(checkpoint.path, f"{checkpoint.key} {config.keep}", checkpoint.check)
             return self._kept(masks, config, header, own)
 
         return choose_representation(
-            self._seen, masks.class_name, self.config, header, self._seed, keep,
+            self._seen, masks.class_name, self.config, header, self._seed,
+            self._forms, keep,
             partial(draw_apart, self._builder, self._drawing, self._seed),
-            self._builder.models.exemplar_encoder, self._builder.report,
+            self._encoder, self._preset, self._builder.report,
         )  # fmt: skip
 
     def _kept(
@@ -148,22 +197,28 @@ class CompressStage(Stage):
         config: CompressConfig,
         header: dict[str, Any],
         checkpoint: Checkpoint,
-    ) -> tuple[ConditionsArtifact, list[int]]:
-        """Conditions, real images, or both, and which of the samples are the images."""
-        from replaycad.stages.compress import keep_exemplars, within_budget
+    ) -> Kept:
+        """Features, conditions, real images, or the last two in one."""
+        from replaycad.stages.compress import within_budget
+        from replaycad.stages.exemplars import keep_exemplars
+        from replaycad.stages.features import keep_features
 
         header = {**header, "form": config.keep}
+        if config.keep == "features":
+            return keep_features(
+                self._seen, masks.class_name, masks.header["policy"], self._encoder(),
+                self._train, config, self._seed, header, self._builder.report,
+            )  # fmt: skip
         kept, rows = None, list[int]()
         if config.keep != "exemplars":
             searched = self._searched(masks, config, header, checkpoint)
             kept = within_budget(searched, config, masks)
         if kept is None or config.keep == "hybrid":
             kept, rows = keep_exemplars(
-                self._seen, masks, self._builder.models.exemplar_encoder(),
-                backbone_sizes(config.backbone)[1], config, self._seed, header,
+                self._seen, masks, self._encoder(), self._preset, config, self._seed, header,
                 self._builder.report, kept, self._builder.aligner,
             )  # fmt: skip
-        return kept, rows
+        return Kept(kept, rows)
 
     def _searched(
         self,

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from replaycad.config.stages import EXEMPLAR_ENCODER, CompressConfig, ReplayConfig
+from replaycad.config.stages import CompressConfig, ReplayConfig
 from replaycad.engine.inputs import NO_SEGMENTER
 
 if TYPE_CHECKING:
@@ -77,12 +77,6 @@ class Models:
         return self.load(
             f"encoder {levels}", name, lambda name, device: load_encoder(name, device, levels)
         )
-
-    def exemplar_encoder(self) -> "Encoder":
-        """The encoder that says which images of a class are alike."""
-        from replaycad.detectors.encoders import load_encoder
-
-        return self.load("encoder of exemplars", EXEMPLAR_ENCODER, load_encoder)
 
     def load(self, kind: str, name: str, load: Callable[..., Any]) -> Any:
         """The network of this kind and name; loaded, unless it was the last one.

@@ -58,6 +58,11 @@ class ReplayStage(Stage):
         class_name = header.get("class_name") or class_name or name
         self.config: ReplayConfig = config or _config(builder, name, class_name)
         form = header.get("form") or builder.settings.config(CompressConfig, class_name).keep
+        if form == "features":
+            raise ArtifactError(
+                f"features are kept of {class_name}: there is nothing to draw",
+                f"`replaycad train --class NEW --past {name}` uses them as they are",
+            )
         if form != "exemplars":
             self._use_backbone(header, class_name)
         self.num_images = self.config.num_images
@@ -166,7 +171,10 @@ def _draw(
     from replaycad.stages.replay import replay_class, vary_exemplars
 
     diffusion = builder.models.backbone(config) if conditions.is_drawn else None
-    size = diffusion.image_size if diffusion else conditions.exemplar_size
+    size = conditions.exemplar_size
+    if diffusion:  # nothing that is drawn, or kept beside, is made smaller
+        wanted = conditions.header.get("config", {}).get("image_size", 0)
+        size = max(diffusion.image_size, wanted, size if conditions.exemplars else 0)
     writer = ReplaysWriter(path, header, config.num_images, size)
     if writer.rows_done:
         builder.report.note(f"going on from image {writer.rows_done} of {config.num_images}")

@@ -17,6 +17,7 @@ from replaycad.detectors.registry import preset_for, resolve_defaults
 from replaycad.distributed import ranks
 from replaycad.engine.banks import KeptBanks
 from replaycad.engine.builder import Builder, Stage
+from replaycad.engine.past import check_serves, keeps_features, read_features
 from replaycad.engine.replay import prepare_replays
 from replaycad.engine.staleness import Plan, digest_of
 from replaycad.engine.views import VIEW_OF, stored_view, told, wanted_view
@@ -81,9 +82,10 @@ class TrainStage(Stage):
         self.next_command = settings.command("eval", known, name=name)
 
     def prepare(self) -> None:
-        """Build the replays of the past classes."""
+        """Build the replays of the past classes, where there are not features of them."""
         for name in self._past:
-            prepare_replays(self._builder, name)
+            if not keeps_features(self._builder, name):
+                prepare_replays(self._builder, name)
 
     def inputs(self) -> dict[str, str]:
         """Images, replays, the detector to go on from, its structure, the order of the classes."""
@@ -92,9 +94,12 @@ class TrainStage(Stage):
             f"images/{class_name}": builder.digests.images(real)
             for class_name, real in self._samples.items()
         }
-        inputs |= {f"replays/{name}": builder.content("replays", name) for name in self._past}
         for name in self._past:
-            header = builder.header("replays", name)
+            header, kind = builder.header("replays", name), "replays"
+            if keeps_features(builder, name):
+                check_serves(builder, name, config, dict(self.weights))
+                header, kind = builder.header("conditions", name), "conditions"
+            inputs[f"{kind}/{name}"] = builder.content(kind, name)
             inputs |= told(header.get("class_name", name), stored_view(header))
         for class_name, view in self._views.items():
             inputs |= told(class_name, view)
@@ -108,6 +113,7 @@ class TrainStage(Stage):
 
     def run(self, plan: Plan) -> None:
         """Train the detector."""
+        from replaycad.continual.banks import KeptBank
         from replaycad.runtime import check_compiler
         from replaycad.stages.train import train_detector
 
@@ -117,8 +123,17 @@ class TrainStage(Stage):
         init = None
         if config.init:
             init = DetectorArtifact.load(builder.store.path("detectors", config.init))
-        sources, known = self._sources(list(init.class_order) if init else [])
-        header = {**plan.header(known), "views": self._seen(sources, known, init)}
+        kept = [
+            read_features(builder, name) for name in self._past if keeps_features(builder, name)
+        ]
+        banks = {
+            one.class_name: KeptBank(one.features.decoded(), one.header["features"]["limits"])
+            for one in kept if one.features is not None
+        }  # fmt: skip
+        sources, known = self._sources(list(init.class_order) if init else [], list(banks))
+        views = self._seen(sources, known, init)
+        views |= {one.class_name: stored_view(one.header).as_dict() for one in kept}
+        header = {**plan.header(known), "views": views}
         encoder = builder.models.encoder(config.encoder, config.detector, config.preset)
         is_first = ranks().rank == 0
         checkpoint = builder.checkpoint(plan) if is_first else _ReadOnly(
@@ -126,7 +141,7 @@ class TrainStage(Stage):
         detector = train_detector(
             Mixture(sources, config.image_size, builder.report), known, encoder, config,
             self._seed, header, builder.report, checkpoint, init,
-            builder.settings.save_every_seconds, self._kept_banks(plan),
+            builder.settings.save_every_seconds, self._kept_banks(plan), banks,
         )  # fmt: skip
         plan.check_inputs()
         if is_first:  # all ranks have the same
@@ -138,11 +153,10 @@ class TrainStage(Stage):
         if not preset_for(self.config.detector, self.config.preset).has_memory_banks:
             return None
         builder, facts = self._builder, plan.facts
-        named = [f"images/{name}" for name in self._samples]
-        named += [f"replays/{name}" for name in self._past]
-        class_names = [*self._samples, *(
-            builder.header("replays", name)["class_name"] for name in self._past
-        )]  # fmt: skip
+        sources = {name: f"images/{name}" for name in self._samples} | {
+            builder.header("replays", name)["class_name"]: f"replays/{name}"
+            for name in self._past if not keeps_features(builder, name)
+        }  # fmt: skip
         shared = {
             "seed": self._seed, "weights": facts["weights"], "preset": facts["inputs"]["preset"],
             "version": facts["stage_version"], "device": builder.models.device.type,
@@ -154,15 +168,32 @@ class TrainStage(Stage):
                 **shared, "class": class_name, "from": facts["inputs"][source],
                 "view": facts["inputs"][VIEW_OF + class_name],
             })
-            for class_name, source in zip(class_names, named, strict=True)
+            for class_name, source in sources.items()
         }  # fmt: skip
         return KeptBanks(builder.store, keys, builder.report)
 
-    def _sources(self, before: list[str]) -> tuple[list[Source], list[str]]:
-        """Where the images come from, and all classes that the detector then knows, in order."""
-        replays = [_verified_replays(self._builder, name) for name in self._past]
+    def _sources(
+        self, before: list[str], banks: Sequence[str]
+    ) -> tuple[list[Source], list[str]]:
+        """Where the images come from, and all classes that the detector then knows, in order.
+
+        Args:
+            before: classes of the detector to go on from.
+            banks: past classes of which features are at hand.
+        """
+        builder = self._builder
+        replays = [
+            _verified_replays(builder, name) for name in self._past
+            if not keeps_features(builder, name)
+        ]  # fmt: skip
         drawn = [reader.header["class_name"] for reader in replays]
-        known = list(dict.fromkeys([*before, *drawn, *self._samples]))
+        past = [
+            builder.header("conditions" if keeps_features(builder, name) else "replays", name)
+            for name in self._past
+        ]
+        known = list(
+            dict.fromkeys([*before, *(one["class_name"] for one in past), *self._samples])
+        )
         limit = shared_out(self.config.replay_budget, len(replays))
         sources = [
             Source(class_index=known.index(name), replays=reader, limit=limit,
@@ -177,8 +208,8 @@ class TrainStage(Stage):
             f"{len(source)} {_what(source)} of "
             f"{known[source.class_index]}"
             for source in sources
-        ]
-        self._builder.report.note(f"{self.name} learns from {', '.join(counts)}")
+        ] + [f"the features of {name}" for name in banks]
+        builder.report.note(f"{self.name} learns from {', '.join(counts)}")
         return sources, known
 
 

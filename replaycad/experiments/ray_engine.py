@@ -15,7 +15,7 @@ from replaycad.engine.settings import RunSettings
 from replaycad.engine.staleness import KINDS
 from replaycad.errors import ConfigError, ReplayCadError
 from replaycad.experiments.plan import Step
-from replaycad.experiments.run import Performed, Refused, refuse, stage_of
+from replaycad.experiments.run import Performed, Refused, perform_step, refuse
 from replaycad.progress import silent
 
 READS = {"compress": "masks", "replay": "conditions", "train": "replays", "eval": "detectors"}
@@ -83,7 +83,7 @@ def _gather(ray: Any, builder: Builder, tasks: dict[Any, Step]) -> Performed:
         step = tasks[ready[0]]
         if isinstance(done, ReplayCadError):
             refuse(done, step, refused, everyone, builder.report)
-        else:
+        elif done is not None:
             outcomes[step.stage, step.name] = done
     builder.report.step("sequence", len(tasks), len(tasks))
     return outcomes, refused
@@ -94,7 +94,7 @@ def _portable(settings: RunSettings) -> RunSettings:
     return replace(settings, data=settings.data.resolve(), root=Path(settings.root).resolve())
 
 
-def _task(settings: RunSettings, step: Step, *before: Any) -> Outcome | ReplayCadError:
+def _task(settings: RunSettings, step: Step, *before: Any) -> Outcome | ReplayCadError | None:
     """One step on a worker; a foreseen failure is returned, for trying again would not help it.
 
     A task loads its networks anew: Ray ends the process of a GPU task with the task, and the
@@ -105,7 +105,9 @@ def _task(settings: RunSettings, step: Step, *before: Any) -> Outcome | ReplayCa
             return one
     try:
         with Builder(settings, silent) as builder:
-            outcome = builder.build(stage_of(builder, step))
+            outcome = perform_step(builder, step)
     except ReplayCadError as error:
         return error
+    if outcome is None:
+        return None
     return replace(outcome, plan=replace(outcome.plan, inputs_now=None))

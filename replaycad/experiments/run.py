@@ -19,6 +19,7 @@ from replaycad.engine.builder import Builder, Outcome, Stage
 from replaycad.engine.compress import CompressStage
 from replaycad.engine.evaluate import EvalStage
 from replaycad.engine.mask import MaskStage
+from replaycad.engine.past import keeps_features
 from replaycad.engine.replay import ReplayStage
 from replaycad.engine.staleness import digest_of, replaced
 from replaycad.engine.train import TrainStage
@@ -66,7 +67,11 @@ def run_sequence(
         return {"outcomes": list(outcomes.values())}
     left = [cell for cell in cells if cell not in refused]
     done = steps(left, run_name)
-    by_step = {step: outcomes[step.stage, step.name] for step in done}
+    # Where features are kept of a class, none of its replays were drawn.
+    by_step = {
+        step: outcomes[step.stage, step.name]
+        for step in done if step.stage != "replay" or (step.stage, step.name) in outcomes
+    }  # fmt: skip
     named = {cell: label(cell, cells) for cell in left}
     left_out = {label(cell, cells): reason for cell, reason in refused.items()}
     result = _kept_results(builder, named, left_out, run_name, by_step)
@@ -127,7 +132,8 @@ def stage_of(builder: Builder, step: Step) -> Stage:
     if step.stage == "mask":
         return MaskStage(builder, class_name)
     if step.stage == "compress":
-        return CompressStage(builder, class_name, step.name, step.seed, changes)
+        detectors = list(dict.fromkeys(cell.detector for cell in step.cells))
+        return CompressStage(builder, class_name, step.name, step.seed, changes, detectors)
     if step.stage == "replay":
         return ReplayStage(builder, step.name, step.seed, class_name)
     if step.stage == "train":
@@ -135,6 +141,17 @@ def stage_of(builder: Builder, step: Step) -> Stage:
             builder, step.class_names, step.sources, step.name, step.seed, step.init, changes
         )
     return EvalStage(builder, step.class_names, step.sources[0])
+
+
+def perform_step(builder: Builder, step: Step) -> Outcome | None:
+    """Do one step; nothing, where features are kept of a class and none of its replays are drawn.
+
+    Raises:
+        ReplayCadError: whatever the stage failed with.
+    """
+    if step.stage == "replay" and keeps_features(builder, step.sources[0]):
+        return None
+    return builder.build(stage_of(builder, step))
 
 
 def perform_here(builder: Builder, planned: Sequence[Step]) -> Performed:
@@ -151,9 +168,12 @@ def perform_here(builder: Builder, planned: Sequence[Step]) -> Performed:
         if all(cell in refused for cell in step.cells):
             continue
         try:
-            outcomes[step.stage, step.name] = builder.build(stage_of(builder, step))
+            outcome = perform_step(builder, step)
         except BudgetError as error:
             refuse(error, step, refused, everyone, builder.report)
+        else:
+            if outcome is not None:
+                outcomes[step.stage, step.name] = outcome
     builder.report.step("sequence", len(planned), len(planned))
     return outcomes, refused
 

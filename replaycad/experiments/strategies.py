@@ -141,12 +141,17 @@ STRATEGIES: Mapping[str, Strategy] = MappingProxyType(
             description="Keeps as many real images of each class as the byte budget holds.",
             compress=(("keep", "exemplars"),),
         ),
+        "coded": Strategy(
+            description="Keeps the memory bank of each class as coded features in the byte budget.",
+            compress=(("keep", "features"),),
+            needs="memory banks",
+        ),
         "hybrid": Strategy(
             description="Keeps conditions and real images of each class in one byte budget.",
             compress=(("keep", "hybrid"),),
         ),
         "auto": Strategy(
-            description="Chooses for each class between conditions, exemplars and hybrid.",
+            description="Chooses for each class between all forms that the detector can use.",
             compress=(("keep", "auto"),),
         ),
         # Steps before the last would cost N - 1 trainings that no reported figure needs.

@@ -1,7 +1,6 @@
 """Turns a class into conditions of a frozen diffusion model (paper section 4.2)."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,11 +11,8 @@ from replaycad.artifacts.conditions import ConditionsArtifact
 from replaycad.artifacts.masks import MasksArtifact
 from replaycad.config.stages import CompressConfig
 from replaycad.continual.budget import IMAGE_BUDGET, MAX_POSES, affordable, fitted
-from replaycad.continual.coverage import symmetries
-from replaycad.continual.exemplars import coverage_order, describe, encode, fill
 from replaycad.data.images import evenly_spaced, load_counted, load_images
 from replaycad.data.samples import Sample
-from replaycad.detectors.encoders import Encoder
 from replaycad.diffusion.alignment import (
     Aligner,
     Alignment,
@@ -41,7 +37,7 @@ from replaycad.mask_ops import (
     resize_masks,
 )
 from replaycad.progress import Report, silent
-from replaycad.runtime import generator, stream_seed
+from replaycad.runtime import stream_seed
 
 MAX_MASK_SIZE = 256
 """Side in pixels above which stored masks are halved: ten of 512 px would weigh more than all that
@@ -53,7 +49,6 @@ Deviation: section 4.2 draws from masks as they were learned from; `sd15` learns
 LEAST_IMAGES = 1000
 """Images that a search reads, if there are so many: poses and variations are estimated from them. A
 short search sees fewer, and 10,000 took eleven times as long and four times the memory."""
-MAX_EXEMPLAR_POSES = 64  # fewer where bytes are counted
 MAX_LATENT_BYTES = 2 * 10**9  # above this many the latents of all augmentations are kept in 16 bits
 
 
@@ -152,85 +147,6 @@ def _masks_to_keep(
     return resize_masks(object_masks[chosen], min(object_masks.shape[-1], MAX_MASK_SIZE))
 
 
-def keep_exemplars(
-    samples: Sequence[Sample],
-    masks: MasksArtifact,
-    encoder: Encoder,
-    image_size: int,
-    config: CompressConfig,
-    seed: int,
-    header: dict[str, Any],
-    report: Report = silent,
-    conditions: ConditionsArtifact | None = None,
-    aligner: Aligner | None = None,
-) -> tuple[ConditionsArtifact, list[int]]:
-    """Keep real images of one class in place of conditions, or beside them, at equal bytes.
-
-    Args:
-        samples: training images, in the order of the masks.
-        masks: of these images, with the class's policy in the header.
-        encoder: frozen; says which images cover the class.
-        image_size: side in pixels at which they are kept.
-        config: of the stage.
-        seed: of every random draw.
-        header: common part of the artifact's header.
-        report: hears how many are kept.
-        conditions: that they are kept beside; None for images alone.
-        aligner: finds the poses, if it does not know them; None for a new one.
-
-    Returns:
-        the conditions, or such without tokens and masks, with as many images as the budget holds:
-        the file has at most `config.budget` bytes; and the places of these images in `samples`.
-
-    Raises:
-        BudgetError: if not a single image fits.
-        DatasetError: if an image cannot be read.
-    """
-    policy = masks.header["policy"]
-    images = load_images(samples, image_size)
-    budget = config.budget or IMAGE_BUDGET
-    poses, targets, framed = np.zeros((len(images), 3), np.float32), None, images
-    if config.alignment == "auto":
-        whole = np.ones((len(images), image_size, image_size), np.bool_)
-        found, framed, _ = _into_frame(
-            images, whole, policy["mask_rule"], seed, aligner or Aligner()
-        )
-        poses = found.poses.numpy()
-        targets = poses[evenly_spaced(len(samples), MAX_EXEMPLAR_POSES)]
-    if policy["train_augmentation"] in ("rotate_180", "six_way"):
-        operations = augmentations(policy["train_augmentation"])
-    else:
-        operations = symmetries(framed, encoder, generator(seed, "symmetries"))
-    order = coverage_order(describe(framed, encoder), generator(seed, "exemplars"))
-    empty = conditions or ConditionsArtifact(
-        class_name=masks.class_name,
-        semantic_embedding=np.zeros((0, 0), np.float32),
-        spatial_weight=None,
-        spatial_bias=None,
-        object_masks=np.zeros((0, image_size, image_size), np.bool_),
-        policy=policy,
-        header={**header, "placement": config.semantic_placement},
-        half=config.half,
-        poses=targets,
-    )
-    named = [[one.rotate_degrees, one.flip] for one in operations]
-    empty = replace(empty, header={**empty.header, "symmetries": named})
-    stored = list(fill(images, order, config.exemplar_quality, budget - empty.file_bytes()))
-    while stored:
-        kept = replace(empty, exemplars=tuple(stored), exemplar_poses=poses[order[: len(stored)]])
-        if kept.file_bytes() <= budget:
-            report.note(
-                f"{masks.class_name}: {len(stored)} of {len(samples)} images kept, with "
-                f"{len(operations) - 1} turns and flips"
-            )
-            return kept, order[: len(stored)]
-        stored.pop()
-    raise BudgetError(
-        f"compress: a budget of {budget} bytes holds no image of {masks.class_name}",
-        f"give {_room_for_one(empty, images[order[0]], config)} bytes or more",
-    )
-
-
 def searchable(
     config: CompressConfig, diffusion: Diffusion, masks: MasksArtifact
 ) -> CompressConfig:
@@ -286,12 +202,6 @@ def _too_few(config: CompressConfig, masks: MasksArtifact) -> BudgetError:
         f"compress: {_room(config)} bytes do not hold the tokens of {masks.class_name}",
         "give more, or keep=exemplars",
     )
-
-
-def _room_for_one(empty: ConditionsArtifact, image: np.ndarray, config: CompressConfig) -> int:
-    """Bytes of the file with this one image, and of a budget of more digits in its header."""
-    stored, pose = (encode(image, config.exemplar_quality),), np.zeros((1, 3), np.float32)
-    return replace(empty, exemplars=stored, exemplar_poses=pose).file_bytes() + 8
 
 
 def _spoilt(object_masks: np.ndarray, config: CompressConfig, seed: int) -> np.ndarray:

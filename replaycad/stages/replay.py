@@ -10,14 +10,15 @@ from PIL import Image
 from replaycad.artifacts.conditions import ConditionsArtifact
 from replaycad.artifacts.replays import ReplaysWriter
 from replaycad.config.stages import ReplayConfig
-from replaycad.continual.exemplars import decode, vary
+from replaycad.continual.exemplars import decode, resized
+from replaycad.continual.kept_images import KeptImages
 from replaycad.data.views import BLANK, View
 from replaycad.diffusion.alignment import beyond_border, to_pose
 from replaycad.diffusion.backbones import Diffusion
 from replaycad.diffusion.conditioning import Conditions, SpatialEncoder
 from replaycad.diffusion.sampling import pass_size, sample
 from replaycad.errors import ArtifactError
-from replaycad.mask_ops import Operation, replay_mask, resize_masks
+from replaycad.mask_ops import replay_mask, resize_masks
 from replaycad.progress import Report, silent
 from replaycad.runtime import stream_seed
 
@@ -116,14 +117,15 @@ def replay_class(
         diffusion: the frozen model that they were made with.
         config: of the stage.
         seed: of the images' seeds.
-        writer: takes the images as they are drawn; may hold some from a killed run.
+        writer: takes the images as they are drawn, resized to its own size; may hold some from a
+            killed run.
         report: hears of the images done.
 
     Raises:
         ArtifactError: if conditions and backbone do not fit, or the disk is full.
     """
-    kept = Kept(conditions) if conditions.exemplars else None
-    view = View.from_dict(conditions.header.get("view"))
+    kept = kept_images(conditions) if conditions.exemplars else None
+    view, size = View.from_dict(conditions.header.get("view")), writer.image_size
     # A batch begun by a killed run is drawn again whole: on some machines the last bit of an image
     # depends on how many are drawn beside it.
     done = writer.rows_done
@@ -137,11 +139,11 @@ def replay_class(
     for start in range(first, config.num_images, step):
         batch = slice(start, min(start + step, config.num_images))
         pairs = [
-            (kept.varied(one), np.ones((diffusion.image_size,) * 2, np.bool_))
-            if kept and real else next(drawn)
+            (kept.varied(one), np.ones((size, size), np.bool_)) if kept and real else next(drawn)
             for one, real in zip(seeds[batch], is_real[batch], strict=True)
         ]  # fmt: skip
-        images, masks = (np.stack(part) for part in zip(*pairs, strict=True))
+        images = np.stack([resized(image, size) for image, _ in pairs])
+        masks = np.concatenate([resize_masks(mask[None], size) for _, mask in pairs])
         if config.jpeg_quality:
             images = through_jpeg(images, config.jpeg_quality)
         images = blanked(images, view)
@@ -155,14 +157,14 @@ def _drawn(
     diffusion: Diffusion,
     config: ReplayConfig,
     seeds: np.ndarray,
-    kept: "Kept | None",
+    kept: KeptImages | None,
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Images `[3, H, W]` uint8 and masks `[H, W]` bool of these seeds, drawn a pass at a time."""
     built, placed, starts = rebuild_conditions(conditions, diffusion), None, None
     if conditions.coefficients is not None:
         placed = pick_rows(conditions.coefficients, seeds)
     if kept is not None:
-        starts = (kept.in_frame(one) for one in seeds)
+        starts = (resized(kept.in_frame(one), diffusion.image_size) for one in seeds)
     posed = (pose_mask(conditions, one, config.mask_moves) for one in seeds)
     start = 0
     for passed in sample(diffusion, built, posed, seeds.tolist(), config, silent, placed, starts):
@@ -196,7 +198,7 @@ def vary_exemplars(
     Raises:
         ArtifactError: if the disk is full.
     """
-    kept, view = Kept(conditions), View.from_dict(conditions.header.get("view"))
+    kept, view = kept_images(conditions), View.from_dict(conditions.header.get("view"))
     seeds = image_seeds(conditions.class_name, seed, config.num_images)
     whole = np.ones((1, *kept.images.shape[2:]), np.bool_)
     for number in range(writer.rows_done, config.num_images):
@@ -208,56 +210,24 @@ def vary_exemplars(
         report.step("replay", number + 1, config.num_images)
 
 
-class Kept:
+def kept_images(conditions: ConditionsArtifact) -> KeptImages:
     """The real images among the conditions of a class.
 
-    Args:
-        conditions: with exemplars.
-
-    Attributes:
-        images: `[E, 3, S, S]` uint8.
-
     Raises:
-        ArtifactError: if an image cannot be decoded.
+        ArtifactError: if there are none, or an image cannot be decoded.
     """
-
-    def __init__(self, conditions: ConditionsArtifact) -> None:
-        if conditions.exemplar_poses is None:
-            raise ArtifactError(f"the conditions of {conditions.class_name} hold no images")
-        try:
-            size = conditions.exemplar_size
-            self.images = np.stack([decode(one, size) for one in conditions.exemplars])
-        except ValueError as error:
-            message = f"an image among the conditions of {conditions.class_name} cannot be read"
-            raise ArtifactError(f"{message}: {error}", "compress the class again") from None
-        self._own, self._poses = conditions.exemplar_poses, conditions.poses
-        self._policy = conditions.policy
-        named = conditions.header.get("symmetries", [])
-        self._operations = [Operation(rotate_degrees=turn, flip=flip) for turn, flip in named]
-        self._beyond = beyond_border(conditions.policy["mask_rule"])
-
-    def in_frame(self, seed: int) -> np.ndarray:
-        """The image that a seed picks, in the common frame: `[3, S, S]` uint8."""
-        picked = self._stream(seed).integers(len(self.images), size=1)
-        still = np.zeros((1, 3), np.float32)
-        return vary(self.images[picked], self._own[picked], still, self._beyond, (), [])[0]
-
-    def varied(self, seed: int) -> np.ndarray:
-        """The image that a seed picks, moved and turned as the class is: `[3, S, S]` uint8."""
-        rng = self._stream(seed)
-        picked = rng.integers(len(self.images), size=1)
-        wanted = self._own[picked]
-        # A surface stays: turned, it would go on beyond its border, where a mirror shows kinks.
-        is_moved = self._policy["mask_rule"] != "frame"
-        if is_moved and self._poses is not None:
-            wanted = self._poses[rng.integers(len(self._poses), size=1)]
-        elif is_moved and self._policy["replay_augmentation"] == "free_rotation":
-            wanted = wanted + np.array([[rng.uniform(0, 360), 0, 0]], np.float32)
-        images, own = self.images[picked], self._own[picked]
-        return vary(images, own, wanted, self._beyond, self._operations, [rng])[0]
-
-    def _stream(self, seed: int) -> np.random.Generator:
-        return np.random.default_rng(stream_seed(int(seed), "exemplar"))
+    if conditions.exemplar_poses is None:
+        raise ArtifactError(f"the conditions of {conditions.class_name} hold no images")
+    try:
+        size = conditions.exemplar_size
+        images = np.stack([decode(one, size) for one in conditions.exemplars])
+    except ValueError as error:
+        message = f"an image among the conditions of {conditions.class_name} cannot be read"
+        raise ArtifactError(f"{message}: {error}", "compress the class again") from None
+    return KeptImages(
+        images, conditions.exemplar_poses, conditions.poses, conditions.policy,
+        conditions.header.get("symmetries", []),
+    )  # fmt: skip
 
 
 def blanked(images: np.ndarray, view: View) -> np.ndarray:

@@ -2,7 +2,8 @@
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Protocol
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 
 from replaycad.artifacts.detector import DetectorArtifact
 from replaycad.config.stages import TrainConfig
-from replaycad.continual.banks import Keeper, fit_banks
+from replaycad.continual.banks import Keeper, KeptBank, fit_banks, with_kept
 from replaycad.continual.penalties import IMPORTANCES, Penalty, added, normalized
 from replaycad.data.images import evenly_spaced
 from replaycad.data.mixture import Mixture, batches
@@ -53,6 +54,7 @@ def train_detector(
     init: DetectorArtifact | None = None,
     save_every_seconds: float = 60.0,
     kept: Keeper | None = None,
+    banks: Mapping[str, KeptBank] = MappingProxyType({}),
 ) -> DetectorArtifact:
     """Train one detector.
 
@@ -68,10 +70,10 @@ def train_detector(
         init: detector to go on from, with a fresh optimiser; None to start from scratch.
         save_every_seconds: time between two savings.
         kept: banks of earlier trainings, for a detector whose banks are apart.
+        banks: by class name, memory banks that were kept in place of images.
 
     Returns:
-        the trained parameters, with thresholds at 1 % false alarms on training images, and what
-        `anomaly.normalized_scores` needs beside them.
+        the trained parameters, with limits of normal scores for `anomaly.normalized_scores`.
 
     Raises:
         TrainingError: if the loss stops being finite; the last checkpoint stays.
@@ -80,6 +82,9 @@ def train_detector(
     """
     config = resolve_defaults(config)
     detector = _start(encoder, config, seed, header, init)
+    for name, bank in banks.items():
+        assert isinstance(detector, PatchCore)
+        bank.give(detector, class_order.index(name))
     remembered = _remembered(init, config, encoder.device)
     uses = _uses(config, mixture) if detector.trained_by != "fit" else 1.0
     features = FeatureCache(
@@ -108,7 +113,7 @@ def train_detector(
         image_size=config.image_size,
         class_order=list(class_order),
         state={name: value.cpu().numpy() for name, value in detector.state_dict().items()},
-        thresholds=thresholds,
+        thresholds=with_kept(thresholds, banks),
         header=header,
         mean=tuple(encoder.mean),
         std=tuple(encoder.std),

@@ -1,7 +1,8 @@
 """Quality against bytes: `python -m tests.bench.budget --data FOLDER --budget 25000 50000`.
 
 The last step of a sequence: all classes but the last are replayed from what is kept of them in so
-many bytes, the last is real. Every way to keep a class beside every other, on the same images.
+many bytes, the last is real. Every way to keep a class beside every other, on the same images, and
+what joint training on all real images gives, of which the last column is a share.
 """
 
 import argparse
@@ -19,14 +20,36 @@ from replaycad.data.samples import find_classes
 from replaycad.engine.builder import Builder
 from replaycad.engine.compress import CompressStage
 from replaycad.engine.evaluate import EvalStage
+from replaycad.engine.past import keeps_features
 from replaycad.engine.replay import ReplayStage
 from replaycad.engine.settings import RunSettings
 from replaycad.engine.train import TrainStage
 from replaycad.errors import BudgetError
 from replaycad.progress import silent
 
-REPRESENTATIONS = ("exemplars", "conditions", "hybrid", "auto")
+REPRESENTATIONS = ("features", "exemplars", "hybrid", "conditions", "auto")
+JOINT = "joint"
 FIGURES = ("image_auroc", "pixel_ap")
+
+
+def joint(builder: Builder, classes: Sequence[str], seed: int) -> dict[str, Any]:
+    """Figures of one detector that had the real images of all classes."""
+    start, name = time.monotonic(), f"{JOINT}-{seed}"
+    builder.build(TrainStage(builder, classes, (), name, seed))
+    outcome = builder.build(EvalStage(builder, classes, name))
+    return _row(outcome.plan.path, classes, {
+        "keep": JOINT, "budget": 0, "seed": seed, "seconds": round(time.monotonic() - start),
+    })  # fmt: skip
+
+
+def _row(scores: Path, classes: Sequence[str], told: dict[str, Any]) -> dict[str, Any]:
+    """What was kept, the means over all classes but the last, and the figures of each."""
+    metrics = read_header(scores)["metrics"]["classes"]
+    return {
+        **told,
+        **{figure: fmean(metrics[one][figure] for one in classes[:-1]) for figure in FIGURES},
+        "classes": {one: [metrics[one][figure] for figure in FIGURES] for one in classes},
+    }
 
 
 def last_step(
@@ -38,19 +61,17 @@ def last_step(
     past = [f"{one}-{name}" for one in classes[:-1]]
     for one, stored in zip(classes, past, strict=False):
         builder.build(CompressStage(builder, one, stored, seed, {"keep": keep, "budget": budget}))
-        builder.build(ReplayStage(builder, stored, seed, one))
+        if not keeps_features(builder, stored):
+            builder.build(ReplayStage(builder, stored, seed, one))
     detector = f"{builder.settings.config(TrainConfig).detector}-{name}"
     builder.build(TrainStage(builder, classes[-1:], past, detector, seed))
     outcome = builder.build(EvalStage(builder, classes, detector))
     sizes = [builder.store.path("conditions", one).stat().st_size for one in past]
     chosen = [read_header(builder.store.path("conditions", one)).get("form") for one in past]
-    metrics = read_header(outcome.plan.path)["metrics"]["classes"]
-    return {
+    return _row(outcome.plan.path, classes, {
         "keep": keep, "budget": budget, "seed": seed, "bytes": round(fmean(sizes)),
         "chosen": chosen, "seconds": round(time.monotonic() - start),
-        **{figure: fmean(metrics[one][figure] for one in classes[:-1]) for figure in FIGURES},
-        "classes": {one: [metrics[one][figure] for figure in FIGURES] for one in classes},
-    }  # fmt: skip
+    })  # fmt: skip
 
 
 def main() -> None:
@@ -62,16 +83,16 @@ def main() -> None:
     parser.add_argument("--budget", type=int, nargs="+", default=[25_000, 50_000, 100_000, 200_000])
     parser.add_argument("--keep", nargs="+", default=list(REPRESENTATIONS))
     parser.add_argument("--seed", type=int, nargs="+", default=[0])
-    parser.add_argument("--num", type=int, default=100)
-    parser.add_argument("--detector", default="patchcore")
-    parser.add_argument("--encoder", default="mini")
+    parser.add_argument("--num", type=int, default=120)
+    parser.add_argument("--detector", default="patchcore-standard")
+    parser.add_argument("--encoder", default="", help="default: the detector's")
     typed = parser.parse_args()
     classes = typed.order or find_classes(typed.data)
     settings = RunSettings(
         data=typed.data, root=typed.store,
         overrides={
             "replay": {"num_images": str(typed.num)},
-            "train": {"detector": typed.detector, "encoder": typed.encoder, "preset": "mini"},
+            "train": {"detector": typed.detector, "encoder": typed.encoder},
         },
     )  # fmt: skip
     with Builder(settings, silent) as builder:
@@ -80,6 +101,10 @@ def main() -> None:
 
 def compare(builder: Builder, classes: Sequence[str], typed: argparse.Namespace) -> None:
     """One row per budget and representation; a class is searched once for all of them."""
+    whole = [joint(builder, classes, seed) for seed in typed.seed]
+    for row in whole:
+        sys.stdout.write(json.dumps(row) + "\n")
+    bounds = {figure: fmean(row[figure] for row in whole) for figure in FIGURES}
     for budget in typed.budget:
         for keep in typed.keep:
             rows = []
@@ -94,7 +119,8 @@ def compare(builder: Builder, classes: Sequence[str], typed: argparse.Namespace)
             if rows:
                 columns = [[100 * row[figure] for row in rows] for figure in FIGURES]
                 cells = [f"{fmean(column):.1f} +- {pstdev(column):.1f}" for column in columns]
-                told = (str(budget), keep, str(rows[0]["bytes"]), *cells)
+                share = fmean(row["pixel_ap"] for row in rows) / bounds["pixel_ap"]
+                told = (str(budget), keep, str(rows[0]["bytes"]), *cells, f"{share:.1%}")
                 sys.stdout.write(f"| {' | '.join(told)} |\n")
             sys.stdout.flush()
 

@@ -1,6 +1,7 @@
 """Real images at equal bytes: which are kept, that they fit, and how they are varied."""
 
 import json
+from io import BytesIO
 
 import numpy as np
 import pytest
@@ -12,7 +13,14 @@ from replaycad.artifacts.detector import DetectorArtifact
 from replaycad.artifacts.format import write
 from replaycad.artifacts.replays import ReplaysReader
 from replaycad.config.stages import ReplayConfig
-from replaycad.continual.coverage import cut_and_paste, distance, separations, symmetries
+from replaycad.continual.coverage import (
+    WHOLE,
+    Memory,
+    cut_and_paste,
+    distance,
+    separations,
+    symmetries,
+)
 from replaycad.continual.exemplars import coverage_order, decode, encode, fill, vary
 from replaycad.continual.representations import chosen_representation, tried_drawing
 from replaycad.data.images import load_images
@@ -21,7 +29,7 @@ from replaycad.detectors.encoders import load_encoder
 from replaycad.errors import ArtifactError
 from replaycad.mask_ops import Operation, apply_to_images, augmentations
 from replaycad.runtime import generator
-from replaycad.stages.replay import Kept
+from replaycad.stages.replay import kept_images
 from tests.conftest import states
 
 EXEMPLARS = ("--keep", "exemplars")
@@ -48,6 +56,19 @@ def test_a_stored_image_comes_back_nearly_and_its_bytes_never_change():
     assert decode(stored, 64).shape == image.shape
     assert difference(decode(stored, 64), image) < 2
     assert len(encode(image, 20)) < len(stored) < len(encode(image, 95))
+
+
+def test_an_image_that_was_stored_smaller_comes_back_at_its_size():
+    image = smooth()[0]
+
+    (stored,) = fill(image[None], [0], 90, 10**6, size=32)
+
+    with Image.open(BytesIO(stored)) as picture:
+        assert picture.size == (32, 32)
+    assert decode(stored, 64).shape == (3, 64, 64)
+    assert difference(decode(stored, 64), image) < 4
+    with pytest.raises(ValueError, match="it has 32 x 32 px, not 31"):
+        decode(stored, 31)
 
 
 def test_every_image_is_ordered_once_and_outliers_come_before_their_likes():
@@ -229,6 +250,7 @@ def test_auto_keeps_the_very_images_of_the_form_that_tells_images_it_lacks_apart
     run, tmp_path, monkeypatch
 ):
     monkeypatch.setattr("replaycad.continual.representations.TRIED_LEAST", 2)  # of six images
+    monkeypatch.setattr("replaycad.continual.representations.NEAR", -2)  # so none comes near
     path = tmp_path / "store" / "conditions" / "disc.safetensors"
     assert run("compress", "--class", "disc", *EXEMPLARS).exit_code == 0
     one = len(ConditionsArtifact.load(path).exemplars[0])
@@ -311,23 +333,25 @@ def test_sharp_images_of_a_class_separate_better_than_its_blur(bundled_encoder):
     sharp = (part + rng.normal(0, 6, (24, 3, 64, 64))).clip(0, 255).astype(np.uint8)
     blur = np.full_like(sharp, 120) + (sharp // 16)
 
-    found = separations(
-        {"exemplars": sharp[:12], "conditions": blur[:12]}, sharp[12:], bundled_encoder,
-        generator(0, "bank"),
-    )  # fmt: skip
+    banks = {
+        form: Memory.of(images[:12], bundled_encoder, generator(0, "bank"), WHOLE)
+        for form, images in {"exemplars": sharp, "conditions": blur}.items()
+    }
+    found = separations(banks, sharp[12:], bundled_encoder, generator(0, "pasted"))
 
     assert found["exemplars"] > found["conditions"]
 
 
-def test_auto_leaves_out_what_the_budget_does_not_hold(run, tmp_path):
-    result = run("compress", "--class", "disc", "--keep", "auto", "--budget", "2700")
+def test_auto_leaves_out_what_the_budget_does_not_hold(run, tmp_path, monkeypatch):
+    monkeypatch.setattr("replaycad.continual.representations.NEAR", -2)  # so none comes near
+    result = run("compress", "--class", "disc", "--keep", "auto", "--budget", "2950")
 
     assert result.exit_code == 0, result.output
     assert "not as conditions" in result.stderr
     path = tmp_path / "store" / "conditions" / "disc.safetensors"
     kept = ConditionsArtifact.load(path)
     assert (kept.header["form"], kept.header["separations"]) == ("exemplars", {})
-    assert path.stat().st_size <= 2700
+    assert path.stat().st_size <= 2950
 
     assert run("compress", "--class", "disc", "--keep", "auto", "--budget", "900").exit_code == 1
 
@@ -339,8 +363,8 @@ def test_auto_keeps_conditions_where_no_image_fits(run, tmp_path):
         noise = np.random.default_rng(index).integers(0, 256, (64, 64, 3), np.uint8)
         Image.fromarray(noise).save(folder / f"{index}.png")
 
-    result = run("compress", "--class", "disc", "--keep", "auto", "--budget", "3200",
-                 "--set", "exemplar_quality=100",
+    result = run("compress", "--class", "disc", "--keep", "auto", "--budget", "3400",
+                 "--set", "exemplar_quality=100", "--set", "exemplar_size=32",
                  data=tmp_path / "noise")  # fmt: skip
 
     assert result.exit_code == 0, result.output
@@ -395,7 +419,7 @@ def test_a_part_before_a_plain_ground_is_moved_to_poses_of_its_class():
         poses=np.array([[90, 0, 0], [180, 0, 0]], np.float32),
     )  # fmt: skip
 
-    drawn = [Kept(conditions).varied(seed) for seed in range(12)]
+    drawn = [kept_images(conditions).varied(seed) for seed in range(12)]
 
     wanted = [np.rot90(image, -turns, axes=(1, 2)) for turns in (1, 2)]
     found = {int(np.argmin([difference(one, other) for other in wanted])) for one in drawn}
@@ -412,7 +436,7 @@ def test_an_exemplar_that_is_no_image_or_of_another_size_is_named(stored):
     )  # fmt: skip
 
     with pytest.raises(ArtifactError, match="an image among the conditions of part"):
-        Kept(conditions)
+        kept_images(conditions)
 
 
 def test_exemplars_whose_ends_do_not_rise_are_damaged(tmp_path):

@@ -14,6 +14,7 @@ from replaycad.artifacts.masks import MasksArtifact
 from replaycad.artifacts.replays import ReplaysWriter
 from replaycad.config.stages import CompressConfig, ReplayConfig
 from replaycad.continual import coverage
+from replaycad.continual.kept import Kept
 from replaycad.diffusion import alignment
 from replaycad.engine.builder import Builder
 from replaycad.engine.compress import CompressStage
@@ -212,26 +213,28 @@ def test_forms_are_tried_on_images_that_none_of_them_holds(tmp_path, monkeypatch
 
     def keep(config, header):
         asked.append((config.keep, config.budget))
-        return replace(BARE, header={**header, "form": config.keep}), holds[config.keep]
+        return Kept(replace(BARE, header={**header, "form": config.keep}), holds[config.keep])
 
     def draw(kept, header):
         found[kept.header["form"]] = header["key"]
         return np.zeros((1, 3, SIDE, SIDE), np.uint8)
 
-    def separations(drawn, real, *_others):
-        found["shown"], found["drawn"] = real[:, 0, 0, 0].tolist(), list(drawn)
-        return {"exemplars": 0.6, "hybrid": 0.7, "conditions": 0.72}
+    def separations(memories, real, *_others):
+        found["shown"], found["drawn"] = real[:, 0, 0, 0].tolist(), list(memories)
+        told = {"exemplars": 0.6, "hybrid": 0.7, "conditions": 0.72, "all": 0.9}
+        return {name: told[name] for name in memories}
 
     monkeypatch.setattr("replaycad.continual.representations.TRIED_LEAST", 2)
     monkeypatch.setattr("replaycad.continual.representations.TRIED_ON", 3)
     monkeypatch.setattr(choice, "separations", separations)
+    monkeypatch.setattr(choice, "Memory", SimpleNamespace(of=lambda *_: None))
     header = {"config": {"keep": "auto"}, "inputs": {}, "weights": {}}
-    config = replace(CONFIG, keep="auto", budget=50_000)
+    config = replace(CONFIG, keep="auto", budget=50_000, image_size=SIDE)
     values = range(10, 80, 10)
     samples = [write_sample(tmp_path, str(value), dots((0, 0, value))) for value in values]
 
     kept = choice.choose_representation(
-        samples, "bolt", config, header, 0, keep, draw, lambda: None
+        samples, "bolt", config, header, 0, tuple(holds), keep, draw, lambda: None, None
     )
 
     assert asked == [(form, 50_000) for form in holds]
@@ -248,7 +251,7 @@ def test_each_form_of_a_choice_has_a_checkpoint_of_its_own(builder, tmp_path, mo
     write_class(tmp_path / "data", "bolt", 40)
     stage, keys = CompressStage(builder, "bolt"), []
 
-    def choose(_samples, _name, config, header, _seed, keep, *_others):
+    def choose(_samples, _name, config, header, _seed, _forms, keep, *_others):
         return [keep(replace(config, keep=form), header) for form in ("hybrid", "conditions")]
 
     monkeypatch.setattr(choice, "choose_representation", choose)
@@ -301,15 +304,16 @@ def test_forms_are_judged_by_images_and_pixels_alike(monkeypatch):
         def anomaly_maps(self, features):
             return super().anomaly_maps(features).flip(1, 2)
 
-    memories = {1: Mirror(), 2: Blind()}
+    def memory(detector):
+        return SimpleNamespace(maps=lambda patches, _places: detector.anomaly_maps([patches]))
+
+    memories = {"exemplars": memory(Mirror()), "conditions": memory(Blind())}
     monkeypatch.setattr(coverage, "cut_and_paste", paste)
-    monkeypatch.setattr(coverage, "_memory", lambda drawn, *_: memories[len(drawn)])
+    monkeypatch.setattr(coverage, "patches_of", lambda pyramid: pyramid[0])
     monkeypatch.setattr(coverage, "PASTINGS", 3)
     real = np.zeros((1, 3, SIDE, SIDE), np.uint8)
 
-    found = coverage.separations(
-        {"exemplars": real, "conditions": np.concatenate([real, real])}, real, Plain(), None
-    )
+    found = coverage.separations(memories, real, Plain(), None)
 
     # The blind one sees that an image is spoilt and not where: its pixels that count are as those
     # of the ground, so all 64 of the four maps are called defective and three of them are.

@@ -11,11 +11,13 @@ import torch
 from replaycad.artifacts.conditions import ConditionsArtifact
 from replaycad.artifacts.masks import MasksArtifact
 from replaycad.config.stages import CompressConfig
+from replaycad.continual.coverage import WHOLE
 from replaycad.continual.exemplars import decode
 from replaycad.diffusion.alignment import Alignment
 from replaycad.diffusion.conditioning import Conditions
 from replaycad.mask_ops import WORN_SHARE
 from replaycad.stages import compress as stage
+from replaycad.stages import exemplars
 from tests.conftest import states
 from tests.stages.stubs import write_sample
 
@@ -196,16 +198,19 @@ def ordered(monkeypatch):
     """Images cover their class in the order 4, 2, 0, 6, 1, 3, 5; image i lies at i degrees."""
     order = [4, 2, 0, 6, 1, 3, 5]
     lie = Alignment(torch.arange(COUNT).float()[:, None] * torch.tensor([[1, 0, 0]]), False, 1.0)
-    monkeypatch.setattr(stage.Aligner, "__call__", lambda *_: lie)
-    monkeypatch.setattr(stage, "describe", lambda *_: None)
-    monkeypatch.setattr(stage, "coverage_order", lambda *_: list(order))
+    monkeypatch.setattr(exemplars.Aligner, "__call__", lambda *_: lie)
+    monkeypatch.setattr(exemplars, "describe", lambda *_: None)
+    monkeypatch.setattr(exemplars, "coverage_order", lambda *_: list(order))
     return order
 
 
 def kept(bolts, **settings):
     samples, masks = bolts
-    config = replace(SETTINGS, alignment="auto", exemplar_quality=100, **settings)
-    return stage.keep_exemplars(samples, masks, None, SIDE, config, 0, {})
+    config = replace(
+        SETTINGS, alignment="auto", exemplar_quality=100, exemplar_size=SIDE, image_size=SIDE,
+        **settings,
+    )  # fmt: skip
+    return exemplars.keep_exemplars(samples, masks, None, WHOLE, config, 0, {})
 
 
 def nearest(image):
@@ -234,7 +239,7 @@ def test_of_a_few_real_images_the_first_of_the_order_are_kept_with_their_poses(b
 
 @pytest.mark.usefixtures("ordered")
 def test_real_images_are_moved_to_the_poses_of_the_whole_class(bolts, monkeypatch):
-    monkeypatch.setattr(stage, "MAX_EXEMPLAR_POSES", 4)
+    monkeypatch.setattr(exemplars, "MAX_EXEMPLAR_POSES", 4)
 
     found, _ = kept(bolts)
 

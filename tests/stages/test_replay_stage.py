@@ -11,8 +11,8 @@ from replaycad.artifacts.replays import ReplaysReader, ReplaysWriter
 from replaycad.config.stages import ReplayConfig
 from replaycad.continual.exemplars import encode
 from replaycad.stages.replay import (
-    Kept,
     image_seeds,
+    kept_images,
     pick_rows,
     pose_mask,
     rebuild_conditions,
@@ -184,7 +184,7 @@ def which(image):
 
 
 def test_each_real_image_is_moved_from_its_own_pose():
-    kept = Kept(conditions(**leaning()))
+    kept = kept_images(conditions(**leaning()))
 
     moved = [which(kept.varied(seed)) for seed in range(30)]
 
@@ -192,7 +192,7 @@ def test_each_real_image_is_moved_from_its_own_pose():
 
 
 def test_a_real_image_to_start_from_is_upright_as_the_frame_is():
-    kept = Kept(conditions(**{**leaning(), "poses": np.array([[90, 0, 0]], np.float32)}))
+    kept = kept_images(conditions(**{**leaning(), "poses": np.array([[90, 0, 0]], np.float32)}))
 
     assert {which(kept.in_frame(seed)) for seed in range(30)} == {
         (0, "top"), (1, "top"), (2, "top"),
@@ -201,7 +201,7 @@ def test_a_real_image_to_start_from_is_upright_as_the_frame_is():
 
 
 def test_the_images_of_a_surface_stay_as_they_lie():
-    kept = Kept(conditions(**leaning(), policy={**POLICY, "mask_rule": "frame"}))
+    kept = kept_images(conditions(**leaning(), policy={**POLICY, "mask_rule": "frame"}))
 
     assert {which(kept.varied(seed)) for seed in range(30)} == {
         (0, "top"), (1, "right"), (2, "bottom"),
@@ -210,7 +210,7 @@ def test_the_images_of_a_surface_stay_as_they_lie():
 
 def test_a_real_image_gets_one_of_the_turns_that_its_class_allows():
     header = {"placement": "context", "symmetries": [[0, ""], [180, ""]]}
-    kept = Kept(conditions(**leaning(), header=header))
+    kept = kept_images(conditions(**leaning(), header=header))
 
     assert {which(kept.varied(seed))[1] for seed in range(30)} == {"top", "bottom"}
 
@@ -220,7 +220,7 @@ def test_of_a_hybrid_odd_rows_are_real_and_even_ones_start_from_the_image_of_the
 
     images, masks, seeds = drawn(tmp_path / "one", kept)
 
-    real = Kept(kept)
+    real = kept_images(kept)
     for row in range(1, NUM_IMAGES, 2):
         assert np.array_equal(images[row], real.varied(seeds[row]))
         assert masks[row].all()
@@ -243,8 +243,8 @@ def test_a_set_of_real_images_passes_through_jpeg_too(tmp_path):
 
 def test_images_of_a_part_without_poses_are_turned_by_any_angle_where_its_policy_turns_it():
     policy = {**POLICY, "replay_augmentation": "free_rotation"}
-    turning = Kept(conditions(**{**leaning(), "poses": None}, policy=policy))
-    still = Kept(conditions(**{**leaning(), "poses": None}))
+    turning = kept_images(conditions(**{**leaning(), "poses": None}, policy=policy))
+    still = kept_images(conditions(**{**leaning(), "poses": None}))
 
     assert len({still.varied(seed).tobytes() for seed in range(30)}) == 3
     assert len({turning.varied(seed).tobytes() for seed in range(30)}) == 30
@@ -335,6 +335,6 @@ def test_exemplars_alone_fill_a_set_with_the_image_of_each_seed(tmp_path):
     images, masks, seeds = drawn(tmp_path / "one", kept, work=vary_exemplars)
 
     assert seeds.tolist() == image_seeds("bolt", 0, NUM_IMAGES).tolist()
-    real = Kept(kept)
+    real = kept_images(kept)
     assert all(np.array_equal(images[row], real.varied(seeds[row])) for row in range(NUM_IMAGES))
     assert masks.all()

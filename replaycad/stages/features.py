@@ -1,0 +1,124 @@
+"""Keeps the memory bank of a class itself, in few bytes, in place of what one is filled from."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from replaycad.artifacts.conditions import ConditionsArtifact
+from replaycad.config.stages import CompressConfig, TrainConfig
+from replaycad.continual.budget import IMAGE_BUDGET
+from replaycad.continual.features import bank_in_bytes
+from replaycad.continual.kept import Kept
+from replaycad.continual.representations import FEATURES_SERVE
+from replaycad.data.images import evenly_spaced, load_counted, load_images
+from replaycad.data.samples import Sample
+from replaycad.detectors.encoders import Encoder
+from replaycad.detectors.feature_cache import FeatureCache
+from replaycad.detectors.limits import NormalScores, measured, together
+from replaycad.detectors.patchcore.network import PatchCore
+from replaycad.detectors.registry import build_detector, preset_for
+from replaycad.errors import BudgetError
+from replaycad.progress import Report, silent
+from replaycad.runtime import generator
+
+LIMIT_IMAGES = 256  # at most, evenly spaced, whose scores say where alarms begin
+_CHUNK = 16
+
+
+def keep_features(
+    samples: Sequence[Sample],
+    class_name: str,
+    policy: dict[str, Any],
+    encoder: Encoder,
+    train: TrainConfig,
+    config: CompressConfig,
+    seed: int,
+    header: dict[str, Any],
+    report: Report = silent,
+) -> Kept:
+    """Fill the memory bank of one class and keep as much of it as the budget holds.
+
+    Args:
+        samples: training images.
+        class_name: the class.
+        policy: of the class.
+        encoder: frozen, of the detector, with the levels that it reads.
+        train: of the detector, with no default left open.
+        config: of the stage.
+        seed: of the coreset's random draws.
+        header: common part of the artifact's header.
+        report: hears how many patches are kept.
+
+    Returns:
+        an artifact of patches alone, at most `config.budget` bytes. Its header's `features` has the
+        limits of normal scores, each image held against the patches of all others. With it comes
+        the whole bank.
+
+    Raises:
+        BudgetError: if not a single patch fits.
+        DatasetError: if an image cannot be read.
+    """
+    detector = build_detector(
+        FEATURES_SERVE, train.preset, encoder.channels, encoder.strides, config.image_size
+    )
+    assert isinstance(detector, PatchCore)
+    detector.to(encoder.device)
+    features = FeatureCache(
+        encoder, lambda rows: load_images([samples[row] for row in rows], config.image_size),
+        len(samples), _CHUNK, 2, report,
+    )  # fmt: skip
+    rows = np.arange(len(samples))
+    chunks = np.array_split(rows, math.ceil(len(rows) / _CHUNK))
+    detector.fit(map(features, chunks), 0, generator(seed, "fit", class_name))
+    served = {
+        "detector": FEATURES_SERVE, "image_size": config.image_size,
+        "levels": list(preset_for(FEATURES_SERVE, train.preset).levels),
+    }  # fmt: skip
+    # Numbers of many digits, so that the limits, which are found later, take no more bytes.
+    guessed = dict.fromkeys(NormalScores(*np.ones((2, 1))).limits(), 1.2345678901234567e-10)
+    empty = ConditionsArtifact(
+        class_name=class_name,
+        semantic_embedding=np.zeros((0, 0), np.float32),
+        spatial_weight=None,
+        spatial_bias=None,
+        object_masks=np.zeros((0, config.image_size, config.image_size), np.bool_),
+        policy=policy,
+        header={**header, "features": {**served, "limits": guessed}},
+    )
+    bank, places = detector.bank.cpu().numpy(), detector.bank_places.cpu().numpy()
+    budget = config.budget or IMAGE_BUDGET
+    kept = bank_in_bytes(bank, budget, lambda one: replace(empty, features=one).file_bytes())
+    if kept is None:
+        raise BudgetError(
+            f"compress: a budget of {budget} bytes holds no patch of {class_name}", "give more"
+        )
+    report.note(
+        f"{class_name}: {len(kept.codes)} of {len(bank)} patches kept, along {len(kept.basis)} "
+        f"of {bank.shape[1]} directions"
+    )
+    detector.replace_bank(torch.from_numpy(kept.decoded()).to(detector.bank))
+    rows = evenly_spaced(len(samples), LIMIT_IMAGES)
+    counted = load_counted([samples[int(row)] for row in rows], config.image_size)
+    scores = _left_out(detector, features, rows, counted)
+    limits = replace(scores, num_tiles=samples[0].view.num_tiles or 1).limits()
+    artifact = replace(
+        empty, features=kept, header={**header, "features": {**served, "limits": limits}}
+    )
+    return Kept(artifact, bank=bank, places=places)
+
+
+def _left_out(
+    detector: PatchCore, features: FeatureCache, rows: np.ndarray, counted: np.ndarray | None
+) -> NormalScores:
+    """Scores of training images, each measured as if the bank held none of its patches."""
+    found = []
+    for start in range(0, len(rows), _CHUNK):
+        chunk = slice(start, start + _CHUNK)
+        own = rows[chunk].tolist()
+        maps = detector.fitted_maps(features(own), [0] * len(own), own)
+        found.append(measured(detector, maps, None if counted is None else counted[chunk]))
+    return together(found)
