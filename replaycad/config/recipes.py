@@ -47,7 +47,7 @@ RECIPES: dict[str, dict[str, StageConfig]] = {
     # ImageNet features at 256 px, which a plain pip install has
     "standard": {
         "mask": MaskConfig(),
-        "compress": CompressConfig(keep="exemplars"),
+        "compress": CompressConfig(keep="auto"),
         "replay": ReplayConfig(),
         "train": TrainConfig(detector="patchcore", preset="standard"),
         "eval": EvalConfig(),

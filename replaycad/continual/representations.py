@@ -19,9 +19,8 @@ DRAWING = "drawing"  # the input of a choice that says how replays would be draw
 DETECTOR = "detector"  # the input that says whose banks are kept, or judge what is kept
 NEAR = 0.03
 """Of separation below that of a bank of all other images: a form that comes so near is kept without
-trying those that must be searched and drawn."""
+trying those after it."""
 MOST_OTHERS = 256  # images of that bank
-SLOW: tuple[Representation, ...] = ("hybrid", "conditions")
 TRIED_ON = 64  # images, at most, that representations are tried on, and
 TRIED_LEAST = 5  # below which there is nothing to choose: the images are kept
 TRIED_REPLAYS = 128

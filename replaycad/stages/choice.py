@@ -44,8 +44,8 @@ def choose_representation(
 
     It is the very file that this representation would be without a choice, but for what its header
     says of the choice, where there is room for it. Where all images fit in but a few, these are
-    kept and nothing is tried. What must be searched and drawn is tried only where no other form
-    comes near to a bank of all training images.
+    kept and nothing is tried. A further form is tried only where none before it comes near to a
+    bank of all training images, for the later ones take longer.
 
     Args:
         samples: training images.
@@ -64,15 +64,16 @@ def choose_representation(
         BudgetError: if no representation fits into the budget.
     """
     budget = config.budget or IMAGE_BUDGET
-    slow = next((form for form in forms if form in representations.SLOW), None)
     trial = _Trial(samples, config, header, seed, draw, load_encoder, preset)
     tried: dict[Representation, Kept] = {}
     measured: dict[Representation, float] = {}
     for form in forms:
-        if form == slow and tried:
+        if tried:
             measured, is_near = trial.beside_all(tried)
             if is_near:
-                report.note(f"{class_name}: no conditions tried: a form comes near to all images")
+                report.note(
+                    f"{class_name}: nothing else tried: this comes near to a bank of all images"
+                )
                 break
         try:
             tried[form] = keep(
@@ -91,7 +92,7 @@ def choose_representation(
         raise BudgetError(message, "give more")
     if len(tried) == 1:
         measured = {}
-    elif not measured:
+    elif len(measured) < len(tried):
         measured = trial.measured(tried)
     best = representations.chosen_representation(measured) if measured else next(iter(tried))
     told = "".join(f"; {form} tells {value:.3f} apart" for form, value in measured.items())

@@ -374,7 +374,7 @@ def test_auto_keeps_conditions_where_no_image_fits(run, tmp_path):
     kept = ConditionsArtifact.load(path)
     assert (kept.header["form"], len(kept.exemplars)) == ("conditions", 0)
     assert "encoder" not in kept.header["weights"], "it chose no image"
-    assert path.stat().st_size <= 3200
+    assert path.stat().st_size <= 3400
 
 
 def test_distance_is_nought_for_the_same_images_and_grows_with_what_is_missing(bundled_encoder):
