@@ -15,10 +15,11 @@ from replaycad.data.samples import train_samples
 from replaycad.data.views import view_of
 from replaycad.detectors.registry import preset_for, resolve_defaults
 from replaycad.distributed import ranks
+from replaycad.engine.banks import KeptBanks
 from replaycad.engine.builder import Builder, Stage
 from replaycad.engine.replay import prepare_replays
 from replaycad.engine.staleness import Plan, digest_of
-from replaycad.engine.views import stored_view, told, wanted_view
+from replaycad.engine.views import VIEW_OF, stored_view, told, wanted_view
 from replaycad.errors import ConfigError
 
 
@@ -125,12 +126,37 @@ class TrainStage(Stage):
         detector = train_detector(
             Mixture(sources, config.image_size, builder.report), known, encoder, config,
             self._seed, header, builder.report, checkpoint, init,
-            builder.settings.save_every_seconds,
+            builder.settings.save_every_seconds, self._kept_banks(plan),
         )  # fmt: skip
         plan.check_inputs()
         if is_first:  # all ranks have the same
             detector.save(plan.path)
             checkpoint.clear()
+
+    def _kept_banks(self, plan: Plan) -> KeptBanks | None:
+        """Banks of earlier trainings that were filled from the same images in the same way."""
+        if not preset_for(self.config.detector, self.config.preset).has_memory_banks:
+            return None
+        builder, facts = self._builder, plan.facts
+        named = [f"images/{name}" for name in self._samples]
+        named += [f"replays/{name}" for name in self._past]
+        class_names = [*self._samples, *(
+            builder.header("replays", name)["class_name"] for name in self._past
+        )]  # fmt: skip
+        shared = {
+            "seed": self._seed, "weights": facts["weights"], "preset": facts["inputs"]["preset"],
+            "version": facts["stage_version"], "device": builder.models.device.type,
+            "image_size": self.config.image_size, "batch_size": self.config.batch_size,
+            "limit": shared_out(self.config.replay_budget, len(self._past)),
+        }  # fmt: skip
+        keys = {
+            class_name: digest_of({
+                **shared, "class": class_name, "from": facts["inputs"][source],
+                "view": facts["inputs"][f"{VIEW_OF}{class_name}"],
+            })
+            for class_name, source in zip(class_names, named, strict=True)
+        }  # fmt: skip
+        return KeptBanks(builder.store, keys, builder.report)
 
     def _sources(self, before: list[str]) -> tuple[list[Source], list[str]]:
         """Where the images come from, and all classes that the detector then knows, in order."""

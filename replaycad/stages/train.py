@@ -7,17 +7,19 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from replaycad.artifacts.detector import DetectorArtifact
 from replaycad.config.stages import TrainConfig
+from replaycad.continual.banks import Keeper, fit_banks
 from replaycad.continual.penalties import IMPORTANCES, Penalty, added, normalized
 from replaycad.data.images import evenly_spaced
 from replaycad.data.mixture import Mixture, batches
 from replaycad.detectors.encoders import Encoder
 from replaycad.detectors.feature_cache import FeatureCache
 from replaycad.detectors.interface import Detector
+from replaycad.detectors.limits import NormalScores, measured
 from replaycad.detectors.optimization import make_optimizers, optimize_step
+from replaycad.detectors.patchcore.network import PatchCore
 from replaycad.detectors.registry import build_detector, preset_for, resolve_defaults
 from replaycad.detectors.shared_norm import share
 from replaycad.distributed import average_gradients, ranks, wait
@@ -25,7 +27,6 @@ from replaycad.errors import ArtifactError, ConfigError, TrainingError
 from replaycad.progress import Report, silent
 from replaycad.runtime import generator, global_stream, stream_seed
 
-FALSE_ALARM_RATE = 0.01  # of the thresholds, on normal training images
 THRESHOLD_IMAGES = 256  # at most, evenly_spaced over the training set
 IMPORTANCE_IMAGES = 256  # that a penalty's importances are the mean of, likewise
 
@@ -51,6 +52,7 @@ def train_detector(
     checkpoint: TrainCheckpoint | None = None,
     init: DetectorArtifact | None = None,
     save_every_seconds: float = 60.0,
+    kept: Keeper | None = None,
 ) -> DetectorArtifact:
     """Train one detector.
 
@@ -65,6 +67,7 @@ def train_detector(
         checkpoint: keeps weights and moments now and then and when the user interrupts.
         init: detector to go on from, with a fresh optimiser; None to start from scratch.
         save_every_seconds: time between two savings.
+        kept: banks of earlier trainings, for a detector whose banks are apart.
 
     Returns:
         the trained parameters, with thresholds at 1 % false alarms on training images, and what
@@ -76,6 +79,51 @@ def train_detector(
         ConfigError: if a penalty is asked of a detector without a loss.
     """
     config = resolve_defaults(config)
+    detector = _start(encoder, config, seed, header, init)
+    remembered = _remembered(init, config, encoder.device)
+    uses = _uses(config, mixture) if detector.trained_by != "fit" else 1.0
+    features = FeatureCache(
+        encoder, mixture.images, len(mixture), config.batch_size, uses, report
+    )
+    if detector.trained_by != "fit":
+        held = Penalty(detector, remembered, config.penalty_weight) if remembered else None
+        loop = _Loop(detector, features, mixture, config, seed, report, held)
+        loop.run(checkpoint, save_every_seconds)
+    if isinstance(detector, PatchCore) and detector.is_separate:
+        thresholds = fit_banks(
+            detector, mixture, class_order, encoder, config.batch_size, seed, kept, report
+        )
+    else:
+        if detector.trained_by != "loss":
+            _fit(detector, mixture, class_order, features, config, seed, report)
+        detector.eval()
+        thresholds = _thresholds(detector, features, mixture, class_order, config.batch_size)
+    if config.penalty != "none":
+        importances = _importances(detector, features, mixture, config, seed)
+        remembered = added(importances, remembered) if remembered else importances
+    return DetectorArtifact(
+        detector=config.detector,
+        preset=config.preset,
+        encoder=header["config"]["encoder"],
+        image_size=config.image_size,
+        class_order=list(class_order),
+        state={name: value.cpu().numpy() for name, value in detector.state_dict().items()},
+        thresholds=thresholds,
+        header=header,
+        mean=tuple(encoder.mean),
+        std=tuple(encoder.std),
+        penalty={name: values.cpu().numpy() for name, values in remembered.items()},
+    )
+
+
+def _start(
+    encoder: Encoder,
+    config: TrainConfig,
+    seed: int,
+    header: dict[str, Any],
+    init: DetectorArtifact | None,
+) -> Detector:
+    """The detector before it sees an image: new, or as `init` left it."""
     detector = build_detector(
         config.detector, config.preset, encoder.channels, encoder.strides, config.image_size,
         stream_seed(seed, "detector"),
@@ -88,37 +136,7 @@ def train_detector(
         # To fine-tune a memory bank is to replace it: adding to it would keep the old classes.
         if detector.trained_by != "fit" or config.banks == "extend":
             detector.load_state_dict({k: torch.from_numpy(v) for k, v in init.state.items()})
-    detector.to(encoder.device)
-    remembered = _remembered(init, config, encoder.device)
-    uses = _uses(config, mixture) if detector.trained_by != "fit" else 1.0
-    features = FeatureCache(
-        encoder, mixture.images, len(mixture), config.batch_size, uses, report
-    )
-    if detector.trained_by != "fit":
-        held = Penalty(detector, remembered, config.penalty_weight) if remembered else None
-        loop = _Loop(detector, features, mixture, config, seed, report, held)
-        loop.run(checkpoint, save_every_seconds)
-    if detector.trained_by != "loss":
-        _fit(detector, mixture, class_order, features, config, seed, report)
-        if config.banks == "extend":
-            detector.shrink()
-    detector.eval()
-    if config.penalty != "none":
-        importances = _importances(detector, features, mixture, config, seed)
-        remembered = added(importances, remembered) if remembered else importances
-    return DetectorArtifact(
-        detector=config.detector,
-        preset=config.preset,
-        encoder=header["config"]["encoder"],
-        image_size=config.image_size,
-        class_order=list(class_order),
-        state={name: value.cpu().numpy() for name, value in detector.state_dict().items()},
-        thresholds=_thresholds(detector, features, mixture, class_order, config.batch_size),
-        header=header,
-        mean=tuple(encoder.mean),
-        std=tuple(encoder.std),
-        penalty={name: values.cpu().numpy() for name, values in remembered.items()},
-    )
+    return detector.to(encoder.device)
 
 
 def _check_same_kind(init: DetectorArtifact, config: TrainConfig, header: dict[str, Any]) -> None:
@@ -177,6 +195,8 @@ def _fit(
         stream = generator(seed, "fit", class_order[index])
         detector.fit(map(features, chunks), int(index), stream)
         report.step("fit", number, len(present))
+    if config.banks == "extend":
+        detector.shrink()
 
 
 def _batching(config: TrainConfig, mixture: Mixture) -> tuple[int, int]:
@@ -341,36 +361,16 @@ def _thresholds(
         maps = detector.fitted_maps(
             features(chunk), classes[chunk].tolist(), places[chunk].tolist()
         )
-        counted = mixture.counted(chunk)
-        if counted is not None:  # padding and ignored pixels: low for a score, no pixel
-            maps, least = maps.clone(), maps.amin()
-            maps[torch.from_numpy(~counted).to(maps.device)] = least
-        scores.append(detector.image_scores(maps).cpu().numpy())
-        values = maps[:, ::2, ::2].flatten(1).cpu().numpy()
-        if counted is not None:
-            values[~counted[:, ::2, ::2].reshape(values.shape)] = np.nan
+        found, values = measured(detector, maps, mixture.counted(chunk))
+        scores.append(found)
         pixels.append(values)
     image_scores, map_values = np.concatenate(scores), np.concatenate(pixels)
     by_class = {}
     for index in np.unique(classes[rows]):
         own = classes[rows] == index
-        by_class[class_order[index]] = _limits(image_scores[own], map_values[own], tiles[own])
-    return {**_limits(image_scores, map_values, tiles), "by_class": by_class}
-
-
-def _limits(
-    image_scores: NDArray[np.float32], map_values: NDArray[np.float32], num_tiles: NDArray[np.int64]
-) -> dict[str, float]:
-    """Image score and map value that 1 % of images and pixels exceed, and their medians.
-
-    A picture of many tiles scores as its highest: where each of n stays below a limit in
-    0.99^(1/n) of all cases, n of them do in 99 %.
-    """
-    limits = {"false_alarm_rate": FALSE_ALARM_RATE}
-    for name, values in (("image", image_scores), ("pixel", map_values)):
-        counted = values[~np.isnan(values)]
-        root = 1 / int(num_tiles.max()) if name == "image" else 1.0
-        limits[name] = float(np.quantile(counted, (1 - FALSE_ALARM_RATE) ** root))
-        typical = np.median(counted) if root == 1 else np.quantile(counted, 0.5**root)
-        limits[f"typical_{name}"] = float(typical)
-    return limits
+        values, most = map_values[own], int(tiles[own].max())
+        part = NormalScores(image_scores[own], values[~np.isnan(values)], most)
+        by_class[class_order[index]] = part.limits()
+    counted_values = map_values[~np.isnan(map_values)]
+    whole = NormalScores(image_scores, counted_values, int(tiles.max()))
+    return {**whole.limits(), "by_class": by_class}

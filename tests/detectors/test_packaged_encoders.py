@@ -47,11 +47,25 @@ def test_its_levels_hold_what_the_file_holds_and_expect_the_published_range():
 
     assert (encoder.channels, encoder.strides) == ((24, 40, 112), (4, 8, 16))
     assert (encoder.mean, encoder.std) == ((0.5,) * 3, (0.5,) * 3)
-    own = encoder.model.state_dict()
-    assert torch.equal(own["conv_stem.weight"], stored["_conv_stem.weight"])
-    last = own["blocks.4.0.conv_pwl.weight"]
-    name = "_blocks.8._project_conv.weight"  # 1 + 2 + 2 + 3 blocks come before
-    assert torch.equal(last, stored[name])
+    last = encoder.model.blocks[4][0].conv_pwl  # 1 + 2 + 2 + 3 blocks come before
+    scale = stored["_blocks.8._bn2.weight"] / (stored["_blocks.8._bn2.running_var"] + 1e-3).sqrt()
+    folded = stored["_blocks.8._project_conv.weight"] * scale[:, None, None, None]
+    torch.testing.assert_close(last.weight, folded)
+
+
+def test_folded_batch_norms_leave_the_features_as_they_were():
+    location = locate_encoder(STANDARD_ENCODER)
+    stored = torch.load(location.files[0], weights_only=True)
+    model = timm.create_model("tf_efficientnet_lite0", pretrained=False)
+    model.load_state_dict(dict(zip(model.state_dict(), stored.values(), strict=True)))
+    inputs = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+
+    with torch.no_grad():
+        expected = model.eval().forward_intermediates(inputs, indices=(1, 2, 3))[1]
+    found = load_encoder(STANDARD_ENCODER)(inputs)
+
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
 
 
 def test_a_package_that_is_not_there_says_how_it_comes(monkeypatch):

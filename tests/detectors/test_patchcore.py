@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from replaycad.anomaly import image_scores
-from replaycad.detectors.patchcore import network as patchcore
+from replaycad.detectors.patchcore import coreset, network
 from replaycad.detectors.patchcore.network import (
     PatchCore,
     embed,
@@ -85,7 +85,7 @@ def test_coreset_is_drawn_by_its_stream_and_never_twice_the_same_vector():
 def test_picks_are_those_of_one_pass_over_all_vectors_per_pick(
     num_candidates, spread, monkeypatch
 ):
-    monkeypatch.setattr(patchcore, "NUM_CANDIDATES", num_candidates)
+    monkeypatch.setattr(coreset, "NUM_CANDIDATES", num_candidates)
     centres = 10 * torch.randn(30, 6, generator=stream(1)).double()
     vectors = centres.repeat(20, 1) + spread * torch.randn(600, 6, generator=stream(2)).double()
 
@@ -159,14 +159,14 @@ def test_of_many_patches_few_are_held_at_once_and_the_rare_ones_stay(monkeypatch
     detector = PatchCore((4, 6, 8), (4, 8, 16), 32, preset)
     offsets = (0.0, 500.0, 0.0, 0.0, -500.0, 0.0, 0.0, 0.0)  # the rare ones come early and late
     at_once = []
-    whole = patchcore.greedy_coreset
+    whole = network.greedy_coreset
     monkeypatch.setattr(
-        patchcore, "greedy_coreset", lambda vectors, *more: (
+        network, "greedy_coreset", lambda vectors, *more: (
             at_once.append(len(vectors)) or whole(vectors, *more)
         )
     )  # fmt: skip
     batch = 2 * 16  # patches
-    monkeypatch.setattr(patchcore, "POOL_BYTES", 2 * batch * 14 * 4)
+    monkeypatch.setattr(network, "POOL_BYTES", 2 * batch * 14 * 4)
 
     detector.fit((random_pyramid(i, offset) for i, offset in enumerate(offsets)), 0, stream())
 
@@ -189,7 +189,8 @@ def test_a_fitted_image_is_held_against_all_others_but_itself(preset):
     limit = replace(detector.preset, bank_fraction=1.0, bank_limit=10_000)
     for index, one in enumerate((detector, without)):
         one.preset = limit
-        one.fit([[level[3:] for level in images]], 7, torch.Generator())
+        if preset == "mini" or one is detector:  # routed images see no class but their own
+            one.fit([[level[3:] for level in images]], 7, torch.Generator())
         rows = [0, 2] if index else [0, 1, 2]  # of the other class
         one.fit([[level[rows] for level in images]], 5, torch.Generator())
 
@@ -222,9 +223,9 @@ def test_shrinking_keeps_the_coreset_of_the_smaller_size_of_every_class():
 
     assert detector.bank_class_index.tolist() == [0] * 3 + [1] * 3 + [2] * 3
     for index, pyramid in enumerate(pyramids):
-        picks = greedy_coreset(detector._patches(pyramid), 3, stream(), 128)
+        picks = greedy_coreset(detector._patches(pyramid).flatten(0, 1), 3, stream(), 128)
         own = detector.bank[detector.bank_class_index == index]
-        assert torch.equal(own, detector._patches(pyramid)[picks])
+        assert torch.equal(own, detector._patches(pyramid).flatten(0, 1)[picks])
     assert len(whole) == 27
     detector.shrink()
     assert len(detector.bank) == 9, "what fits stays"
@@ -252,6 +253,57 @@ def test_a_routed_image_is_held_against_the_class_that_lies_nearest_to_all_of_it
     assert routed.anomaly_maps(mixed).max() > 2 * plain.anomaly_maps(mixed).max()
     routed.shrink()
     assert routed.bank_class_index.bincount().tolist() == [32, 32]
+
+
+def routed_over(pyramids, **changes):
+    preset = PatchCorePreset(image_size=32, bank_fraction=1.0, is_routed=True, **changes)
+    detector = PatchCore((4, 6, 8), (4, 8, 16), 32, preset)
+    for index, pyramid in enumerate(pyramids):
+        detector.fit([pyramid], index, stream())
+    return detector
+
+
+def test_the_first_picks_of_a_bank_route_to_where_all_of_it_would(monkeypatch):
+    pyramids = [random_pyramid(seed, offset=4.0 * seed) for seed in range(3)]
+    whole, few = routed_over(pyramids), routed_over(pyramids)
+    alone = [routed_over([pyramid]) for pyramid in pyramids]
+
+    expected = [one.anomaly_maps(pyramid) for one, pyramid in zip(alone, pyramids, strict=True)]
+    for detector, picks in ((whole, 500), (few, 5)):
+        monkeypatch.setattr(network, "ROUTE_PICKS", picks)
+        for pyramid, alone_maps in zip(pyramids, expected, strict=True):
+            torch.testing.assert_close(detector.anomaly_maps(pyramid), alone_maps)
+
+
+def test_banks_of_different_sizes_lie_side_by_side_without_a_row_that_is_none():
+    """A row of zeros that fills a bank up would be nearest to an image of zeros."""
+    near, far = random_pyramid(0, offset=3.0), random_pyramid(1, offset=9.0)
+    detector = routed_over([near])
+    detector.fit([[level[:1] for level in far]], 1, stream())
+    zeros = [torch.zeros_like(level[:1]) for level in near]
+
+    distances = detector._nearest(detector._patches(zeros)[0])
+
+    bank, _ = detector.bank_of(0)
+    assert detector._banks.shape[:2] == (2, len(bank))
+    brute = torch.cdist(detector._patches(zeros)[0], bank).square().amin(dim=1)
+    torch.testing.assert_close(distances, brute)
+
+
+def test_a_bank_that_was_kept_gives_what_the_class_gave():
+    pyramids = [random_pyramid(seed, offset=4.0 * seed) for seed in range(2)]
+    fitted, given = routed_over(pyramids), routed_over(pyramids[:1])
+
+    given.set_bank(1, *fitted.bank_of(1))
+
+    assert torch.equal(given.bank, fitted.bank)
+    for pyramid in pyramids:
+        assert torch.equal(given.anomaly_maps(pyramid), fitted.anomaly_maps(pyramid))
+    places = [0, 1]
+    assert torch.equal(
+        given.fitted_maps([level[:2] for level in pyramids[1]], [1, 1], places),
+        fitted.fitted_maps([level[:2] for level in pyramids[1]], [1, 1], places),
+    )
 
 
 def test_state_round_trip_restores_the_banks():

@@ -362,3 +362,41 @@ def test_replays_and_images_are_learned_as_the_class_that_they_show(
     learn("")
     assert found["order"] == ["nut", "bolt", "pin"]
     assert found["shown"] == shown
+
+
+def bank_keys(builder, **changes):
+    """Keys under which the banks of the past class `nut` and the new class `pin` are kept."""
+    seed = changes.pop("seed", 0)
+    changes = {"detector": "patchcore", "image_size": SIDE, **changes}
+    stage = TrainStage(builder, ["pin"], ["nut"], "after", seed, changes=changes)
+    return stage._kept_banks(builder.plan(stage))._keys
+
+
+def test_a_bank_is_kept_by_all_that_it_depends_on_and_by_nothing_else(builder, tmp_path):
+    write_replays(builder.store, "nut", "nut", 10)
+    write_replays(builder.store, "bolt", "bolt", 20)
+    write_class(tmp_path / "data", "pin", 30)
+    keys = bank_keys(builder)
+
+    for change in (
+        {"seed": 1}, {"image_size": 2 * SIDE}, {"batch_size": 3}, {"replay_budget": 5},
+        {"preset": "ucad"},
+    ):  # fmt: skip
+        changed = bank_keys(builder, **change)
+        assert changed["nut"] != keys["nut"], change
+    assert bank_keys(builder) == keys
+    stage = TrainStage(builder, ["pin"], ["bolt", "nut"], "other", changes={
+        "detector": "patchcore", "image_size": SIDE})  # fmt: skip
+    others = stage._kept_banks(builder.plan(stage))._keys
+    assert (others["nut"], others["pin"]) == (keys["nut"], keys["pin"]), "beside other classes"
+    write_replays(builder.store, "nut", "nut", 11)
+    redrawn = bank_keys(Builder.of(tmp_path / "data", tmp_path / "store", device="cpu"))
+    assert redrawn["nut"] != keys["nut"]
+    assert redrawn["pin"] == keys["pin"]
+
+
+def test_only_memory_banks_are_kept(builder, tmp_path):
+    write_class(tmp_path / "data", "pin", 30)
+    stage = TrainStage(builder, ["pin"], [], "after", changes={"detector": "invad"})
+
+    assert stage._kept_banks(builder.plan(stage)) is None

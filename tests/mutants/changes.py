@@ -55,7 +55,7 @@ CHANGES = [
     Change("stages/eval.py", "seen = (maps, masks) if detector.localizes else ()",
            "seen = (maps, masks)",
            "pixels of a detector that does not localize are judged", _EVAL),
-    Change("stages/train.py", "np.quantile(values, 1 - FALSE_ALARM_RATE)",
+    Change("detectors/limits.py", "np.quantile(values, 1 - FALSE_ALARM_RATE)",
            "np.quantile(values, 1 - 5 * FALSE_ALARM_RATE)",
            "thresholds let five images in a hundred alarm", _TRAIN),
     Change("stages/train.py", "own = classes[rows] == index", "own = classes[rows] != one",

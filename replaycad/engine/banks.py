@@ -1,0 +1,60 @@
+"""Keeps the memory banks of classes beside the artifacts, by what they were made from."""
+
+import os
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any
+
+from numpy.typing import NDArray
+
+from replaycad.artifacts.checkpoints import Checkpoint
+from replaycad.artifacts.store import Store
+from replaycad.errors import ArtifactError
+from replaycad.progress import Report, silent
+
+LIMIT_BYTES = 2**30  # of all banks that are kept; those not asked for longest go first
+
+
+class KeptBanks:
+    """Banks by class, as `continual.banks` asks for them; a missing one costs time and no more.
+
+    Args:
+        store: whose folder `.banks` holds them.
+        keys: class -> digest of all that its bank depends on.
+        report: hears of a folder that cannot be written.
+    """
+
+    def __init__(self, store: Store, keys: Mapping[str, str], report: Report = silent) -> None:
+        self._folder, self._keys, self._report = store.root / ".banks", keys, report
+
+    def load(self, class_name: str) -> Mapping[str, NDArray[Any]] | None:
+        """The tensors that were kept under the key of a class; None if there are none."""
+        file = self._file(class_name)
+        found = file.load()
+        if found is None:
+            return None
+        with suppress(OSError):  # of a store that may only be read
+            os.utime(file.path)
+        return found[1]
+
+    def save(self, class_name: str, tensors: Mapping[str, NDArray[Any]]) -> None:
+        """Keep the tensors of a class, and make room for them."""
+        file = self._file(class_name)
+        try:
+            file.save(0, dict(tensors))
+            kept = sorted(
+                (path.stat().st_mtime, path.stat().st_size, path)
+                for path in self._folder.glob("*.safetensors")
+            )
+            excess = sum(size for _, size, _ in kept) - LIMIT_BYTES
+            for _, size, path in kept:
+                if excess <= 0 or path == file.path:
+                    break
+                path.unlink(missing_ok=True)
+                excess -= size
+        except (ArtifactError, OSError) as error:
+            self._report.note(f"the bank of {class_name} is not kept for the next step: {error}")
+
+    def _file(self, class_name: str) -> Checkpoint:
+        key = self._keys[class_name]
+        return Checkpoint(self._folder / f"{key[:32]}.safetensors", key)
