@@ -55,6 +55,8 @@ PRESETS: dict[str, Preset] = {
             optimizers=(_ADAPTOR, _DISCRIMINATOR), batch_size=32, epochs=100
         ),
     ),
-    "standard": replace(_MINI, encoder=STANDARD_ENCODER, image_size=256),
+    # The encoder's features have a deviation of 7, beside which the published noise is nothing: on
+    # six held-out procedural classes 65.5 / 3.8 (image AUROC / pixel AP), and 86.1 / 37.3 with 2.
+    "standard": replace(_MINI, encoder=STANDARD_ENCODER, image_size=256, noise_std=2.0),
     "mini": _MINI,
 }
