@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from replaycad.config.stages import MaskConfig
+from replaycad.data.views import WHOLE
 from replaycad.progress import SilentReport
 from replaycad.stages.mask import make_masks
 from tests.segmentation.test_ground import toy_class
@@ -34,7 +35,7 @@ def written(tmp_path_factory):
     for index, image in enumerate(images):
         path = folder / f"{index}.png"
         Image.fromarray(image).save(path)
-        samples.append(SimpleNamespace(path=path, image_id=str(index)))
+        samples.append(SimpleNamespace(path=path, image_id=str(index), view=WHOLE, window=None))
     return samples, images, discs
 
 
