@@ -22,7 +22,7 @@ from replaycad.detectors.patchcore.network import PatchCore
 from replaycad.progress import Report, silent
 from replaycad.runtime import generator
 
-LIMIT_IMAGES = 256  # of a class, at most, that its limits are taken from, evenly spaced
+LIMIT_IMAGES = 128  # of a class, at most, that its limits are taken from, evenly spaced
 
 Tensors = Mapping[str, NDArray[Any]]
 

@@ -3,16 +3,50 @@
 import os
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import asdict
 from typing import Any
 
 from numpy.typing import NDArray
 
 from replaycad.artifacts.checkpoints import Checkpoint
 from replaycad.artifacts.store import Store
+from replaycad.config.stages import STAGE_VERSIONS, TrainConfig
+from replaycad.detectors.registry import preset_for
+from replaycad.engine.staleness import digest_of
 from replaycad.errors import ArtifactError
 from replaycad.progress import Report, silent
 
 LIMIT_BYTES = 2**30  # of all banks that are kept; those not asked for longest go first
+
+
+def bank_key(
+    class_name: str,
+    images: str,
+    view: str,
+    config: TrainConfig,
+    seed: int,
+    weights: Mapping[str, str],
+    device: str,
+    limit: int = 0,
+) -> str:
+    """Digest of all that the bank of a class depends on.
+
+    Args:
+        class_name: the class.
+        images: digest of its images, or content id of its replays.
+        view: how they are seen, in words.
+        config: of the detector, with no default left open.
+        seed: of the coreset.
+        weights: digest of the encoder.
+        device: kind of device that encodes.
+        limit: replays that are used, from the first; 0 for all.
+    """
+    return digest_of({
+        "class": class_name, "from": images, "view": view, "seed": seed, "device": device,
+        "weights": dict(weights), "version": STAGE_VERSIONS["train"], "limit": limit,
+        "preset": asdict(preset_for(config.detector, config.preset)),
+        "image_size": config.image_size, "batch_size": config.batch_size,
+    })  # fmt: skip
 
 
 class KeptBanks:

@@ -26,11 +26,12 @@ from replaycad.data.samples import train_samples
 from replaycad.detectors.patchcore.preset import PRESETS, PatchCorePreset
 from replaycad.detectors.registry import preset_for, resolve_defaults
 from replaycad.diffusion.fitting import check_fits, shape_of
+from replaycad.engine.banks import KeptBanks, bank_key
 from replaycad.engine.builder import Builder, Stage
 from replaycad.engine.mask import prepare_masks
 from replaycad.engine.replay import draw_apart
 from replaycad.engine.staleness import Plan, digest_of, portable
-from replaycad.engine.views import stored_view, told
+from replaycad.engine.views import VIEW_OF, stored_view, told
 from replaycad.errors import ArtifactError, ConfigError
 
 if TYPE_CHECKING:
@@ -174,6 +175,16 @@ class CompressStage(Stage):
         kept.save(plan.path)
         checkpoint.clear()
 
+    def _kept_bank(self) -> KeptBanks:
+        """The whole bank of the class, from a training on these images or for the next."""
+        builder, name, inputs = self._builder, self._class_name, self.inputs()
+        train = replace(self._train, image_size=self.config.image_size)
+        key = bank_key(
+            name, inputs[f"images/{name}"], inputs[VIEW_OF + name], train, self._seed,
+            builder.digests.encoder(self.config.encoder), builder.models.device.type,
+        )  # fmt: skip
+        return KeptBanks(builder.store, {name: key}, builder.report)
+
     def _chosen(
         self, masks: MasksArtifact, header: dict[str, Any], checkpoint: Checkpoint
     ) -> ConditionsArtifact:
@@ -207,7 +218,7 @@ class CompressStage(Stage):
         if config.keep == "features":
             return keep_features(
                 self._seen, masks.class_name, masks.header["policy"], self._encoder(),
-                self._train, config, self._seed, header, self._builder.report,
+                self._train, config, self._seed, header, self._kept_bank(), self._builder.report,
             )  # fmt: skip
         kept, rows = None, list[int]()
         if config.keep != "exemplars":

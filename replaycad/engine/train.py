@@ -15,7 +15,7 @@ from replaycad.data.samples import train_samples
 from replaycad.data.views import view_of
 from replaycad.detectors.registry import preset_for, resolve_defaults
 from replaycad.distributed import ranks
-from replaycad.engine.banks import KeptBanks
+from replaycad.engine.banks import KeptBanks, bank_key
 from replaycad.engine.builder import Builder, Stage
 from replaycad.engine.past import check_serves, keeps_features, read_features
 from replaycad.engine.replay import prepare_replays
@@ -152,23 +152,18 @@ class TrainStage(Stage):
         """Banks of earlier trainings that were filled from the same images in the same way."""
         if not preset_for(self.config.detector, self.config.preset).has_memory_banks:
             return None
-        builder, facts = self._builder, plan.facts
-        sources = {name: f"images/{name}" for name in self._samples} | {
-            builder.header("replays", name)["class_name"]: f"replays/{name}"
+        builder, inputs = self._builder, plan.facts["inputs"]
+        limit = shared_out(self.config.replay_budget, len(self._past))
+        sources = {name: (f"images/{name}", 0) for name in self._samples} | {
+            builder.header("replays", name)["class_name"]: (f"replays/{name}", limit)
             for name in self._past if not keeps_features(builder, name)
         }  # fmt: skip
-        shared = {
-            "seed": self._seed, "weights": facts["weights"], "preset": facts["inputs"]["preset"],
-            "version": facts["stage_version"], "device": builder.models.device.type,
-            "image_size": self.config.image_size, "batch_size": self.config.batch_size,
-            "limit": shared_out(self.config.replay_budget, len(self._past)),
-        }  # fmt: skip
         keys = {
-            class_name: digest_of({
-                **shared, "class": class_name, "from": facts["inputs"][source],
-                "view": facts["inputs"][VIEW_OF + class_name],
-            })
-            for class_name, source in sources.items()
+            name: bank_key(
+                name, inputs[source], inputs[VIEW_OF + name], self.config, self._seed,
+                self.weights, builder.models.device.type, of_these,
+            )
+            for name, (source, of_these) in sources.items()
         }  # fmt: skip
         return KeptBanks(builder.store, keys, builder.report)
 

@@ -1,6 +1,5 @@
 """Keeps the memory bank of a class itself, in few bytes, in place of what one is filled from."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -10,23 +9,20 @@ import torch
 
 from replaycad.artifacts.conditions import ConditionsArtifact
 from replaycad.config.stages import CompressConfig, TrainConfig
+from replaycad.continual.banks import Keeper, fit_banks, normal_scores
 from replaycad.continual.budget import IMAGE_BUDGET
 from replaycad.continual.features import bank_in_bytes
 from replaycad.continual.kept import Kept
 from replaycad.continual.representations import FEATURES_SERVE
-from replaycad.data.images import evenly_spaced, load_counted, load_images
+from replaycad.data.mixture import Mixture, Source
 from replaycad.data.samples import Sample
 from replaycad.detectors.encoders import Encoder
 from replaycad.detectors.feature_cache import FeatureCache
-from replaycad.detectors.limits import NormalScores, measured, together
+from replaycad.detectors.limits import NormalScores
 from replaycad.detectors.patchcore.network import PatchCore
 from replaycad.detectors.registry import build_detector, preset_for
 from replaycad.errors import BudgetError
 from replaycad.progress import Report, silent
-from replaycad.runtime import generator
-
-LIMIT_IMAGES = 256  # at most, evenly spaced, whose scores say where alarms begin
-_CHUNK = 16
 
 
 def keep_features(
@@ -38,6 +34,7 @@ def keep_features(
     config: CompressConfig,
     seed: int,
     header: dict[str, Any],
+    whole: Keeper | None = None,
     report: Report = silent,
 ) -> Kept:
     """Fill the memory bank of one class and keep as much of it as the budget holds.
@@ -51,6 +48,7 @@ def keep_features(
         config: of the stage.
         seed: of the coreset's random draws.
         header: common part of the artifact's header.
+        whole: keeps the whole bank for a training on the same images, or has it from one.
         report: hears how many patches are kept.
 
     Returns:
@@ -67,13 +65,8 @@ def keep_features(
     )
     assert isinstance(detector, PatchCore)
     detector.to(encoder.device)
-    features = FeatureCache(
-        encoder, lambda rows: load_images([samples[row] for row in rows], config.image_size),
-        len(samples), _CHUNK, 2, report,
-    )  # fmt: skip
-    rows = np.arange(len(samples))
-    chunks = np.array_split(rows, math.ceil(len(rows) / _CHUNK))
-    detector.fit(map(features, chunks), 0, generator(seed, "fit", class_name))
+    mixture = Mixture([Source(class_index=0, samples=samples)], config.image_size, report)
+    fit_banks(detector, mixture, [class_name], encoder, train.batch_size, seed, whole, report)
     served = {
         "detector": FEATURES_SERVE, "image_size": config.image_size,
         "levels": list(preset_for(FEATURES_SERVE, train.preset).levels),
@@ -89,7 +82,7 @@ def keep_features(
         policy=policy,
         header={**header, "features": {**served, "limits": guessed}},
     )
-    bank, places = detector.bank.cpu().numpy(), detector.bank_places.cpu().numpy()
+    bank, places = (part.cpu().numpy() for part in detector.bank_of(0))
     budget = config.budget or IMAGE_BUDGET
     kept = bank_in_bytes(bank, budget, lambda one: replace(empty, features=one).file_bytes())
     if kept is None:
@@ -101,24 +94,10 @@ def keep_features(
         f"of {bank.shape[1]} directions"
     )
     detector.replace_bank(torch.from_numpy(kept.decoded()).to(detector.bank))
-    rows = evenly_spaced(len(samples), LIMIT_IMAGES)
-    counted = load_counted([samples[int(row)] for row in rows], config.image_size)
-    scores = _left_out(detector, features, rows, counted)
-    limits = replace(scores, num_tiles=samples[0].view.num_tiles or 1).limits()
+    features = FeatureCache(encoder, mixture.images, len(mixture), train.batch_size, uses=1)
+    rows = np.arange(len(mixture))
+    limits = normal_scores(detector, features, mixture, rows, 0, train.batch_size).limits()
     artifact = replace(
         empty, features=kept, header={**header, "features": {**served, "limits": limits}}
     )
     return Kept(artifact, bank=bank, places=places)
-
-
-def _left_out(
-    detector: PatchCore, features: FeatureCache, rows: np.ndarray, counted: np.ndarray | None
-) -> NormalScores:
-    """Scores of training images, each measured as if the bank held none of its patches."""
-    found = []
-    for start in range(0, len(rows), _CHUNK):
-        chunk = slice(start, start + _CHUNK)
-        own = rows[chunk].tolist()
-        maps = detector.fitted_maps(features(own), [0] * len(own), own)
-        found.append(measured(detector, maps, None if counted is None else counted[chunk]))
-    return together(found)
