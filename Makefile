@@ -105,7 +105,7 @@ mask: $(CLASSES:%=$(STORE)/masks/%.safetensors) ## object masks of CLASSES
 compress: $(CLASSES:%=$(STORE)/conditions/%.safetensors) ## conditions of CLASSES; -j2 does two at a time
 replay: $(CLASSES:%=$(STORE)/replays/%.safetensors) ## replayed images of CLASSES
 
-train: $(PAST:%=$(STORE)/replays/%.safetensors) | $(INSTALLED) ## the last of CLASSES real, the others replayed
+train: $(PAST:%=$(STORE)/conditions/%.safetensors) | $(INSTALLED) ## the last of CLASSES real, the others from what is kept of them
 	$(RUN) train --class $(NEWEST) $(if $(PAST),--past $(subst $(space),$(comma),$(strip $(PAST)))) $(OPTIONS)
 
 eval: train ## metrics of that detector on CLASSES

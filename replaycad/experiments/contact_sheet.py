@@ -7,6 +7,8 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from replaycad.artifacts.atomic import replacing
+from replaycad.artifacts.conditions import CONDITIONS
+from replaycad.artifacts.format import read_header
 from replaycad.artifacts.masks import MasksArtifact
 from replaycad.artifacts.replays import ReplaysReader
 from replaycad.artifacts.store import Store
@@ -41,7 +43,8 @@ def draw_sheet(data: Path, store: Store, replays: Mapping[str, str], target: Pat
         found = pictures_of(data, store, class_name, drawn)
         for column, (kind, pictures) in enumerate(found.items()):
             left = column * (PER_KIND * (CELL + GAP) + 2 * GAP) + GAP
-            label = f"{class_name}: {kind}" + ("" if pictures else " (none)")
+            none = " (none: kept as features)" if keeps_features(store, drawn) else " (none)"
+            label = f"{class_name}: {kind}" + ("" if pictures else none)
             pen.text((left, top + 3), label, fill=INK)
             for index, picture in enumerate(pictures):
                 place = (left + index * (CELL + GAP), top + HEAD)
@@ -49,6 +52,12 @@ def draw_sheet(data: Path, store: Store, replays: Mapping[str, str], target: Pat
                 sheet.paste(resized, place)
     with replacing(target) as file:
         sheet.save(file, format="PNG")
+
+
+def keeps_features(store: Store, name: str) -> bool:
+    """Whether what is kept of a class is its memory bank, from which nothing is drawn."""
+    path = store.path("conditions", name)
+    return path.exists() and read_header(path, CONDITIONS).get("form") == "features"
 
 
 def pictures_of(
@@ -75,7 +84,7 @@ def pictures_of(
                  for one in ids]  # fmt: skip
         found["mask"] = [np.repeat(one[..., None], 3, -1).astype(np.uint8) * 255 for one in shown]
     found["replay"] = []
-    if replays_path.exists():
+    if replays_path.exists() and not keeps_features(store, drawn):  # else of an earlier form
         replays = ReplaysReader(replays_path)
         images = replays.images(evenly_spaced(len(replays), PER_KIND))
         found["replay"] = [np.ascontiguousarray(image.transpose(1, 2, 0)) for image in images]

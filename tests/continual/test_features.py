@@ -11,12 +11,16 @@ from replaycad.artifacts.coded_features import CodedFeatures, coded
 from replaycad.artifacts.conditions import CONDITIONS, ConditionsArtifact
 from replaycad.artifacts.detector import DetectorArtifact
 from replaycad.artifacts.format import read, write
+from replaycad.artifacts.replays import ReplaysWriter
+from replaycad.artifacts.store import Store
 from replaycad.continual.banks import KeptBank
 from replaycad.continual.features import bank_in_bytes, principal
 from replaycad.detectors.patchcore.network import PatchCore
 from replaycad.detectors.patchcore.preset import PRESETS
 from replaycad.errors import ArtifactError
+from replaycad.experiments.contact_sheet import pictures_of
 from tests.conftest import states
+from tests.toy import write_toy
 
 FEATURES = ("--keep", "features", "--set", "train.detector=patchcore")
 
@@ -275,3 +279,21 @@ def test_codes_far_from_the_mean_are_brought_back_to_where_16_bits_end():
     assert found.codes.tolist() == [[32_767]]
     tensors = {**found.floats(), **found.integers()}
     assert CodedFeatures.of(tensors, 1).codes.tolist() == [[32_767]]
+
+
+def test_a_contact_sheet_shows_no_replays_of_an_earlier_form(tmp_path):
+    store = Store(tmp_path / "store")
+    data = write_toy(tmp_path / "data")
+    writer = ReplaysWriter(store.path("replays", "disc"), {"key": "k"}, 1, 8)
+    writer.append(np.zeros((1, 3, 8, 8), np.uint8), np.ones((1, 8, 8), bool), np.zeros(1, np.int64))
+    writer.close()
+    found = {}
+    for form in ("exemplars", "features"):
+        ConditionsArtifact(
+            class_name="disc", semantic_embedding=np.zeros((0, 0), np.float32), spatial_weight=None,
+            spatial_bias=None, object_masks=np.zeros((0, 8, 8), bool), policy={},
+            header={"form": form},
+        ).save(store.path("conditions", "disc"))  # fmt: skip
+        found[form] = len(pictures_of(data, store, "disc", "disc")["replay"])
+
+    assert found == {"exemplars": 1, "features": 0}
