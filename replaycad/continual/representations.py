@@ -17,9 +17,9 @@ difference between two picks of images of one class (of one pick 0.018; eight he
 classes of 200 images, four picks of each in 100,000 bytes)."""
 DRAWING = "drawing"  # the input of a choice that says how replays would be drawn
 DETECTOR = "detector"  # the input that says whose banks are kept, or judge what is kept
-NEAR = 0.03
+NEAR = MARGIN
 """Of separation below that of a bank of all other images: a form that comes so near is kept without
-trying those after it."""
+trying those after it, none of which could be better by `MARGIN` than all images are."""
 MOST_OTHERS = 256  # images of that bank
 TRIED_ON = 64  # images, at most, that representations are tried on, and
 TRIED_LEAST = 5  # below which there is nothing to choose: the images are kept
