@@ -53,7 +53,7 @@ def replay(transcript: str, folder: Path) -> str:
             continue
         command = shlex.split(line[2:], comments=True)
         assert command[0] == "replaycad"
-        hidden = ("REPLAYCAD_DATA", "REPLAYCAD_STORE")
+        hidden = ("REPLAYCAD_DATA", "REPLAYCAD_STORE", "REPLAYCAD_RECIPE")
         done = subprocess.run(
             [sys.executable, "-m", *command], cwd=folder, check=False, text=True,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
