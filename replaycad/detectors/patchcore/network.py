@@ -49,14 +49,15 @@ def embed(middle: torch.Tensor, coarse: torch.Tensor, width: int = PUBLISHED_WID
         for new, old in zip(size, coarse.shape[-2:], strict=True)
     )
     rows = rows * (channels / coarse_channels) ** 0.5  # 1 for the published widths
-    embedding = middle.new_empty(len(middle), channels + coarse_channels, *size)
-    # image by image, into place: what is in between stays where the processor has it at hand
-    for near, far, place in zip(middle.split(1), coarse.split(1), embedding, strict=True):
-        narrow = pool_channels(near, channels)
-        place[:channels] = F.conv2d(narrow, kernel, padding=1, groups=channels)[0]
-        few = pool_channels(far, coarse_channels)[0]
-        torch.matmul(rows @ few, columns.T, out=place[channels:])
-    return embedding
+    parts = []
+    # image by image: what is in between stays where the processor has it at hand; and by number,
+    # with nothing written into place, for OpenVINO converts neither
+    for row in range(len(middle)):
+        narrow = pool_channels(middle[row : row + 1], channels)
+        few = pool_channels(coarse[row : row + 1], coarse_channels)[0]
+        near = F.conv2d(narrow, kernel, padding=1, groups=channels)[0]
+        parts.append(torch.cat([near, rows @ few @ columns.T]))
+    return torch.stack(parts)
 
 
 def pool_channels(level: torch.Tensor, limit: int) -> torch.Tensor:
@@ -254,7 +255,8 @@ class PatchCore(Detector):
         """
         if not len(self.bank):
             raise ValueError("PatchCore has no memory bank yet: call fit first")
-        distances = [self._nearest(own) for own in self._patches(features)]
+        patches = self._patches(features)
+        distances = [self._nearest(patches[row]) for row in range(len(patches))]
         return self._to_maps(torch.stack(distances), features)
 
     def _nearest(self, patches: torch.Tensor) -> torch.Tensor:

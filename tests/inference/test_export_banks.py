@@ -1,0 +1,48 @@
+"""Exported memory banks: the file, too, holds an image against the bank of its own class."""
+
+import numpy as np
+import pytest
+import torch
+
+from replaycad.artifacts.detector import DetectorArtifact
+from replaycad.detectors.encoders import load_encoder
+from replaycad.detectors.registry import build_detector
+from replaycad.inference.export import FORMATS
+from replaycad.inference.predict import DetectorGraph
+
+ENCODER, SIZE = "efficientnet-lite0", 64
+
+
+def images_of(mean, seed):
+    """One image `[1, 3, SIZE, SIZE]` uint8 of noise around a grey."""
+    noise = np.random.default_rng(seed).normal(mean, 12, (1, 3, SIZE, SIZE))
+    return noise.clip(0, 255).astype(np.uint8)
+
+
+@pytest.mark.parametrize("form", [
+    "torch", "onnx", pytest.param("openvino", marks=pytest.mark.long),
+])  # fmt: skip
+def test_a_file_routes_each_image_as_the_detector_does(form, tmp_path):
+    encoder = load_encoder(ENCODER, levels=(2, 3))
+    detector = build_detector("patchcore", "standard", encoder.channels, encoder.strides, SIZE)
+    for index, (mean, count) in enumerate(((60, 6), (190, 2))):  # banks of two sizes
+        shown = [images_of(mean, seed) for seed in range(count)]
+        levels = [encoder.encode_images(torch.from_numpy(one)) for one in shown]
+        detector.fit(levels, index, torch.Generator().manual_seed(0))
+    trained = DetectorArtifact(
+        detector="patchcore", preset="standard", encoder=ENCODER, image_size=SIZE,
+        class_order=["dark", "light"], header={},
+        state={name: value.numpy() for name, value in detector.state_dict().items()},
+        thresholds={"image": 1.0, "pixel": 1.0, "typical_image": 0.0, "typical_pixel": 0.0},
+    )  # fmt: skip
+    graph = DetectorGraph(trained, encoder)
+    suffix, _, write, run = FORMATS[form]
+    path = tmp_path / f"banks{suffix}"
+
+    with torch.no_grad():
+        write(graph, torch.from_numpy(images_of(60, 100)), path)
+        for mean in (60, 190):
+            image = images_of(mean, 101)
+            wanted = graph(torch.from_numpy(image))
+            for found, expected in zip(run(path, image), wanted, strict=True):
+                assert np.abs(found - expected.numpy()).max() < 1e-3 * expected.abs().max()
