@@ -50,6 +50,7 @@ class Memory:
         self, size: int, bank: torch.Tensor, places: NDArray[np.int64] | None = None
     ) -> None:
         self._size, self._bank = size, bank
+        self._to_image: torch.Tensor | None = None
         self._places = None if places is None else torch.from_numpy(places).to(bank.device)
 
     @classmethod
@@ -103,8 +104,10 @@ class Memory:
                 for one, place in zip(patches, places, strict=True)
             ])  # fmt: skip
         side = math.isqrt(patches.shape[1])
-        to_image = smoothing_matrix(self._size, side, align_corners=False).to(patches)
-        return apply_both_axes(distances.reshape(-1, side, side), to_image).cpu()
+        if self._to_image is None:
+            matrix = smoothing_matrix(self._size, side, align_corners=False)
+            self._to_image = matrix.to(patches)
+        return apply_both_axes(distances.reshape(-1, side, side), self._to_image).cpu()
 
 
 def patches_of(pyramid: Sequence[torch.Tensor]) -> torch.Tensor:

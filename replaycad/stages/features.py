@@ -93,7 +93,8 @@ def keep_features(
         f"{class_name}: {len(kept.codes)} of {len(bank)} patches kept, along {len(kept.basis)} "
         f"of {bank.shape[1]} directions"
     )
-    detector.replace_bank(torch.from_numpy(kept.decoded()).to(detector.bank))
+    decoded = torch.from_numpy(kept.decoded())
+    detector.set_bank(0, decoded, torch.from_numpy(places[: len(decoded)]))
     features = FeatureCache(encoder, mixture.images, len(mixture), train.batch_size, uses=1)
     rows = np.arange(len(mixture))
     limits = normal_scores(detector, features, mixture, rows, 0, train.batch_size).limits()

@@ -212,18 +212,6 @@ class PatchCore(Detector):
             patches, min(num_picks, len(patches)), generator, self.preset.projection_width
         )
 
-    @property
-    def bank_places(self) -> torch.Tensor:
-        """Which of the fitted images each patch of the bank is from, `[M]` int64; else -1."""
-        return self._bank_place
-
-    def replace_bank(self, patches: torch.Tensor) -> None:
-        """Put `[N, F]` in the place of the first N patches; the others are forgotten."""
-        self.bank = patches.to(self.bank)
-        self.bank_class_index = self.bank_class_index[: len(patches)]
-        self._bank_place = self._bank_place[: len(patches)]
-        self._arrange()
-
     def shrink(self) -> None:
         """Keep the first picks of each class, as many in all as one bank may have.
 
