@@ -15,7 +15,7 @@ from replaycad.artifacts.replays import ReplaysReader
 from replaycad.config.stages import AUDIT_ENCODER
 from replaycad.continual.exemplars import describe
 from replaycad.data.images import load_images, viewed
-from replaycad.data.samples import train_samples
+from replaycad.data.layouts import train_samples
 from replaycad.data.views import View
 from replaycad.detectors.encoders import Encoder, load_encoder
 from replaycad.errors import ArtifactError, DatasetError

@@ -6,7 +6,8 @@ import shutil
 import pytest
 from PIL import Image
 
-from replaycad.data.samples import find_classes
+from replaycad.data.layouts import find_classes
+from replaycad.errors import DatasetError
 from tests.conftest import invoke
 
 MARKUP = "<img src=x onerror=alert(1)>"
@@ -60,14 +61,15 @@ def test_pictures_of_any_size_are_read_or_refused(size, tmp_path):
     assert load_image(path, 8).shape == (8, 8, 3)
 
 
-def test_of_an_animated_file_the_first_picture_counts(tmp_path):
+def test_a_file_of_several_pictures_is_refused_with_their_number(tmp_path):
     from replaycad.data.images import load_image
 
-    path = tmp_path / "a.gif"
     frames = [Image.new("RGB", (8, 8), (level, level, level)) for level in (250, 0, 0)]
-    frames[0].save(path, save_all=True, append_images=frames[1:])
-
-    assert load_image(path, 8).min() > 200
+    for name in ("a.gif", "a.tif", "a.webp"):
+        path = tmp_path / name
+        frames[0].save(path, save_all=True, append_images=frames[1:])
+        with pytest.raises(DatasetError, match=r"a\.\w+ holds [23] pages or frames"):
+            load_image(path, 8)
 
 
 def test_what_is_no_exif_is_no_failure(tmp_path):

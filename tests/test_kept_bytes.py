@@ -9,7 +9,7 @@ from replaycad.artifacts.masks import MasksArtifact
 from replaycad.artifacts.replays import ReplaysReader, ReplaysWriter
 from replaycad.config.stages import CompressConfig, ReplayConfig
 from replaycad.data.classes import POLICIES
-from replaycad.data.samples import train_samples
+from replaycad.data.layouts import train_samples
 from replaycad.diffusion.presets import BACKBONES
 from replaycad.mask_ops import resize_masks
 from replaycad.stages import compress as stage

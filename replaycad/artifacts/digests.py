@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
@@ -37,8 +37,8 @@ class ImageFile(Protocol):
         """The label."""
 
     @property
-    def mask_path(self) -> Path | None:
-        """The picture of its defect, if it has one."""
+    def mask_paths(self) -> Sequence[Path]:
+        """The pictures of its defect."""
 
 
 class DigestCache:
@@ -127,7 +127,9 @@ def images_digest(samples: Iterable[ImageFile], cache: DigestCache | None = None
     """
     digest = hashlib.sha256()
     for sample in samples:
-        defect = file_digest(sample.mask_path, cache) if sample.mask_path else None
+        defects = [file_digest(path, cache) for path in sample.mask_paths]
+        # one mask, as nearly all have, is written as it always was
+        defect = defects if len(defects) > 1 else next(iter(defects), None)
         image = file_digest(sample.path, cache)
         facts = [sample.image_id, image, bool(sample.is_anomalous), defect]
         digest.update(canonical_json(facts).encode())

@@ -106,25 +106,31 @@ def _how_to_fetch(weights: list[dict[str, Any]]) -> str:
     return f"to fetch one of the others: {FETCH} --{kind} {name}"
 
 
-def show_data(data: Path, as_json: bool) -> None:
-    """Print what a data folder holds, and what to do about it.
+def show_data(data: Path, as_json: bool, quick: bool = False) -> None:
+    """Print what a data folder holds, how it was read, and what to do about it.
+
+    Args:
+        data: the folder.
+        as_json: print one JSON document.
+        quick: do not unpack the images.
 
     Raises:
         DatasetError: if it holds no class.
     """
     settings = RunSettings(data=data, root="", overrides={})
     size = resolve_defaults(settings.config(TrainConfig)).image_size
-    found = survey(data, size, settings.config(MaskConfig).fit)
+    found = survey(data, size, settings.config(MaskConfig).fit, quick)
     if as_json:
         print_json(found)
         return
     print_line(f"{data}: {found['layout']}")
     print_line("")
     print_table(
-        ("class", "train", "test normal", "test defective", "defects", "sizes",
+        ("class", "train", "test normal", "test defective", "with masks", "defects", "sizes",
          f"{DEFECT} px become"),
         [
             [one["name"], str(one["train"]), str(one["test_normal"]), str(one["test_defective"]),
+             str(one["with_masks"]) if one["test_defective"] else "-",
              ", ".join(one["kinds"]) or "-", ", ".join(one["sizes"]) or "-",
              "-" if one["defect_px"] is None else f"{one['defect_px']:g} px"]
             for one in found["classes"]

@@ -278,9 +278,12 @@ def doctor(
     data: Annotated[
         Path | None, typer.Option("--data", help="Check this folder of images instead.")
     ] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Look at the files' names and sizes only.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Check this machine, or the images in a data folder.
+    """Check this machine, or say how a data folder is read and what is wrong with its images.
 
     Example: replaycad doctor --data data
     """
@@ -290,7 +293,7 @@ def doctor(
         if data is None:
             show(examine(), as_json)
         else:
-            show_data(data, as_json)
+            show_data(data, as_json, quick)
 
 
 def show_help(

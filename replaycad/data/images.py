@@ -1,17 +1,17 @@
 """Image files to arrays of one size: RGB, eight bits, upright."""
 
-import struct
-import zlib
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Protocol, cast
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
+from replaycad.data.decoding import decoding
+from replaycad.data.levels import BLACK_IS_NORMAL, Cut, mask_levels
+from replaycad.data.pixels import read_picture
 from replaycad.data.samples import Sample
 from replaycad.data.views import WHOLE, View, Window, packed
 from replaycad.errors import DatasetError
@@ -25,22 +25,6 @@ are 0.8 GB on the disk at 256 px, and a bank keeps some thousand patches anyway.
 
 _ORIENTATION, _TURNED = 0x0112, (5, 6, 7, 8)  # of EXIF; the latter swap width and height
 _BILINEAR = Image.Resampling.BILINEAR
-
-# Everything PIL's decoders were seen to raise on damaged files.
-_DECODER_ERRORS = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    EOFError,
-    LookupError,
-    TypeError,
-    AttributeError,
-    ArithmeticError,
-    MemoryError,
-    RuntimeError,
-    struct.error,
-    zlib.error,
-)
 
 
 class HasPath(Protocol):
@@ -74,7 +58,7 @@ class Reader:
         """
         if self._picture is None or self._last != (sample.path, sample.view):
             self._picture = None  # gives its memory back before the next takes its own
-            read = read_picture(sample.path)
+            read = read_picture(sample.path, sample.view.white)
             self._picture = sample.view.blanked(read, str(sample.path))
             self._last = (sample.path, sample.view)
         return self._picture
@@ -97,25 +81,12 @@ class Reader:
 
 
 def load_image(path: Path, size: int) -> ByteArray:
-    """Read an image as `[size, size, 3]` uint8 RGB.
-
-    Grey, 16-bit grey, palette and CMYK files are converted, transparency is laid over white, the
-    orientation of the camera is applied. Resized bilinearly (antialiased) straight to a square.
+    """Read an image as `[size, size, 3]` uint8 RGB, resized bilinearly straight to a square.
 
     Raises:
-        DatasetError: if the file is missing, truncated, no image, too large or of floating point.
+        DatasetError: as `read_picture`.
     """
     return square_pixels(read_picture(path), size)
-
-
-def read_picture(path: Path) -> Image.Image:
-    """Read an image in its own size, RGB and upright, as `load_image` sees it.
-
-    Raises:
-        DatasetError: as `load_image`.
-    """
-    with _decoding(path), Image.open(path) as file:
-        return _to_rgb(ImageOps.exif_transpose(file), path)
 
 
 def picture_size(path: Path) -> tuple[int, int]:
@@ -124,7 +95,7 @@ def picture_size(path: Path) -> tuple[int, int]:
     Raises:
         DatasetError: as `load_image`.
     """
-    with _decoding(path), Image.open(path) as file:
+    with decoding(path), Image.open(path) as file:
         is_turned = file.getexif().get(_ORIENTATION) in _TURNED
         return file.size[::-1] if is_turned else file.size
 
@@ -210,34 +181,65 @@ def evenly_spaced(total: int, count: int) -> NDArray[np.int64]:
     return np.unique(np.linspace(0, total - 1, min(total, count)).round().astype(np.int64))
 
 
-def load_anomaly_mask(path: Path, size: int | tuple[int, int]) -> BoolArray:
-    """Read an anomaly mask as `[size, size]` bool, true on the defect.
+def load_anomaly_mask(
+    sample: Sample, size: int | tuple[int, int], cut: Cut = BLACK_IS_NORMAL
+) -> BoolArray:
+    """Read what is defective in an image as `[size, size]` bool, all of its masks together.
 
-    Whatever is not zero is defective, as VisA numbers its defects; that is decided at full size,
-    then the 0/255 mask is resized bilinearly (antialiased) and cut at one half.
+    Which levels are defective is decided at full size; then each 0/255 mask is resized bilinearly
+    (antialiased) and cut at one half. A mask that fits the image only as the camera stored it, and
+    not as it is shown, is turned like the image.
 
     Args:
-        path: of the mask.
+        sample: an image with masks.
         size: side of the square in pixels, or height and width.
+        cut: which levels are defective, the same for all masks of a class; see `cut_of`.
 
     Raises:
-        DatasetError: if the file is missing, truncated or no image.
+        DatasetError: if a file is missing, truncated or no image, or has another shape than the
+            image.
     """
     height, width = (size, size) if isinstance(size, int) else size
-    full = Image.fromarray(np.where(_nonzero(path), 255, 0).astype(np.uint8))
-    if full.size != (width, height):
-        full = full.resize((width, height), _BILINEAR)
-    return cast(BoolArray, np.asarray(full) > 127.5)
+    defects = np.zeros((height, width), np.bool_)
+    for path in sample.mask_paths:
+        own = _as_shown(cut.defects(mask_levels(path)), path, sample.path)
+        full = Image.fromarray(np.where(own, 255, 0).astype(np.uint8))
+        if full.size != (width, height):
+            full = full.resize((width, height), _BILINEAR)
+        defects |= np.asarray(full) > 127.5
+    return defects
+
+
+def _as_shown(defects: BoolArray, path: Path, image: Path) -> BoolArray:
+    """A mask `[H, W]` turned as its image is shown, where it fits it in that way alone."""
+    with decoding(image), Image.open(image) as file:
+        stored, orientation = file.size, file.getexif().get(_ORIENTATION)
+    shown = stored[::-1] if orientation in _TURNED else stored
+    size = defects.shape[::-1]
+    if _same_shape(size, shown):
+        return defects
+    if shown != stored and _same_shape(size, stored):
+        mask = Image.fromarray(defects)
+        mask.getexif()[_ORIENTATION] = orientation
+        return np.asarray(ImageOps.exif_transpose(mask))
+    raise DatasetError(
+        f"the anomaly mask {path} has {size[0]} x {size[1]} px, its image {image} has "
+        f"{shown[0]} x {shown[1]}",
+        "draw the mask in the image's shape, or take it away: then pixel figures leave the image "
+        "out",
+    )
+
+
+def _same_shape(one: tuple[int, int], other: tuple[int, int]) -> bool:
+    """Whether two sizes are of one shape, but for a pixel that rounding costs the smaller."""
+    small, large = sorted((one, other))
+    scale = small[0] / large[0]
+    return abs(small[1] - large[1] * scale) <= 1.0 + scale
 
 
 def _nonzero(path: Path) -> BoolArray:
     """`[H, W]` bool, true where a picture is not black."""
-    with _decoding(path):
-        with Image.open(path) as file:
-            # Colours count, not palette indices, and alpha says nothing about defects.
-            has_numbers = file.mode in ("1", "L", "F") or file.mode.startswith("I")
-            values = np.asarray(file if has_numbers else file.convert("RGB"))
-        return cast(BoolArray, values > 0 if values.ndim == 2 else (values > 0).any(axis=-1))
+    return BLACK_IS_NORMAL.defects(mask_levels(path))
 
 
 def resize_image(image: ByteArray, size: int) -> ByteArray:
@@ -248,38 +250,5 @@ def resize_image(image: ByteArray, size: int) -> ByteArray:
     return np.asarray(_to_square(picture, size)).transpose(2, 0, 1)
 
 
-@contextmanager
-def _decoding(path: Path) -> Iterator[None]:
-    """Name the file in every way PIL can fail to read it."""
-    hint = "replace or remove the file"
-    try:
-        yield
-    except FileNotFoundError:
-        raise DatasetError(f"{path} is not there", "check the path") from None
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise DatasetError(f"{path} has too many pixels: {error}", hint) from None
-    except _DECODER_ERRORS as error:
-        raise DatasetError(f"{path} cannot be read as an image: {error}", hint) from None
-
-
 def _to_square(picture: Image.Image, size: int) -> Image.Image:
     return picture if picture.size == (size, size) else picture.resize((size, size), _BILINEAR)
-
-
-def _to_rgb(picture: Image.Image, path: Path) -> Image.Image:
-    if picture.mode == "F":
-        raise DatasetError(
-            f"{path} holds floating-point values, whose range is unknown",
-            "convert it to 8 or 16 bits",
-        )
-    if picture.mode.startswith("I"):
-        # 16-bit grey (PIL names it I;16 or I): the full range 0..65535 becomes 0..255. PIL's own
-        # conversion would clip everything above 255.
-        values = np.asarray(picture).astype(np.int64).clip(0, 65535)
-        picture = Image.fromarray(((values + 128) // 257).astype(np.uint8))
-    has_alpha = picture.mode in ("LA", "La", "PA", "RGBA", "RGBa")
-    if has_alpha or "transparency" in picture.info:
-        opaque = picture.convert("RGBA")
-        white = Image.new("RGBA", opaque.size, "white")
-        return Image.alpha_composite(white, opaque).convert("RGB")
-    return picture.convert("RGB")

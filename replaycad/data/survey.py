@@ -3,19 +3,14 @@
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from replaycad.data.images import picture_size, read_ignored
-from replaycad.data.samples import (
-    VISA_TABLE,
-    Sample,
-    find_classes,
-    ignore_path,
-    test_samples,
-    train_samples,
-)
+from replaycad.data.layouts import find_classes, ignore_path, read_class
+from replaycad.data.look import look_through
+from replaycad.data.samples import Reading, Sample, counted, listed
 from replaycad.errors import DatasetError
 
 FEW = 20  # training images below which a class is hardly learned
@@ -28,68 +23,58 @@ _DEFECT_WORDS = re.compile(
 )
 
 
-def survey(data: Path, size: int = 256, fit: str = "pad") -> dict[str, Any]:
-    """Look through a data folder; no image is decoded, files of equal size are compared.
+def survey(data: Path, size: int = 256, fit: str = "pad", quick: bool = False) -> dict[str, Any]:
+    """Look through a data folder before anything is learned from it.
 
     Args:
         data: the folder.
         size: side in pixels of what a detector sees.
         fit: what becomes of pictures that are not square, as `View.fit`.
+        quick: do not unpack images; only the first bytes of each are read, and files of equal size
+            are compared.
 
     Returns:
-        `data`, `layout`, `classes` (each with name, counts of `train`, `test_normal`,
-        `test_defective`, the `kinds` of defects, `sizes` as `WxH` and how many have it,
-        `defect_px`, what a defect of `DEFECT` px becomes (null where no size is known), the `tile`
-        to use (0 for none), `notes` and `problems`, sentences that say what to do).
+        `data`, `layout`, `classes` (each with name, `layout`, counts of `train`, `test_normal`,
+        `test_defective`, `with_masks`, the `kinds` of defects, `sizes` as `WxH` and how many have
+        it, `defect_px`, what a defect of `DEFECT` px becomes (null where no size is known), the
+        `tile` to use (0 for none), `left_out` (ids by reason), `notes` on what was guessed or left
+        out and `problems`, sentences that say what to do).
 
     Raises:
         DatasetError: if there is no class at all.
     """
-    names = find_classes(data)
-    return {
-        "data": str(data),
-        "layout": _layout(data, names),
-        "classes": [_class_of(data, name, size, fit) for name in names],
-    }
+    classes = [_class_of(data, name, size, fit, quick) for name in find_classes(data)]
+    layouts = sorted({one["layout"] for one in classes} - {""})
+    return {"data": str(data), "layout": "; ".join(layouts), "classes": classes}
 
 
-def _layout(data: Path, names: Sequence[str]) -> str:
-    if (data / VISA_TABLE).is_file():
-        return f"VisA as published ({VISA_TABLE})"
-    root = data / "1cls" if (data / "1cls").is_dir() else data
-    plain = sum(not (root / name / "train" / "good").is_dir() for name in names)
-    if not plain:
-        return "MVTec: <class>/train/good, test/<kind>, ground_truth/<kind>"
-    if plain == len(names):
-        return "plain folders of normal images, one per class"
-    return f"mixed: {plain} plain folders of normal images, the others as MVTec"
-
-
-def _class_of(data: Path, name: str, size: int, fit: str) -> dict[str, Any]:
+def _class_of(data: Path, name: str, size: int, fit: str, quick: bool) -> dict[str, Any]:
     problems: list[str] = []
-    train = _told(lambda: train_samples(data, name), problems)
-    test: list[Sample] = []
     try:
-        test = test_samples(data, name)
+        reading = read_class(data, name)
     except DatasetError as error:
-        if "no test image" in error.message:
-            problems.append("no test images: `eval` cannot measure it; `predict` can be used")
-        else:
-            problems.append(f"{error}; until then `eval` refuses the class")
-    problems += _too_few(train) + _suspicious(train) + _shared(train, test)
+        reading = Reading(class_name=name, layout="")
+        problems.append(str(error))
+    train, test = reading.train, reading.test
+    if not train and not problems:
+        problems.append("no training images: put normal ones into train/good")
+    if not test:
+        problems.append("no test images: `eval` cannot measure it; `predict` can be used")
+    problems += _too_few(train) + _suspicious(train) + _repeated(train) + _shared(train, test)
     sizes, unreadable = _sizes([*train, *test])
-    problems += unreadable
+    problems += unreadable if quick else look_through(train, test)
     shown, tile, small = _defect(sizes, size)
     problems += small
     notes, wrong = _seen(data, name, sizes, 0 if tile else size, fit)
-    problems += wrong
-    kinds = sorted({sample.kind for sample in test if sample.is_anomalous})
     return {
-        "name": name, "train": len(train),
+        "name": name, "layout": reading.layout, "train": len(train),
         "test_normal": sum(not sample.is_anomalous for sample in test),
         "test_defective": sum(sample.is_anomalous for sample in test),
-        "kinds": kinds, "sizes": dict(sizes.most_common(SHOWN)), "defect_px": shown, "tile": tile,
-        "notes": notes, "problems": problems,
+        "with_masks": sum(bool(sample.mask_paths) for sample in test),
+        "kinds": sorted({sample.kind for sample in test if sample.is_anomalous}),
+        "sizes": dict(sizes.most_common(SHOWN)), "defect_px": shown, "tile": tile,
+        "left_out": reading.left_out, "notes": [*reading.sentences(), *notes],
+        "problems": problems + wrong,
     }  # fmt: skip
 
 
@@ -136,14 +121,6 @@ def _seen(
     return notes, problems
 
 
-def _told(look: Callable[[], list[Sample]], problems: list[str]) -> list[Sample]:
-    try:
-        return look()
-    except DatasetError as error:
-        problems.append(str(error))
-        return []
-
-
 def _too_few(train: Sequence[Sample]) -> list[str]:
     if 0 < len(train) < FEW:
         return [f"only {len(train)} training images: a class needs some {FEW}, better 100"]
@@ -159,25 +136,42 @@ def _suspicious(train: Sequence[Sample]) -> list[str]:
     return [f"{len(found)} training images are named like defects ({names}): move them to test/"]
 
 
-def _shared(train: Sequence[Sample], test: Sequence[Sample]) -> list[str]:
-    """Test images that are training images too: figures from them would flatter."""
-    by_size: dict[int, list[Sample]] = {}
-    for sample in train:
-        by_size.setdefault(_num_bytes(sample.path), []).append(sample)
-    known: dict[int, set[bytes]] = {}
-    found = []
-    for sample in test:
-        size = _num_bytes(sample.path)
-        if size not in by_size:
-            continue
-        if size not in known:
-            known[size] = {_digest(one.path) for one in by_size[size]}
-        if _digest(sample.path) in known[size]:
-            found.append(sample.image_id)
+def _repeated(train: Sequence[Sample]) -> list[str]:
+    """Training images that are there more than once: they count as often."""
+    found = [one.image_id for group in same_files([train]) for one in sorted(
+        group, key=lambda sample: sample.image_id)[1:]]  # fmt: skip
     if not found:
         return []
-    names = ", ".join(found[:SHOWN])
+    names = listed(found)
+    return [f"{counted(len(found), 'training image')} there already under another name ({names})"]
+
+
+def _shared(train: Sequence[Sample], test: Sequence[Sample]) -> list[str]:
+    """Test images that are training images too: figures from them would flatter."""
+    learned = {one.path for one in train}
+    found = [
+        one.image_id
+        for group in same_files([train, test])
+        if any(one.path in learned for one in group)
+        for one in group
+        if one.path not in learned
+    ]
+    if not found:
+        return []
+    names = listed(sorted(found))
     return [f"{len(found)} test images are also training images ({names}): remove one of the two"]
+
+
+def same_files(parts: Sequence[Sequence[Sample]]) -> list[list[Sample]]:
+    """Groups of images that are one file, byte by byte; only files of equal size are read."""
+    by_size: dict[int, list[Sample]] = {}
+    for sample in (sample for part in parts for sample in part):
+        by_size.setdefault(_num_bytes(sample.path), []).append(sample)
+    groups: dict[bytes, list[Sample]] = {}
+    for some in by_size.values():
+        for sample in some if len(some) > 1 else ():
+            groups.setdefault(_digest(sample.path), []).append(sample)
+    return [group for group in groups.values() if len(group) > 1]
 
 
 def _sizes(samples: Sequence[Sample]) -> tuple[Counter[str], list[str]]:

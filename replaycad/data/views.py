@@ -7,6 +7,7 @@ pictures of a class as the first one did.
 import base64
 import hashlib
 import io
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -83,12 +84,15 @@ class View:
         tile: side of the tiles in pixels of the picture; 0 for the whole picture as one image.
         fit: what becomes of a picture that is not square: padded, or squashed into a square. Tiles
             that are larger than the picture in one direction are padded always.
+        white: level that is shown as white in pictures of more than eight bits; 0 for those of
+            eight.
         ignore: PNG of the pictures' size that is white where they are ignored; empty for nowhere.
         num_tiles: of a picture on average, rounded, where that was counted; else 0.
     """
 
     tile: int = 0
     fit: Fit = "squash"
+    white: float = 0.0
     ignore: bytes = b""
     num_tiles: int = field(default=0, compare=False)
 
@@ -97,6 +101,8 @@ class View:
         values: dict[str, Any] = {"tile": self.tile} if self.tile else {}
         if self.fit != "squash":
             values["fit"] = self.fit
+        if self.white:
+            values["white"] = self.white
         if self.ignore:
             values["ignore"] = base64.b64encode(self.ignore).decode()
         if self.num_tiles:
@@ -119,6 +125,7 @@ class View:
             known = known and all(
                 type(number) is int and number >= 0 for number in (view.tile, view.num_tiles)
             )
+            known = known and type(view.white) in (int, float) and 0 <= view.white < math.inf
             if known and ignore:
                 _unpacked(ignore)
         except (ValueError, TypeError, AttributeError, OSError, SyntaxError):
@@ -132,6 +139,7 @@ class View:
         """In words, such as `tiles of 256 px` or `whole, padded, some ignored (1a2b3c4d)`."""
         how = f"tiles of {self.tile} px" if self.tile else (
             "whole, padded" if self.fit == "pad" else "whole, squashed")  # fmt: skip
+        how += f", {self.white:g} is white" if self.white else ""
         digest = hashlib.sha256(self.ignore).hexdigest()[:8]
         return f"{how}, some ignored ({digest})" if self.ignore else how
 

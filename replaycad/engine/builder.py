@@ -5,7 +5,7 @@ Nothing here imports torch before a stage has to run.
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -17,7 +17,7 @@ from replaycad.artifacts.checkpoints import Checkpoint
 from replaycad.artifacts.conditions import ConditionsArtifact
 from replaycad.artifacts.store import Store
 from replaycad.config.stages import CompressConfig, ReplayConfig, StageConfig
-from replaycad.data.samples import find_classes
+from replaycad.data.layouts import find_classes, read_class
 from replaycad.diffusion.memory import needed_bytes
 from replaycad.distributed import ranks
 from replaycad.engine import staleness
@@ -118,6 +118,8 @@ class Builder:
             representations that are compared share them.
         forms: what each class of this command is to be kept as, by the name of its conditions.
         sound: replays of which this command has read every byte, by path, with their content id.
+        whites: class -> level that is shown as white in its pictures, as `View.white`, if it was
+            asked for.
         ignored: class -> what is ignored in its pictures, as `View.ignore`, if it was asked for.
     """
 
@@ -131,7 +133,9 @@ class Builder:
         self.searches: dict[tuple, ConditionsArtifact] = {}
         self.forms: dict[str, str] = {}
         self.sound: dict[Path, str] = {}
+        self.whites: dict[str, float] = {}
         self.ignored: dict[str, bytes] = {}
+        self._told: set[str] = set()
         self._timings = Timings(self.store)
         self._finished: list[Path] = []
         self._current: Plan | None = None
@@ -205,6 +209,18 @@ class Builder:
         if not wanted or "all" in wanted:
             raise ConfigError("no class is named", "use --class NAME[,NAME...] or --class all")
         return list(wanted)
+
+    def tell_reading(self, class_names: Iterable[str]) -> None:
+        """Say once what the folders of classes were read as, where that is not plain.
+
+        Raises:
+            DatasetError: if a class does not exist.
+        """
+        for class_name in class_names:
+            if class_name not in self._told:
+                self._told.add(class_name)
+                for sentence in read_class(self.settings.data, class_name).sentences():
+                    self.report.note(f"{class_name}: {sentence}")
 
     def build(self, stage: Stage, force: bool | None = None) -> Outcome:
         """Run a stage unless its artifact is up to date; a dry run says what it would take.

@@ -22,7 +22,7 @@ from replaycad.continual.representations import (
     tried_drawing,
 )
 from replaycad.data.images import viewed
-from replaycad.data.samples import train_samples
+from replaycad.data.layouts import train_samples
 from replaycad.detectors.patchcore.preset import PRESETS, PatchCorePreset
 from replaycad.detectors.registry import preset_for, resolve_defaults
 from replaycad.diffusion.fitting import check_fits, shape_of

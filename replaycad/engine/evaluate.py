@@ -8,7 +8,7 @@ from pathlib import Path
 from replaycad.artifacts.detector import DetectorArtifact
 from replaycad.artifacts.scores import mirror_in_json
 from replaycad.config.stages import EvalConfig, TrainConfig
-from replaycad.data.samples import test_samples
+from replaycad.data.layouts import test_samples
 from replaycad.data.views import view_of
 from replaycad.detectors.registry import resolve_defaults
 from replaycad.engine.builder import Builder, Stage
@@ -72,6 +72,7 @@ class EvalStage(Stage):
         """Score the images."""
         from replaycad.stages.eval import evaluate
 
+        self._builder.tell_reading(self._samples)
         trained = DetectorArtifact.load(self._builder.store.path("detectors", self.name))
         encoder = self._builder.models.encoder(
             self.config.encoder, trained.detector, trained.preset

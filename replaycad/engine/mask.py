@@ -4,7 +4,8 @@ from collections.abc import Mapping, Sequence
 
 from replaycad.config.stages import MaskConfig
 from replaycad.data.images import viewed
-from replaycad.data.samples import IGNORE_PICTURE, Sample, train_samples
+from replaycad.data.layouts import train_samples
+from replaycad.data.samples import IGNORE_PICTURE, Sample
 from replaycad.engine.builder import Builder, Stage
 from replaycad.engine.inputs import NO_SEGMENTER
 from replaycad.engine.staleness import Plan, digest_of, still_serves
@@ -53,6 +54,7 @@ class MaskStage(Stage):
         """Find the object in every image."""
         from replaycad.stages.mask import make_masks
 
+        self._builder.tell_reading([self.name])
         # A tile has no object: all of it is surface.
         name = NO_SEGMENTER if self._view.tile else self.config.segmenter
         segmenter = self._builder.models.segmenter(name)

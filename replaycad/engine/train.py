@@ -10,8 +10,8 @@ from replaycad.artifacts.detector import DetectorArtifact
 from replaycad.artifacts.replays import ReplaysReader
 from replaycad.config.stages import TrainConfig
 from replaycad.data.images import viewed
+from replaycad.data.layouts import train_samples
 from replaycad.data.mixture import Mixture, Source
-from replaycad.data.samples import train_samples
 from replaycad.data.views import view_of
 from replaycad.detectors.registry import preset_for, resolve_defaults
 from replaycad.distributed import ranks
@@ -118,6 +118,7 @@ class TrainStage(Stage):
         from replaycad.stages.train import train_detector
 
         builder, config = self._builder, self.config
+        builder.tell_reading(self._views)
         if config.compile:
             check_compiler(builder.models.device)
         init = None

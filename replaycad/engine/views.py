@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 from replaycad.config.stages import MaskConfig
 from replaycad.data.images import picture_size, read_ignored
-from replaycad.data.samples import Sample, ignore_path
+from replaycad.data.layouts import ignore_path
+from replaycad.data.pixels import white_of
+from replaycad.data.samples import Sample
 from replaycad.data.views import View
 from replaycad.errors import DatasetError
 
@@ -24,11 +26,12 @@ def configured_view(
 
     Raises:
         DatasetError: if that picture cannot be read, has another size than the first sample, or
-            leaves nothing to be judged; or a tile is larger than a picture.
+            leaves nothing to be judged; a tile is larger than a picture; or pictures have several
+            ranges.
     """
     ignore = _ignored(builder, class_name, samples[0])
     view = View.from_dict({"tile": tile, "fit": fit})
-    view = replace(view, ignore=ignore)
+    view = replace(view, ignore=ignore, white=_white(builder, class_name, samples))
     if not tile:
         return view
     count = 0
@@ -73,6 +76,18 @@ def stored_view(header: Mapping[str, Any]) -> View:
         ArtifactError: if it is none.
     """
     return View.from_dict(header.get("view"))
+
+
+def _white(builder: "Builder", class_name: str, samples: Sequence[Sample]) -> float:
+    """The level that is shown as white; found once by a command."""
+    if class_name not in builder.whites:
+        white = white_of(sample.path for sample in samples)
+        if white:
+            builder.report.note(
+                f"{class_name}: pictures have more than 8 bits; level {white:g} is shown as white"
+            )
+        builder.whites[class_name] = white
+    return builder.whites[class_name]
 
 
 def _ignored(builder: "Builder", class_name: str, first: Sample) -> bytes:

@@ -13,7 +13,7 @@ from replaycad.artifacts.masks import MasksArtifact
 from replaycad.artifacts.replays import ReplaysReader
 from replaycad.artifacts.store import Store
 from replaycad.data.images import Reader, evenly_spaced, viewed
-from replaycad.data.samples import train_samples
+from replaycad.data.layouts import train_samples
 from replaycad.data.views import View
 
 CELL, GAP, HEAD, PER_KIND = 128, 4, 18, 3

@@ -13,7 +13,7 @@ from replaycad.artifacts.digests import file_digest
 from replaycad.artifacts.format import read_header
 from replaycad.artifacts.scores import SCORES
 from replaycad.config.stages import TrainConfig
-from replaycad.data.samples import test_samples, train_samples
+from replaycad.data.layouts import test_samples, train_samples
 from replaycad.detectors.registry import preset_for
 from replaycad.engine.builder import Builder, Outcome, Stage
 from replaycad.engine.compress import CompressStage

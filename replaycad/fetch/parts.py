@@ -14,7 +14,7 @@ from replaycad.config.stages import (
     StageConfig,
     TrainConfig,
 )
-from replaycad.data.samples import find_classes
+from replaycad.data.layouts import find_classes
 from replaycad.detectors.encoder_files import ENCODER_FILE, IMAGENET, PACKAGED, PUBLISHED
 from replaycad.detectors.registry import resolve_defaults
 from replaycad.diffusion.presets import BACKBONES, hub_place, needed_files, split_name

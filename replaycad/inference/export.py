@@ -94,10 +94,11 @@ def export_detector(
 
 
 def _views(header: Mapping[str, Any]) -> dict[str, Any]:
-    """Tile, fit, and what is ignored as a PNG in base64, by class."""
+    """Tile, fit, level of white, and what is ignored as a PNG in base64, by class."""
     views = {name: view_of(header, name) for name in header["class_order"]}
     return {
-        name: {"tile": view.tile, "fit": view.fit, "ignore": view.as_dict().get("ignore", "")}
+        name: {"tile": view.tile, "fit": view.fit, "white": view.white or 255,
+               "ignore": view.as_dict().get("ignore", "")}
         for name, view in views.items()
     }
 

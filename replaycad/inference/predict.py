@@ -19,7 +19,7 @@ from replaycad.anomaly import normalized_scores
 from replaycad.artifacts.atomic import replacing
 from replaycad.artifacts.detector import DetectorArtifact
 from replaycad.artifacts.store import Store
-from replaycad.data.images import read_picture
+from replaycad.data.pixels import read_picture
 from replaycad.data.samples import IMAGE_SUFFIXES
 from replaycad.data.stitching import stitched_maps
 from replaycad.data.views import WHOLE, View, shared_view, view_of
@@ -307,7 +307,7 @@ def predict(
         start, read = time.monotonic(), []
         for found in batch:
             try:
-                picture = read_picture(found.path)
+                picture = read_picture(found.path, view.white)
                 view.check(*picture.size, str(found.path))
                 read.append((found, picture))
             except DatasetError as error:

@@ -13,7 +13,7 @@ from replaycad.artifacts.atomic import write_text
 from replaycad.artifacts.format import read_header
 from replaycad.artifacts.scores import ScoresArtifact
 from replaycad.artifacts.store import Store
-from replaycad.data.samples import test_samples
+from replaycad.data.layouts import test_samples
 from replaycad.engine.timings import Timings
 from replaycad.errors import ArtifactError, DatasetError
 from replaycad.experiments.contact_sheet import pictures_of

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from replaycad.artifacts.scores import ScoresArtifact
-from replaycad.data.images import read_picture
+from replaycad.data.pixels import read_picture
 from replaycad.data.samples import Sample
 from replaycad.inference.overlay import overlay
 from replaycad.inference.predict import Predictor
@@ -63,7 +63,7 @@ def extremes(
 
 
 def _shown(what: str, sample: Sample, predictor: Predictor) -> dict[str, Any]:
-    picture = read_picture(sample.path)
+    picture = read_picture(sample.path, predictor.one_view().white)
     ((score, one_map),) = predictor.judge([(str(sample.path), picture)], 1)
     return {
         "what": what, "name": sample.image_id, "score": score,

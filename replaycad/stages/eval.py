@@ -13,7 +13,8 @@ from replaycad.artifacts.detector import DetectorArtifact
 from replaycad.artifacts.scores import ScoresArtifact
 from replaycad.config.stages import EvalConfig
 from replaycad.data.images import Reader, load_anomaly_mask, load_images, picture_size, viewed
-from replaycad.data.samples import Sample
+from replaycad.data.levels import Cut, cut_of
+from replaycad.data.samples import Sample, unmasked
 from replaycad.data.stitching import FloatArray, MapFile, Stitched, stitched_maps
 from replaycad.data.views import View, view_of
 from replaycad.detectors.encoders import Encoder
@@ -58,16 +59,20 @@ def evaluate(
     scores, labels, class_index, kept, ids = [], [], [], [], []
     for index, (class_name, images) in enumerate(samples.items()):
         # Deviation: section 5.1 leaves open what makes an image anomalous; here its folder or its
-        # row in the table says so, also where a mask is missing or empty.
+        # row in the table says so, also where a mask is missing or empty. Pixel figures are of the
+        # normal images and of those whose defect somebody drew.
         image_labels = np.array([sample.is_anomalous for sample in images], np.uint8)
+        cut = _cut(class_name, images, report)
         view = view_of(trained.header, class_name)
         judge = partial(_judged, detector, encoder)
         if all(view.is_plain(*picture_size(sample.path)) for sample in images):
-            maps, masks = _class_maps(class_name, images, judge, trained, config, report)
+            maps, masks = _class_maps(class_name, images, cut, judge, trained, config, report)
             class_scores = detector.image_scores(torch.from_numpy(maps)).numpy()
-            seen: Any = (maps, masks)
+            seen: Any = _drawn(images, maps, masks)
         else:
-            found = _stitched(class_name, images, view, detector, judge, trained, config, report)
+            found = _stitched(
+                class_name, images, cut, view, detector, judge, trained, config, report
+            )
             class_scores, maps, seen = found
         seen = seen if detector.localizes else ()
         figures[class_name] = class_metrics(class_scores, image_labels, *seen)
@@ -130,6 +135,7 @@ def _judged(detector: Detector, encoder: Encoder, images: torch.Tensor) -> np.nd
 def _stitched(
     class_name: str,
     samples: Sequence[Sample],
+    cut: Cut,
     view: View,
     detector: Detector,
     judge: Callable[[torch.Tensor], np.ndarray],
@@ -149,27 +155,26 @@ def _stitched(
     def maps_of(images: np.ndarray) -> np.ndarray:
         return judge(torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2))))
 
-    maps, masks, counted, scores, kept = MapFile(), MapFile(), [], [], []
+    maps, masks, inside, scores, kept = MapFile(), MapFile(), [], [], []
     for number, stitched in stitched_maps(pictures, view, size, config.batch_size, maps_of):
-        one_map, path = stitched.whole(), samples[number].mask_path
+        one_map, sample = stitched.whole(), samples[number]
         scores.append(picture_score(detector, stitched, one_map))
-        maps.append(one_map)
-        masks.append(
-            np.zeros(stitched.shape, np.bool_) if path is None
-            else load_anomaly_mask(path, stitched.shape)
-        )  # fmt: skip
-        counted.append(stitched.counted)
+        if not unmasked([sample]):
+            maps.append(one_map)
+            masks.append(load_anomaly_mask(sample, stitched.shape, cut))
+            inside.append(stitched.counted)
         if config.keep_maps:
             square = Image.fromarray(one_map).resize((size, size), Image.Resampling.BILINEAR)
             kept.append(np.asarray(square))
         report.step(f"eval {class_name}", number + 1, len(samples))
     stacked = np.stack(kept) if kept else np.zeros((0, size, size), np.float32)
-    return np.array(scores, np.float32), stacked, (maps, masks, counted)
+    return np.array(scores, np.float32), stacked, (maps, masks, inside)
 
 
 def _class_maps(
     class_name: str,
     samples: Sequence[Sample],
+    cut: Cut,
     judge: Callable[[torch.Tensor], np.ndarray],
     trained: DetectorArtifact,
     config: EvalConfig,
@@ -184,10 +189,28 @@ def _class_maps(
         images = torch.from_numpy(load_images(batch, size))
         maps[rows] = judge(images)
         for row, sample in zip(range(rows.start, rows.stop), batch, strict=True):
-            if sample.mask_path is not None:
-                masks[row] = load_anomaly_mask(sample.mask_path, size)
+            if sample.mask_paths:
+                masks[row] = load_anomaly_mask(sample, size, cut)
         report.step(f"eval {class_name}", rows.stop, len(samples))
     return maps, masks
+
+
+def _cut(class_name: str, samples: Sequence[Sample], report: Report) -> Cut:
+    """Which levels of a class's masks are defective; says which where that is not plain."""
+    cut = cut_of(sample.mask_paths for sample in samples)
+    if cut.reason:
+        report.note(f"{class_name}: anomaly masks have {cut.reason}")
+    return cut
+
+
+def _drawn(
+    samples: Sequence[Sample], maps: np.ndarray, masks: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Maps and masks `[N, H, W]` of the images of which every pixel is known to be good or not."""
+    if not unmasked(samples):
+        return maps, masks
+    kept = [not unmasked([sample]) for sample in samples]
+    return maps[kept], masks[kept]
 
 
 def _chunks(total: int, size: int) -> Iterator[slice]:

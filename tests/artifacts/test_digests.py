@@ -18,7 +18,7 @@ class Picture:
     image_id: str
     path: Path
     is_anomalous: bool = False
-    mask_path: Path | None = None
+    mask_paths: tuple[Path, ...] = ()
 
 
 def later() -> int:
@@ -161,7 +161,7 @@ def test_the_digest_of_images_sees_every_change_but_not_the_place(tmp_path):
         [replace(first, image_id="x"), second],
         [replace(first, path=defect), second],
         [replace(first, is_anomalous=True), second],
-        [replace(first, mask_path=defect), second],
+        [replace(first, mask_paths=(defect,)), second],
     ]
 
     assert len({images_digest(variant) for variant in variants}) == len(variants)

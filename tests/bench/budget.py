@@ -16,7 +16,7 @@ from typing import Any
 
 from replaycad.artifacts.format import read_header
 from replaycad.config.stages import TrainConfig
-from replaycad.data.samples import find_classes
+from replaycad.data.layouts import find_classes
 from replaycad.engine.builder import Builder
 from replaycad.engine.compress import CompressStage
 from replaycad.engine.evaluate import EvalStage

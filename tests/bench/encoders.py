@@ -16,7 +16,8 @@ import numpy as np
 import torch
 
 from replaycad.data.images import load_anomaly_mask, load_images
-from replaycad.data.samples import Sample, find_classes, test_samples, train_samples
+from replaycad.data.layouts import find_classes, test_samples, train_samples
+from replaycad.data.samples import Sample
 from replaycad.detectors.encoders import Encoder, load_encoder
 from replaycad.detectors.patchcore.network import PatchCore
 from replaycad.detectors.patchcore.preset import PRESETS, PatchCorePreset
@@ -43,8 +44,8 @@ def truth(samples: Sequence[Sample], size: int) -> tuple[np.ndarray, np.ndarray]
     """Anomaly masks `[N, S, S]` bool and labels `[N]` uint8."""
     masks = np.zeros((len(samples), size, size), np.bool_)
     for row, sample in zip(masks, samples, strict=True):
-        if sample.mask_path is not None:
-            row[:] = load_anomaly_mask(sample.mask_path, size)
+        if sample.mask_paths:
+            row[:] = load_anomaly_mask(sample, size)
     return masks, np.array([sample.is_anomalous for sample in samples], np.uint8)
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import ray
 
-from replaycad.data.samples import find_classes
+from replaycad.data.layouts import find_classes
 from replaycad.engine.builder import Builder
 from replaycad.engine.settings import RunSettings
 from replaycad.experiments.plan import comparison, steps

@@ -18,7 +18,7 @@ import torch
 
 from replaycad.data.classes import auto_policy, policy_for
 from replaycad.data.images import evenly_spaced, load_image
-from replaycad.data.samples import find_classes, train_samples
+from replaycad.data.layouts import find_classes, train_samples
 from replaycad.mini.world.demo import CLASSES
 from replaycad.mini.world.pictures import HELD_OUT_SEED, draw, draw_class
 from replaycad.segmentation.proof import prove

@@ -17,8 +17,9 @@ from replaycad.artifacts.format import read_header
 from replaycad.config.recipes import stage_config
 from replaycad.config.stages import CompressConfig, ReplayConfig, TrainConfig
 from replaycad.data.images import load_images
+from replaycad.data.layouts import find_classes, train_samples
 from replaycad.data.mixture import Mixture, Source
-from replaycad.data.samples import Sample, find_classes, train_samples
+from replaycad.data.samples import Sample
 from replaycad.detectors.encoders import load_encoder
 from replaycad.detectors.feature_cache import FeatureCache
 from replaycad.detectors.optimization import make_optimizers, optimize_step

@@ -11,7 +11,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from replaycad.data.samples import find_classes
+from replaycad.data.layouts import find_classes
 from replaycad.engine.builder import Builder, Stage
 from replaycad.engine.compress import CompressStage
 from replaycad.engine.evaluate import EvalStage

@@ -5,7 +5,7 @@ import pytest
 
 from replaycad.config.recipes import stage_config
 from replaycad.config.stages import CompressConfig, MaskConfig, ReplayConfig, TrainConfig
-from replaycad.data.samples import train_samples
+from replaycad.data.layouts import train_samples
 from replaycad.diffusion.fitting import is_bundled_kind, shape_of
 from replaycad.diffusion.presets import BACKBONES
 from replaycad.engine.builder import Builder

@@ -24,7 +24,7 @@ from replaycad.continual.coverage import (
 from replaycad.continual.exemplars import coverage_order, decode, encode, fill, vary
 from replaycad.continual.representations import chosen_representation, tried_drawing
 from replaycad.data.images import load_images
-from replaycad.data.samples import train_samples
+from replaycad.data.layouts import train_samples
 from replaycad.detectors.encoders import load_encoder
 from replaycad.errors import ArtifactError
 from replaycad.mask_ops import Operation, apply_to_images, augmentations

@@ -15,6 +15,7 @@ from replaycad.data.images import (
     load_images,
     resize_image,
 )
+from replaycad.data.samples import Sample
 from replaycad.data.views import WHOLE, View
 from replaycad.errors import DatasetError
 
@@ -148,7 +149,15 @@ def test_names_with_unusual_characters_are_read(tmp_path):
     assert load_image(path, 8).shape == (8, 8, 3)
 
 
-@pytest.mark.parametrize("read", [load_image, load_anomaly_mask])
+def read_mask(path, size):
+    """A mask of an image that it is itself, so that shapes agree."""
+    sample = Sample(
+        path=path, image_id="m", class_name="nut", kind="bad", is_anomalous=True, mask_paths=(path,)
+    )
+    return load_anomaly_mask(sample, size)
+
+
+@pytest.mark.parametrize("read", [load_image, read_mask])
 @pytest.mark.parametrize(
     "damage",
     [
@@ -237,7 +246,7 @@ def test_mask_numbers_of_any_size_mean_defective(tmp_path):
     values[1, 2] = 1  # VisA writes the number of the defect
     values[2, 2] = 255
 
-    mask = load_anomaly_mask(save(Image.fromarray(values), tmp_path / "m.png"), 4)
+    mask = read_mask(save(Image.fromarray(values), tmp_path / "m.png"), 4)
 
     assert mask.dtype == np.bool_
     assert np.array_equal(mask, values > 0)
@@ -250,7 +259,7 @@ def test_mask_is_cut_at_one_half_after_resizing(tmp_path):
     full = Image.fromarray(np.where(values > 0, 255, 0).astype(np.uint8))
     expected = np.asarray(full.resize((4, 4), Image.Resampling.BILINEAR)) / 255 > 0.5
 
-    mask = load_anomaly_mask(path, 4)
+    mask = read_mask(path, 4)
 
     assert np.array_equal(mask, expected)
     assert mask[:, 0].all()
@@ -267,7 +276,7 @@ def test_mask_is_cut_at_one_half_after_resizing(tmp_path):
     ],
 )
 def test_empty_masks_of_every_mode_are_empty(tmp_path, picture):
-    assert not load_anomaly_mask(save(picture, tmp_path / "m.png"), 4).any()
+    assert not read_mask(save(picture, tmp_path / "m.png"), 4).any()
 
 
 def test_a_palette_mask_goes_by_its_colours(tmp_path):
@@ -275,7 +284,7 @@ def test_a_palette_mask_goes_by_its_colours(tmp_path):
     picture.putpalette([255, 255, 255, 0, 0, 0])  # index 0 is white
     picture.putpixel((0, 0), 1)
 
-    mask = load_anomaly_mask(save(picture, tmp_path / "m.png"), 2)
+    mask = read_mask(save(picture, tmp_path / "m.png"), 2)
 
     assert mask.tolist() == [[False, True], [True, True]]
 

@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 
 from replaycad.data.images import load_image, resize_image
+from replaycad.data.layouts import train_samples
 from replaycad.data.mixture import Mixture, Source, batches
-from replaycad.data.samples import train_samples
 from replaycad.errors import ConfigError, DatasetError
 
 

@@ -26,7 +26,7 @@ def problems(folder, name="disc") -> str:
 def test_a_sound_folder_is_counted(folder):
     found = survey(folder)
 
-    assert found["layout"].startswith("MVTec")
+    assert found["layout"] == "folders for training and tests"
     disc = found["classes"][0]
     assert (disc["name"], disc["train"], disc["test_normal"], disc["test_defective"]) == (
         "disc", 6, 2, 2,
@@ -47,7 +47,9 @@ def test_what_is_wrong_is_named_with_what_to_do(folder):
     assert "3 test images are also" in found, "the toy's own two, and the copy"
     assert "2 training images are named like defects" in found
     assert "train/good/scratch_01.png" in found
-    assert "1 file is not an image (train/good/broken-file.png)" in found
+    assert "1 file cannot be read (train/good/broken-file.png): replace or remove" in found
+    quick = survey(folder, quick=True)["classes"][0]["problems"]
+    assert "1 file is not an image (train/good/broken-file.png): replace or remove" in quick
     assert "squashed" not in found, "they are padded, which is no problem"
     assert "only 9 training images" in found
 
@@ -109,8 +111,12 @@ def test_missing_masks_and_missing_tests_are_told(folder, tmp_path):
     (plain / "Schräube 1").mkdir(parents=True)
     draw_object("disc", 0).save(plain / "Schräube 1" / "bild 1.jpg")
 
-    assert "000.png has no anomaly mask" in problems(folder)
-    assert survey(plain)["layout"].startswith("plain folders")
+    disc = survey(folder)["classes"][0]
+    assert (disc["test_defective"], disc["with_masks"]) == (2, 1)
+    assert disc["notes"] == [
+        "1 of 2 defective images have no anomaly mask: pixel figures leave them out"
+    ]
+    assert survey(plain)["layout"] == "a plain folder of normal images"
     assert "`predict` can be used" in problems(plain, "Schräube 1")
 
 

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from replaycad.data.images import Reader, load_counted, load_images, read_ignored, viewed
-from replaycad.data.samples import train_samples
+from replaycad.data.layouts import train_samples
 from replaycad.data.stitching import MapFile, Stitched, stitched_maps
 from replaycad.data.views import BLANK, View, packed, shared_view, view_of
 from replaycad.errors import ArtifactError, DatasetError

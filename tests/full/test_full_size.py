@@ -14,7 +14,7 @@ from replaycad.artifacts.replays import ReplaysReader, ReplaysWriter
 from replaycad.config.recipes import stage_config
 from replaycad.config.stages import CompressConfig, ReplayConfig
 from replaycad.data.classes import POLICIES
-from replaycad.data.samples import train_samples
+from replaycad.data.layouts import train_samples
 from replaycad.diffusion.memory import ALIVE
 from replaycad.diffusion.presets import BACKBONES
 from replaycad.diffusion.prompts import tokenize

@@ -29,8 +29,11 @@ from replaycad.config.recipes import stage_config
 from replaycad.config.stages import STAGES, MaskConfig
 from replaycad.continual.exemplars import decode
 from replaycad.data.images import load_anomaly_mask, load_image
-from replaycad.data.samples import VISA_TABLE, find_classes, test_samples, train_samples
+from replaycad.data.layouts import find_classes, test_samples, train_samples
+from replaycad.data.levels import cut_of
+from replaycad.data.samples import Sample
 from replaycad.data.survey import survey
+from replaycad.data.tables import VISA_TABLE
 from replaycad.engine.settings import RunSettings, split_settings
 from replaycad.errors import ReplayCadError
 from replaycad.inference.predict import find_images
@@ -139,7 +142,9 @@ def picture(folder: Path, data: bytes) -> None:
     with contextlib.suppress(ReplayCadError):
         assert load_image(path, 16).shape == (16, 16, 3)
     with contextlib.suppress(ReplayCadError):
-        assert load_anomaly_mask(path, 16).shape == (16, 16)
+        sample = Sample(path=path, image_id="a", class_name="a", kind="bad", mask_paths=(path,))
+        cut = cut_of([sample.mask_paths])
+        assert load_anomaly_mask(sample, 16, cut).shape == (16, 16)
     with contextlib.suppress(ValueError):
         assert decode(data, 16).shape == (3, 16, 16)
     with contextlib.suppress(ReplayCadError):

@@ -29,13 +29,15 @@ def write_sample(
 ) -> Sample:
     """A grey picture as PNG, and its anomaly mask if it has one."""
     folder.mkdir(parents=True, exist_ok=True)
-    path, mask_path = folder / f"{name}.png", None
+    path, masks = folder / f"{name}.png", []
     Image.fromarray(picture).save(path)
     if mask is not None:
-        mask_path = folder / f"{name}_mask.png"
-        Image.fromarray(mask).save(mask_path)
+        masks.append(folder / f"{name}_mask.png")
+        Image.fromarray(mask).save(masks[0])
     known = {"kind": "good", "is_anomalous": mask is not None, **facts}
-    return Sample(path=path, image_id=name, class_name=folder.name, mask_path=mask_path, **known)
+    return Sample(
+        path=path, image_id=name, class_name=folder.name, mask_paths=tuple(masks), **known
+    )
 
 
 class Plain(nn.Module):

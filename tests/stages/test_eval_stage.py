@@ -2,7 +2,6 @@
 
 import math
 import shutil
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -185,8 +184,8 @@ def test_what_is_scored_are_the_test_images_and_nothing_else(run, chain, tmp_pat
     for name, samples in taken.items():
         assert [sample.image_id for sample in samples] == wanted
         assert {sample.class_name for sample in samples} == {name}
-        masks = [sample.mask_path and Path(sample.mask_path).name for sample in samples]
-        assert masks == [None, None, "000_mask.png", "001_mask.png"]
+        masks = [[path.name for path in sample.mask_paths] for sample in samples]
+        assert masks == [[], [], ["000_mask.png"], ["001_mask.png"]]
 
 
 def seen_as(**view):

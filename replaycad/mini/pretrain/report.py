@@ -19,7 +19,7 @@ from rich.table import Table
 
 from replaycad.continual.coverage import pyramids
 from replaycad.data.images import load_images
-from replaycad.data.samples import find_classes, test_samples, train_samples
+from replaycad.data.layouts import find_classes, test_samples, train_samples
 from replaycad.detectors.encoders import IMAGENET_MEAN, IMAGENET_STD, Encoder, load_encoder
 from replaycad.detectors.patchcore.network import PatchCore
 from replaycad.detectors.patchcore.preset import PatchCorePreset

@@ -1,0 +1,130 @@
+"""Picture files to RGB of eight bits, upright; and the range of those that have more bits."""
+
+from collections.abc import Iterable
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+from replaycad.data.decoding import decoding
+from replaycad.errors import DatasetError
+
+WHITES = (255.0, 1023.0, 4095.0, 16383.0, 65535.0)  # of 8, 10, 12, 14 and 16 bits
+FULL_RANGE = 65535.0
+_HAS_PREVIEWS = ("MPO",)  # a photo with smaller copies of itself, as telephones write it
+
+
+def read_picture(path: Path, white: float | None = None) -> Image.Image:
+    """Read an image in its own size, RGB and upright.
+
+    Grey, palette and CMYK files are converted, transparency is laid over white, the orientation of
+    the camera is applied.
+
+    Args:
+        path: of the file.
+        white: level that becomes white in files of more than eight bits, linearly from 0; 0 if the
+            class has no such files; None, where no class is known, for the end of sixteen bits.
+
+    Raises:
+        DatasetError: if the file is missing, truncated, no image, too large, has several pages, or
+            is of another range than its class.
+    """
+    with decoding(path), Image.open(path) as file:
+        pages = getattr(file, "n_frames", 1)
+        if pages > 1 and file.format not in _HAS_PREVIEWS:
+            raise DatasetError(
+                f"{path} holds {pages} pages or frames", "save each as a file of its own"
+            )
+        picture = ImageOps.exif_transpose(file)
+        if not _is_deep(picture.mode):
+            return _to_rgb(picture)
+        values = np.asarray(picture)
+        if white == 0.0:
+            raise DatasetError(
+                f"{path} has more than 8 bits, but its class was learned from pictures of 8 bits",
+                "save it with 8 bits, or learn the class from such pictures",
+            )
+        if white is None and picture.mode == "F":
+            raise DatasetError(
+                f"{path} holds floating-point values, whose range is unknown",
+                "convert it to 8 or 16 bits",
+            )
+        white = FULL_RANGE if white is None else white
+        highest = _highest(values, path)
+        if highest > white:
+            raise DatasetError(
+                f"{path} has levels up to {highest:g}, but the pictures of its class end at "
+                f"{white:g}",
+                "save it in the range of the others",
+            )
+        shown = (values.astype(np.float64) * (255.0 / white) + 0.5).astype(np.uint8)
+        return Image.fromarray(shown).convert("RGB")
+
+
+def is_deep(path: Path) -> bool:
+    """Whether a picture has more than eight bits, as its first bytes say.
+
+    Raises:
+        DatasetError: if the file is missing or no image.
+    """
+    with decoding(path), Image.open(path) as file:
+        return _is_deep(file.mode)
+
+
+def white_of(paths: Iterable[Path]) -> float:
+    """Level that is shown as white in all pictures of a class; 0 if they have eight bits.
+
+    Whole numbers end where their bits do: at 255, 1023, 4095, 16383 or 65535. Broken ones end at 1
+    if none is higher, else like whole numbers.
+
+    Raises:
+        DatasetError: if some have eight bits and others more, or one is negative or not finite.
+    """
+    paths = list(paths)
+    deep = [path for path in paths if is_deep(path)]
+    if not deep:
+        return 0.0
+    if len(deep) < len(paths):
+        flat = next(path for path in paths if path not in set(deep))
+        raise DatasetError(
+            f"{deep[0]} has more than 8 bits, but {flat} of the same class has 8",
+            "save all pictures of a class in one range",
+        )
+    stamps = [(path, path.stat().st_mtime_ns) for path in deep]
+    found = [_range(*stamp) for stamp in stamps]
+    highest = max(high for high, _ in found)
+    if highest <= 1.0 and any(is_float for _, is_float in found):
+        return 1.0
+    return next((white for white in WHITES if highest <= white), 2.0 ** np.ceil(np.log2(highest)))
+
+
+@lru_cache(maxsize=65_536)
+def _range(path: Path, _mtime_ns: int) -> tuple[float, bool]:
+    """Highest level of a picture, and whether its levels are broken numbers."""
+    with decoding(path), Image.open(path) as file:
+        return _highest(np.asarray(file), path), file.mode == "F"
+
+
+def _highest(values: NDArray[Any], path: Path) -> float:
+    if not np.isfinite(values).all() or values.min() < 0:
+        raise DatasetError(
+            f"{path} holds levels below 0 or none at all, so its range is unknown",
+            "save it with 8 or 16 bits",
+        )
+    return float(values.max())
+
+
+def _is_deep(mode: str) -> bool:
+    return mode == "F" or mode.startswith("I")
+
+
+def _to_rgb(picture: Image.Image) -> Image.Image:
+    has_alpha = picture.mode in ("LA", "La", "PA", "RGBA", "RGBa")
+    if has_alpha or "transparency" in picture.info:
+        opaque = picture.convert("RGBA")
+        white = Image.new("RGBA", opaque.size, "white")
+        return Image.alpha_composite(white, opaque).convert("RGB")
+    return picture.convert("RGB")

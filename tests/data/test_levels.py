@@ -1,0 +1,165 @@
+"""Which grey levels of a mask are the defect, whatever tool drew it."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from replaycad.data.images import load_anomaly_mask
+from replaycad.data.levels import Cut, cut_of, is_black, is_two_level
+from replaycad.data.samples import Sample
+from replaycad.errors import DatasetError
+
+TRUTH = np.zeros((16, 24), np.bool_)
+TRUTH[5:11, 7:13] = True
+
+
+def levels(low, high):
+    return np.where(TRUTH, high, low).astype(np.uint8)
+
+
+def palette():
+    picture = Image.fromarray(np.where(TRUTH, 0, 1).astype(np.uint8), "P")
+    picture.putpalette([200, 30, 30, 0, 0, 0])
+    return picture
+
+
+def transparent(level):
+    rgba = np.full((*TRUTH.shape, 4), level, np.uint8)
+    rgba[..., 3] = levels(0, 255)
+    return Image.fromarray(rgba)
+
+
+DRAWN = {
+    "0/255": (lambda: Image.fromarray(levels(0, 255)), "png"),
+    "0/1": (lambda: Image.fromarray(levels(0, 1)), "png"),
+    "1/2": (lambda: Image.fromarray(levels(1, 2)), "png"),
+    "236/255": (lambda: Image.fromarray(levels(236, 255)), "png"),
+    "one bit": (lambda: Image.fromarray(TRUTH), "png"),
+    "16 bits": (lambda: Image.fromarray(levels(0, 255).astype(np.uint16) * 257), "png"),
+    "red": (lambda: Image.fromarray(np.stack([levels(0, 255), *[levels(0, 0)] * 2], -1)), "png"),
+    "palette": (palette, "png"),
+    "transparent white": (lambda: transparent(255), "png"),
+    "transparent black": (lambda: transparent(0), "png"),
+    "opaque": (lambda: Image.fromarray(levels(0, 255)).convert("RGBA"), "png"),
+    "lossy": (lambda: Image.fromarray(levels(0, 255)), "jpg"),
+}
+
+
+def sample(tmp_path, *masks, picture=None, size=TRUTH.shape[::-1], **options):
+    """An image with masks."""
+    path = tmp_path / "photo.png"
+    (picture or Image.new("RGB", size)).save(path, **options)
+    return Sample(path=path, image_id="photo", class_name="nut", kind="bad", is_anomalous=True,
+                  mask_paths=masks)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", DRAWN)
+def test_every_way_to_draw_a_mask_means_the_same(tmp_path, name):
+    draw, ending = DRAWN[name]
+    path = tmp_path / f"mask.{ending}"
+    draw().save(path)
+
+    cut = cut_of([[path]])
+    found = load_anomaly_mask(sample(tmp_path, path), TRUTH.shape, cut)
+
+    assert np.array_equal(found, TRUTH)
+    assert not is_black([path], cut)
+    assert is_two_level(path)
+    assert bool(cut.reason) == (name in ("1/2", "236/255", "lossy"))
+
+
+def test_the_cut_is_that_of_the_class(tmp_path):
+    """A mask of level 1 alone shows nothing where others have 1 and 2."""
+    empty, drawn = tmp_path / "a.png", tmp_path / "b.png"
+    Image.fromarray(levels(1, 1)).save(empty)
+    Image.fromarray(levels(1, 2)).save(drawn)
+
+    cut = cut_of([[empty], [drawn]])
+
+    assert cut == Cut(above=1, reason="levels 1, 2, of which 1 is taken as normal")
+    assert is_black([empty], cut)
+    assert cut_of([[empty]]) == Cut(), "alone it is a defect that fills the picture"
+    assert cut_of([]) == Cut()
+
+
+def test_numbered_defects_are_all_defective(tmp_path):
+    values = np.zeros((16, 24), np.uint8)
+    values[0, :6] = (1, 2, 3, 4, 5, 9)
+    path = tmp_path / "m.png"
+    Image.fromarray(values).save(path)
+
+    cut = cut_of([[path]])
+
+    assert cut == Cut()
+    assert load_anomaly_mask(sample(tmp_path, path), TRUTH.shape, cut).sum() == 6
+
+
+def test_blurred_masks_are_cut_in_the_middle(tmp_path):
+    path = tmp_path / "m.png"
+    ramp = np.tile(np.arange(0, 240, 10, dtype=np.uint8), (16, 1))
+    ramp[:, -4:] = (241, 243, 247, 250)
+    noise = np.add.outer(np.arange(16), np.zeros(24)).astype(np.uint8)
+    Image.fromarray(np.minimum(ramp + noise % 5, 250).astype(np.uint8)).save(path)
+
+    cut = cut_of([[path]])
+
+    assert cut.above == 125.0
+    assert "cut at 125" in cut.reason
+
+
+def test_several_masks_of_an_image_are_one(tmp_path):
+    left, right = np.zeros((2, 16, 24), np.uint8)
+    left[:, :3], right[:, -3:] = 255, 255
+    paths = (tmp_path / "l.png", tmp_path / "r.png")
+    for values, path in zip((left, right), paths, strict=True):
+        Image.fromarray(values).save(path)
+
+    found = load_anomaly_mask(sample(tmp_path, *paths), TRUTH.shape)
+
+    assert np.array_equal(found, (left | right) > 0)
+
+
+@pytest.mark.parametrize("orientation", [5, 6, 7, 8])
+def test_a_mask_drawn_as_stored_is_turned_with_its_image(tmp_path, orientation):
+    """A mask that fits the turned image alone is turned; one that fits the shown is not."""
+    stored, shown = tmp_path / "stored.png", tmp_path / "shown.png"
+    Image.fromarray(levels(0, 255)).save(stored)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    picture = Image.fromarray(np.stack([levels(0, 255)] * 3, -1))
+    one = sample(tmp_path, stored, picture=picture, exif=exif)
+    turns = {5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270,
+             7: Image.Transpose.TRANSVERSE, 8: Image.Transpose.ROTATE_90}  # fmt: skip
+    expected = Image.fromarray(levels(0, 255)).transpose(turns[orientation])
+    expected.save(shown)
+
+    wanted = np.asarray(expected) > 0
+    assert np.array_equal(load_anomaly_mask(one, (24, 16)), wanted)
+    other = sample(tmp_path, shown, picture=picture, exif=exif)
+    assert np.array_equal(load_anomaly_mask(other, (24, 16)), wanted)
+
+
+@pytest.mark.parametrize("size", [(24, 8), (12, 16), (16, 24), (24, 13)])
+def test_a_mask_of_another_shape_is_refused_with_both_sizes(tmp_path, size):
+    path = tmp_path / "m.png"
+    Image.new("L", size).save(path)
+
+    with pytest.raises(DatasetError, match=rf"m\.png has {size[0]} x {size[1]} px.* 24 x 16"):
+        load_anomaly_mask(sample(tmp_path, path), 16)
+
+
+@pytest.mark.parametrize("size", [(12, 8), (48, 32), (7, 5), (25, 16), (1000, 667)])
+def test_a_mask_of_another_size_and_the_same_shape_is_resized(tmp_path, size):
+    path = tmp_path / "m.png"
+    Image.new("L", size, 255).save(path)
+
+    assert load_anomaly_mask(sample(tmp_path, path), (16, 24)).all()
+
+
+def test_photos_are_no_masks(tmp_path):
+    values = np.random.default_rng(0).integers(0, 256, (300, 300)).astype(np.uint8)
+    Image.fromarray(values).save(tmp_path / "a.png")
+    Image.fromarray(values // 64 * 64).save(tmp_path / "b.png")
+
+    assert not is_two_level(tmp_path / "a.png")
+    assert not is_two_level(tmp_path / "b.png")

@@ -1,0 +1,78 @@
+"""Pictures of more than eight bits: one range per class, and nothing dark in silence."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from replaycad.data.pixels import read_picture, white_of
+from replaycad.errors import DatasetError
+
+GREY = np.arange(256, dtype=np.uint8).reshape(16, 16)
+
+
+def save(values, path):
+    Image.fromarray(values).save(path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        (GREY.astype(np.uint16), 255),
+        (GREY.astype(np.uint16) * 4, 1023),
+        (GREY.astype(np.uint16) * 16, 4095),
+        (GREY.astype(np.uint16) * 64, 16383),
+        (GREY.astype(np.uint16) * 257, 65535),
+        (GREY.astype(np.int32) * 1024, 2.0**18),
+        (GREY.astype(np.float32) / 255, 1),
+        (GREY.astype(np.float32), 255),
+        (GREY.astype(np.float32) * 16, 4095),
+    ],
+)
+def test_the_range_of_a_class_ends_where_its_bits_do(tmp_path, values, expected):
+    dark = save((values // 8).astype(values.dtype), tmp_path / "dark.tif")
+    paths = [dark, save(values, tmp_path / "bright.tif")]
+
+    white = white_of(paths)
+
+    assert white == expected
+    shown = np.asarray(read_picture(paths[1], white)).astype(int)
+    assert shown.shape == (16, 16, 3)
+    assert abs(shown[..., 0] - GREY).max() <= 1, "what one sees is that of eight bits"
+    assert np.asarray(read_picture(dark, white)).max() <= 32, "a dark picture stays dark"
+
+
+def test_eight_bits_have_no_range(tmp_path):
+    assert white_of([save(GREY, tmp_path / "a.png")]) == 0.0
+
+
+def test_one_class_has_one_range(tmp_path):
+    paths = [save(GREY, tmp_path / "a.png"), save(GREY.astype(np.uint16), tmp_path / "b.png")]
+
+    with pytest.raises(DatasetError, match=r"b\.png has more than 8 bits, but .*a\.png .* has 8"):
+        white_of(paths)
+
+
+def test_another_range_than_that_of_the_class_is_refused(tmp_path):
+    deep = save(GREY.astype(np.uint16) * 257, tmp_path / "deep.png")
+
+    with pytest.raises(DatasetError, match="learned from pictures of 8 bits"):
+        read_picture(deep, 0.0)
+    with pytest.raises(DatasetError, match=r"levels up to 65535, but .* end at 4095"):
+        read_picture(deep, 4095.0)
+
+
+@pytest.mark.parametrize("value", [-1.0, np.nan, np.inf])
+def test_levels_without_a_range_are_refused(tmp_path, value):
+    values = GREY.astype(np.float32)
+    values[3, 3] = value
+
+    with pytest.raises(DatasetError, match="range is unknown"):
+        white_of([save(values, tmp_path / "a.tif")])
+
+
+def test_black_pictures_have_some_range(tmp_path):
+    path = save(np.zeros((4, 4), np.float32), tmp_path / "a.tif")
+
+    assert white_of([path]) == 1.0
+    assert not np.asarray(read_picture(path, 1.0)).any()
