@@ -52,7 +52,7 @@ def test_an_unknown_page_is_answered_with_those_there_are():
     result = invoke(["help", "magic"])
 
     assert result.exit_code == 1
-    assert "choose from: first-hour, choosing, settings" in result.stderr
+    assert "choose from: first-hour, folders, choosing" in result.stderr
 
 
 def test_help_as_json_is_one_document():

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
+from PIL.ImageFile import ImageFile
 
 from replaycad.errors import DatasetError
 
@@ -28,14 +29,24 @@ _DECODER_ERRORS = (
 
 
 @contextmanager
-def decoding(path: Path) -> Iterator[None]:
-    """Name the file in every way PIL can fail to read it."""
+def opened(path: Path) -> Iterator[ImageFile]:
+    """Open a picture, and name the file in every way in which PIL can fail to read it.
+
+    By a file object, not by name: PIL maps plain files that it knows by name into memory, and mixes
+    up width and height where an uncompressed TIFF says that it lies on its side.
+
+    Raises:
+        DatasetError: it is missing, too large or no picture, now or while its pixels are read.
+    """
     hint = "replace or remove the file"
     try:
-        yield
+        with path.open("rb") as stream, Image.open(stream) as file:
+            yield file
     except FileNotFoundError:
         raise DatasetError(f"{path} is not there", "check the path") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise DatasetError(f"{path} has too many pixels: {error}", hint) from None
+    except UnidentifiedImageError:
+        raise DatasetError(f"{path} is no image of a known format", hint) from None
     except _DECODER_ERRORS as error:
         raise DatasetError(f"{path} cannot be read as an image: {error}", hint) from None

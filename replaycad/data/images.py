@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from replaycad.data.decoding import decoding
+from replaycad.data.decoding import opened
 from replaycad.data.levels import BLACK_IS_NORMAL, Cut, mask_levels
 from replaycad.data.pixels import read_picture
 from replaycad.data.samples import Sample
@@ -24,6 +24,7 @@ MAX_TILES = 4096
 are 0.8 GB on the disk at 256 px, and a bank keeps some thousand patches anyway."""
 
 _ORIENTATION, _TURNED = 0x0112, (5, 6, 7, 8)  # of EXIF; the latter swap width and height
+_WIDTH, _HEIGHT = 256, 257  # of TIFF
 _BILINEAR = Image.Resampling.BILINEAR
 
 
@@ -95,9 +96,18 @@ def picture_size(path: Path) -> tuple[int, int]:
     Raises:
         DatasetError: as `load_image`.
     """
-    with decoding(path), Image.open(path) as file:
-        is_turned = file.getexif().get(_ORIENTATION) in _TURNED
-        return file.size[::-1] if is_turned else file.size
+    stored, orientation = _as_stored(path)
+    return stored[::-1] if orientation in _TURNED else stored
+
+
+def _as_stored(path: Path) -> tuple[tuple[int, int], int | None]:
+    """Width and height as they are stored, and the EXIF orientation that turns them."""
+    with opened(path) as file:
+        orientation = file.getexif().get(_ORIENTATION)
+        # PIL turns the size of a TIFF when it opens it, in some versions; its tags are as stored.
+        tags = getattr(file, "tag_v2", {}) if file.format == "TIFF" else {}
+        width, height = tags.get(_WIDTH, file.size[0]), tags.get(_HEIGHT, file.size[1])
+        return (int(width), int(height)), orientation
 
 
 def viewed(samples: Sequence[Sample], view: View, limit: int = MAX_TILES) -> list[Sample]:
@@ -212,8 +222,7 @@ def load_anomaly_mask(
 
 def _as_shown(defects: BoolArray, path: Path, image: Path) -> BoolArray:
     """A mask `[H, W]` turned as its image is shown, where it fits it in that way alone."""
-    with decoding(image), Image.open(image) as file:
-        stored, orientation = file.size, file.getexif().get(_ORIENTATION)
+    stored, orientation = _as_stored(image)
     shown = stored[::-1] if orientation in _TURNED else stored
     size = defects.shape[::-1]
     if _same_shape(size, shown):

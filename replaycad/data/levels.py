@@ -7,16 +7,16 @@ from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import ImageOps
 
-from replaycad.data.decoding import decoding
+from replaycad.data.decoding import opened
 
 ByteArray = NDArray[np.uint8]
 BoolArray = NDArray[np.bool_]
 
 MAX_LEVELS = 32  # of drawn masks, which number their defects; more come from lossy files
 LOSSY = frozenset((".jpg", ".jpeg", ".jfif", ".webp"))
-LOOKED_AT = 256  # px of a picture that is only asked whether it is a mask
+LOOKED_AT = 256  # rows and columns at least, of a picture that is asked whether it is a mask
 NEAR = 24  # levels from black or white that a lossy file strays to
 FEW_BETWEEN = 0.03  # share of the pixels of a lossy mask that lie between
 
@@ -74,7 +74,7 @@ def mask_levels(path: Path) -> NDArray[Any]:
     Raises:
         DatasetError: if the file is missing, truncated or no image.
     """
-    with decoding(path), Image.open(path) as file:
+    with opened(path) as file:
         shown = ImageOps.exif_transpose(file)
         if shown.mode in ("1", "L", "F") or shown.mode.startswith("I"):
             return np.asarray(shown)
@@ -102,11 +102,9 @@ def is_two_level(path: Path) -> bool:
     Raises:
         DatasetError: it cannot be read.
     """
-    with decoding(path), Image.open(path) as file:
-        grey = file.convert("RGB").convert("L")
-        if max(grey.size) > LOOKED_AT:
-            grey.thumbnail((LOOKED_AT, LOOKED_AT), Image.Resampling.NEAREST)
-        values = np.asarray(grey).astype(np.int64)
+    values = mask_levels(path).astype(np.float64)
+    step = max(1, max(values.shape) // LOOKED_AT)
+    values = values[::step, ::step]
     if len(np.unique(values)) <= 2:
         return True
     low, high = values.min(), values.max()

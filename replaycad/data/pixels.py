@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from replaycad.data.decoding import decoding
+from replaycad.data.decoding import opened
 from replaycad.errors import DatasetError
 
 WHITES = (255.0, 1023.0, 4095.0, 16383.0, 65535.0)  # of 8, 10, 12, 14 and 16 bits
@@ -32,7 +32,7 @@ def read_picture(path: Path, white: float | None = None) -> Image.Image:
         DatasetError: if the file is missing, truncated, no image, too large, has several pages, or
             is of another range than its class.
     """
-    with decoding(path), Image.open(path) as file:
+    with opened(path) as file:
         pages = getattr(file, "n_frames", 1)
         if pages > 1 and file.format not in _HAS_PREVIEWS:
             raise DatasetError(
@@ -70,7 +70,7 @@ def is_deep(path: Path) -> bool:
     Raises:
         DatasetError: if the file is missing or no image.
     """
-    with decoding(path), Image.open(path) as file:
+    with opened(path) as file:
         return _is_deep(file.mode)
 
 
@@ -104,7 +104,7 @@ def white_of(paths: Iterable[Path]) -> float:
 @lru_cache(maxsize=65_536)
 def _range(path: Path, _mtime_ns: int) -> tuple[float, bool]:
     """Highest level of a picture, and whether its levels are broken numbers."""
-    with decoding(path), Image.open(path) as file:
+    with opened(path) as file:
         return _highest(np.asarray(file), path), file.mode == "F"
 
 

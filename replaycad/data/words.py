@@ -13,7 +13,8 @@ _MEANINGS: dict[Meaning, str] = {
     "test": "test testing tests testset test_public",
     "held": "val valid validation test_private test_private_mixed unlabeled unlabelled",
     "truth": """ground_truth groundtruth gt truth mask masks label labels annotation annotations seg
-        segmentation segmentations anomaly_mask anomaly_masks defect_mask defect_masks""",
+        segmentation segmentations maske masken masque masques anomaly_mask anomaly_masks
+        defect_mask defect_masks""",
     "normal": """good ok okay normal normals pass passed free faultless flawless gut io i.o. bon
         bonne conforme bueno buono 良品 正常 合格 정상 양품""",
     "defect": """bad ng ko nok nio n.i.o. notok defect defects defective def anomaly anomalies
@@ -50,6 +51,11 @@ def meaning(name: str) -> Meaning:
     if told == {"defect"}:
         return "normal" if denied else "defect"
     return "neutral" if is_session(name) else ""
+
+
+def words(what: Meaning) -> list[str]:
+    """The names that mean this by themselves."""
+    return [word for word, meant in _BY_NAME.items() if meant == what]
 
 
 def is_label_of(name: str, others: Sequence[str]) -> bool:

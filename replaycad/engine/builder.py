@@ -6,7 +6,7 @@ Nothing here imports torch before a stage has to run.
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -26,7 +26,7 @@ from replaycad.engine.models import Models
 from replaycad.engine.settings import RunSettings, split_settings
 from replaycad.engine.staleness import KINDS, Plan, make_plan
 from replaycad.engine.timings import Timings
-from replaycad.errors import ArtifactError, ConfigError
+from replaycad.errors import ArtifactError, ConfigError, DatasetError
 from replaycad.progress import Report, silent
 
 if TYPE_CHECKING:
@@ -99,6 +99,26 @@ class Outcome:
     peak_memory_bytes: int | None
     next_command: str
     needs: Mapping[str, int] = field(default_factory=dict)
+
+
+def rejoined(typed: Sequence[str], known: Sequence[str]) -> list[str]:
+    """Names that were typed with commas between them, where a known name has commas of its own.
+
+    The most parts that make up a known name are one, unless each is known by itself.
+    """
+    whole = {",".join(part.strip() for part in name.split(",")): name for name in known}
+    names, at = [], 0
+    while at < len(typed):
+        stop = next(
+            (
+                stop for stop in range(len(typed), at, -1)
+                if ",".join(typed[at:stop]) in whole and not whole.keys() >= set(typed[at:stop])
+            ),
+            at + 1,
+        )  # fmt: skip
+        names.append(whole.get(",".join(typed[at:stop]), typed[at]))
+        at = stop
+    return names
 
 
 class Builder:
@@ -208,7 +228,10 @@ class Builder:
             return names
         if not wanted or "all" in wanted:
             raise ConfigError("no class is named", "use --class NAME[,NAME...] or --class all")
-        return list(wanted)
+        known: list[str] = []
+        with suppress(DatasetError):  # the stage that needs the class will say it better
+            known = self.store.list("conditions") if stored else find_classes(self.settings.data)
+        return rejoined(wanted, known)
 
     def tell_reading(self, class_names: Iterable[str]) -> None:
         """Say once what the folders of classes were read as, where that is not plain.

@@ -6,8 +6,8 @@ from pathlib import Path
 from replaycad.errors import ConfigError
 
 TOPICS = (
-    "first-hour", "choosing", "settings", "classes", "artifacts", "machines", "costs", "python",
-    "troubleshooting", "benchmarks", "published", "model-card", "departures",
+    "first-hour", "folders", "choosing", "settings", "classes", "artifacts", "machines", "costs",
+    "python", "troubleshooting", "benchmarks", "published", "model-card", "departures",
 )  # fmt: skip
 """In the order in which a newcomer reads them."""
 

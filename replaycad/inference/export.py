@@ -45,7 +45,8 @@ def export_detector(
         form: key of `FORMATS`.
 
     A file named as the target with `.json` behind it says how pictures become such images:
-    `image_size`, and by class under `views` its `tile` in pixels (0: whole pictures) and its `fit`.
+    `image_size`, `channels` (the order of colours), and by class under `views` its `tile` in pixels
+    (0: whole pictures), its `fit`, and the level that becomes 255, its `white`.
 
     Returns:
         `file`, `format`, `image_size`, `views`, `num_bytes` and `max_difference` of scores and
@@ -85,7 +86,7 @@ def export_detector(
             with replacing(target.with_name(file.name)) as out, file.open("rb") as source:
                 shutil.copyfileobj(source, out)
     views = _views(predictor.header)
-    beside = {"image_size": size, "views": views}
+    beside = {"image_size": size, "channels": "RGB", "views": views}
     write_text(target.with_name(f"{target.name}.json"), json.dumps(beside, indent=1) + "\n")
     return {
         "file": str(target), "format": form, "image_size": size, "views": views,

@@ -20,7 +20,7 @@ from replaycad.artifacts.atomic import replacing
 from replaycad.artifacts.detector import DetectorArtifact
 from replaycad.artifacts.store import Store
 from replaycad.data.pixels import read_picture
-from replaycad.data.samples import IMAGE_SUFFIXES
+from replaycad.data.samples import IMAGE_SUFFIXES, UNREAD_SUFFIXES
 from replaycad.data.stitching import stitched_maps
 from replaycad.data.views import WHOLE, View, shared_view, view_of
 from replaycad.detectors.encoders import Encoder, load_encoder
@@ -237,10 +237,11 @@ def find_images(named: Sequence[str], watch: bool = False) -> Iterator[Found]:
 
 
 def _below(folder: Path) -> Iterator[Path]:
+    """What is named like a photo; links to nowhere and formats that are not read are told later."""
+    photos = IMAGE_SUFFIXES | UNREAD_SUFFIXES
     return (
         path for path in folder.rglob("*")
-        if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
-        and path.is_file()
+        if path.suffix.lower() in photos and not path.name.startswith(".") and not path.is_dir()
     )  # fmt: skip
 
 
@@ -249,7 +250,7 @@ def _arriving(folders: Sequence[Path]) -> Iterator[Found]:
     sizes: dict[Path, int] = {}
     while True:
         for folder in folders:
-            for path in sorted(_below(folder)):
+            for path in sorted(path for path in _below(folder) if path.is_file()):
                 size = path.stat().st_size
                 if path not in seen and size and sizes.get(path) == size:
                     seen.add(path)

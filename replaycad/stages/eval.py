@@ -66,6 +66,7 @@ def evaluate(
         view = view_of(trained.header, class_name)
         judge = partial(_judged, detector, encoder)
         if all(view.is_plain(*picture_size(sample.path)) for sample in images):
+            images = viewed(images, view)
             maps, masks = _class_maps(class_name, images, cut, judge, trained, config, report)
             class_scores = detector.image_scores(torch.from_numpy(maps)).numpy()
             seen: Any = _drawn(images, maps, masks)

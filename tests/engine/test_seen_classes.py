@@ -307,7 +307,7 @@ def test_a_picture_that_ignores_nothing_or_all_or_does_not_fit_is_told(run, tmp_
     (data / "sheet/ignore.png").write_bytes(b"none")
     result = run("mask", "--class", "sheet", data=data)
     assert result.exit_code == 1
-    assert "ignore.png cannot be read as an image" in result.stderr
+    assert "ignore.png is no image of a known format" in result.stderr
 
 
 def test_an_export_says_that_its_image_is_a_tile(tiled, models, tmp_path):
@@ -320,7 +320,8 @@ def test_an_export_says_that_its_image_is_a_tile(tiled, models, tmp_path):
     assert "an image of sheet is a tile of 48 px" in result.stdout
     beside = json.loads((tmp_path / "sheet.pt2.json").read_text())
     assert beside["image_size"] == TILE
-    assert beside["views"] == {"sheet": {"tile": TILE, "fit": "pad", "ignore": ""}}
+    seen = {"tile": TILE, "fit": "pad", "white": 255, "ignore": ""}
+    assert beside["views"] == {"sheet": seen}
 
 
 def test_a_run_with_tiles_reports_whole_pictures(run, plates, tmp_path):

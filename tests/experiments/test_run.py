@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from replaycad.artifacts.scores import ScoresArtifact
 from replaycad.engine.builder import Builder
@@ -19,11 +20,11 @@ PLANNED = steps(comparison(["a", "b"], ("finetune", "replay")), "run")
 
 @pytest.fixture
 def images(tmp_path):
-    """A file that might be an image in the training folder of each class; nobody opens it."""
+    """A small picture in the training folder of each class."""
     for name in ("a", "b"):
         folder = tmp_path / name / "train" / "good"
         folder.mkdir(parents=True)
-        (folder / "0.png").touch()
+        Image.new("L", (4, 4)).save(folder / "0.png")
 
 
 def _with(overrides, tmp_path):

@@ -41,7 +41,7 @@ def test_onnx_answers_as_the_detector_does(exported):
     assert float(difference) < 1e-3
     assert sorted(path.name for path in out.parent.iterdir()) == ["plate.onnx", "plate.onnx.json"]
     beside = json.loads(out.with_name("plate.onnx.json").read_text())
-    padded = {"tile": 0, "fit": "pad", "ignore": ""}
+    padded = {"tile": 0, "fit": "pad", "white": 255, "ignore": ""}
     assert beside["views"] == {"disc": padded, "plate": padded}
 
 

@@ -5,6 +5,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -101,6 +102,20 @@ def test_a_broken_image_is_told_and_the_others_are_judged(call, tmp_path):
         False, True, False,
     ]  # fmt: skip
     assert "1 could not be read" in result.stderr
+
+
+def test_links_to_nowhere_and_unread_formats_of_a_folder_are_told(call, tmp_path):
+    draw_object("plate", 0).save(tmp_path / "a.png")
+    (tmp_path / "b.png").symlink_to("nowhere.png")
+    (tmp_path / "c.HEIC").write_bytes(b"a photo of a telephone")
+
+    result = call(tmp_path)
+
+    errors = {Path(one["image"]).name: one["error"] for one in lines(result) if "error" in one}
+    assert result.exit_code == 1
+    assert set(errors) == {"b.png", "c.HEIC"}
+    assert "is not there" in errors["b.png"]
+    assert "is no image of a known format" in errors["c.HEIC"]
 
 
 def test_paths_come_from_stdin_and_names_from_elsewhere_do_not_collide(call, tmp_path):

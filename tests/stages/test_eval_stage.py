@@ -2,10 +2,12 @@
 
 import math
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from replaycad.config.stages import EvalConfig
 from replaycad.data.views import View, packed
@@ -44,6 +46,35 @@ def nuts(folder):
 
 def scored(samples, config=EvalConfig(batch_size=3), trained=None):  # noqa: B008
     return evaluate(samples, trained or mirror_artifact(), Plain(), config, {})
+
+
+def test_a_defect_that_nobody_drew_counts_for_image_figures_alone(tmp_path):
+    """The cut has no mask: its pixels are neither defective nor normal."""
+    samples = bolts(tmp_path)
+    samples[0] = replace(samples[0], mask_paths=())
+
+    found = scored({"bolt": samples}).metrics["classes"]["bolt"]
+
+    assert found["image_auroc"] == 0.75
+    # The hole's only pixel comes first; 47 normal ones are those of the three other pictures.
+    assert (found["pixel_ap"], found["pixel_auroc"], found["f1_max"]) == (1.0, 1.0, 1.0)
+    none = scored({"bolt": [replace(one, mask_paths=()) for one in samples]})
+    figures = none.metrics["classes"]["bolt"]
+    assert figures["image_auroc"] == 0.75
+    assert math.isnan(figures["pixel_ap"])
+
+
+def test_masks_of_levels_one_and_two_are_cut_between(tmp_path):
+    samples = bolts(tmp_path)
+    for sample in samples:
+        for path in sample.mask_paths:
+            with Image.open(path) as mask:
+                drawn = (np.asarray(mask) > 0).astype(np.uint8) + 1
+            Image.fromarray(drawn).save(path)
+
+    found = scored({"bolt": samples}).metrics["classes"]["bolt"]
+
+    assert found["pixel_ap"] == pytest.approx(1 / 3 * 1 + 2 / 3 * 3 / 4)
 
 
 def test_figures_of_a_class_are_those_worked_by_hand(tmp_path):
