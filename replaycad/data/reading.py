@@ -121,13 +121,16 @@ def _pair(masks: dict[tuple[str, tuple[str, ...]], list[Path]], found: _Class) -
 
 
 def _photos_of(split: str, key: tuple[str, ...], photos: Sequence[_Photo]) -> list[_Photo]:
-    """Photos that a folder of masks may be of: those of the same names, or of some below them."""
+    """Photos that a folder of masks may be of: those of the same names, or of some below them.
+
+    Masks outside of a training folder say nothing of what is in it, which is read without them.
+    """
     for length in (None, len(key)):
         chosen = [
             one for one in photos
             if one.place.label != "normal"
             and (one.place.key if length is None else one.place.key[:length]) == key
-            and split in ("", one.place.split)
+            and (split == one.place.split or (not split and one.place.split != "train"))
         ]  # fmt: skip
         if chosen:
             return chosen

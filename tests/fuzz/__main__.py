@@ -17,7 +17,10 @@ import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-SHARES = {"artifact": 0.3, "sealed_artifact": 0.2, "picture": 0.15, "table": 0.15, "words": 0.2}
+SHARES = {
+    "artifact": 0.3, "sealed_artifact": 0.2, "picture": 0.15, "table": 0.15, "layout": 0.1,
+    "words": 0.1,
+}  # fmt: skip
 LIMITS = ("-timeout=5", "-rss_limit_mb=1792", "-malloc_limit_mb=1024")
 MEMORY = Path("/dev/shm")
 

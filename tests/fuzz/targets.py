@@ -7,6 +7,7 @@ import contextlib
 import copy
 import io
 import json
+import shutil
 import sys
 import tempfile
 from collections.abc import Callable
@@ -29,7 +30,7 @@ from replaycad.config.recipes import stage_config
 from replaycad.config.stages import STAGES, MaskConfig
 from replaycad.continual.exemplars import decode
 from replaycad.data.images import load_anomaly_mask, load_image
-from replaycad.data.layouts import find_classes, test_samples, train_samples
+from replaycad.data.layouts import find_classes, read_class, test_samples, train_samples
 from replaycad.data.levels import cut_of
 from replaycad.data.samples import Sample
 from replaycad.data.survey import survey
@@ -67,6 +68,19 @@ class Choices:
         """So many bytes."""
         taken, self._data = self._data[:count], self._data[count:]
         return taken.ljust(count, b"\0")
+
+
+def _small_pictures() -> tuple[bytes, ...]:
+    """A photo, a mask, an empty mask, no picture at all."""
+    photo = Image.linear_gradient("L").resize((6, 6))
+    mask = Image.new("L", (6, 6))
+    mask.paste(255, (1, 1, 3, 3))
+    found = []
+    for one in (photo, mask, Image.new("L", (6, 6))):
+        with io.BytesIO() as file:
+            one.save(file, "PNG")
+            found.append(file.getvalue())
+    return (*found, b"no picture")
 
 
 def _read_all(path: Path) -> None:
@@ -152,7 +166,14 @@ def picture(folder: Path, data: bytes) -> None:
 
 
 def table(folder: Path, data: bytes) -> None:
-    """Bytes as VisA's table of the images."""
+    """Bytes as VisA's table of the images, and as Real-IAD's list."""
+    lists = folder / "lists"
+    draw = lists / "a" / "OK"
+    draw.mkdir(parents=True, exist_ok=True)
+    (draw / "x.png").write_bytes(CONTENTS[0])
+    (lists / "a.json").write_bytes(data)
+    with contextlib.suppress(ReplayCadError):
+        _check_reading(lists, "a")
     path = folder / VISA_TABLE
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(data)
@@ -163,6 +184,60 @@ def table(folder: Path, data: bytes) -> None:
                     for sample in samples(folder, name):
                         assert sample.path.is_relative_to(folder), sample.path
                         json.dumps(sample.image_id).encode()
+
+
+FOLDER_NAMES = (
+    "train", "test", "good", "OK", "NG", "ko", "scratch", "ground_truth", "Label", "masks", "S0001",
+    "images", "MT_Free", "MT_Crack", "validation", "xyz", "001", ".hidden", "__MACOSX", "bottle,v2",
+)  # fmt: skip
+USUAL_FOLDERS = (
+    "train/good", "test/good", "test/ko", "ground_truth/ko", "ground_truth/ko/000", "NG/AK/S0001",
+    "OK/S0001", "OK/S0002", "Train", "Train/Label", "Test", "Test/Label", "images", "masks",
+    "MT_Free/Imgs", "MT_Crack/Imgs", "kos01", "",
+)  # fmt: skip
+FILE_NAMES = (
+    "000.png", "001.png", "0000.png", "000.bmp", "000_mask.png", "mask_000.png", "001_GT.png",
+    "a.png", "A.PNG", "a.json", "ignore.png", "x.heic", "000.mask.png", "notes.txt", "1.png",
+    "11.png",
+)  # fmt: skip
+CONTENTS = _small_pictures()
+
+
+def layout(folder: Path, data: bytes) -> None:
+    """Names of folders and files, drawn from those that mean something, as a data folder."""
+    choices, root = Choices(data), folder / "data"
+    shutil.rmtree(root, ignore_errors=True)
+    for _ in range(1 + choices.number(12)):
+        parts = [choices.one_of(FOLDER_NAMES) for _ in range(choices.number(4))]
+        usual = choices.one_of(USUAL_FOLDERS)
+        place = "/".join(parts) if choices.number(4) == 0 else f"nut/{usual}"
+        path = root / place / choices.one_of(FILE_NAMES)
+        with contextlib.suppress(FileExistsError, NotADirectoryError, IsADirectoryError):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(choices.one_of(CONTENTS))
+    with contextlib.suppress(ReplayCadError):
+        for name in find_classes(root):
+            with contextlib.suppress(ReplayCadError):
+                _check_reading(root, name)
+    with contextlib.suppress(ReplayCadError):
+        survey(root)
+
+
+def _check_reading(root: Path, name: str) -> None:
+    """Every file is one thing: learned from, tested, a mask of one image, or left out."""
+    reading = read_class(root, name)
+    images = [sample.path for sample in (*reading.train, *reading.test)]
+    masks = [path for sample in reading.test for path in sample.mask_paths]
+    assert len(set(images)) == len(images), "an image is used twice"
+    assert not set(images) & set(masks), "an image is a mask"
+    assert len(set(masks)) == len(masks), "a mask is of two images"
+    assert all(path.is_relative_to(root) for path in (*images, *masks))
+    assert not any(sample.is_anomalous or sample.mask_paths for sample in reading.train)
+    left_out = [one for ids in reading.left_out.values() for one in ids]
+    assert len(set(left_out)) == len(left_out), "a file is left out twice"
+    assert not set(left_out) & {sample.image_id for sample in (*reading.train, *reading.test)}
+    with contextlib.suppress(ReplayCadError):
+        assert train_samples(root, name) == reading.train, "training depends on who asks"
 
 
 def words(folder: Path, data: bytes) -> None:
@@ -236,11 +311,17 @@ SHARDS = {Path(name).name: SOUND.pop(name) for name in list(SOUND) if "/" in nam
 ROWS = (
     b"object,split,label,image,mask\na,train,normal,a/x.png,\na,test,anomaly,a/y.png,m.png\n"
 )
+LIST = json.dumps({
+    "meta": {"normal_class": "OK"},
+    "train": [{"anomaly_class": "OK", "image_path": "OK/x.png"}],
+    "test": [{"anomaly_class": "AK", "image_path": "OK/y.png", "mask_path": "OK/m.png"}],
+}).encode()  # fmt: skip
 TARGETS: dict[str, tuple[Target, list[bytes]]] = {
     "artifact": (artifact, [*SOUND.values(), *SHARDS.values()]),
     "sealed_artifact": (sealed_artifact, [bytes(range(0, 256, 3))]),
     "picture": (picture, _pictures()),
-    "table": (table, [ROWS]),
+    "table": (table, [ROWS, LIST]),
+    "layout": (layout, [bytes(range(0, 250, 7)), bytes(200)]),
     "words": (words, [b"bottle", b"train.num_steps=3", b"25kB,1MB", b"../a", b"0,1"]),
 }
 """Name -> what to feed, and inputs to start from."""
