@@ -63,7 +63,7 @@ OPTIONS = {
     "inspect": {"--verify", "--audit", "--data", "--json"},
     "fetch": {"--recipe", "--class", "--data", "--backbone", "--segmenter", "--encoder"}
     | {"--detector", "--from", "--dry-run", "--json", "--quiet"},
-    "doctor": {"--data", "--json", "--quick"},
+    "doctor": {"--data", "--json", "--quick", "--sheet"},
     "help": {"--json"},
 }
 

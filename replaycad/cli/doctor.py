@@ -18,6 +18,7 @@ from replaycad.detectors.registry import DETECTORS, resolve_defaults
 from replaycad.diffusion.presets import BACKBONES, locate_backbone
 from replaycad.engine.settings import RunSettings
 from replaycad.errors import ReplayCadError
+from replaycad.experiments.odd_sheet import draw_odd
 from replaycad.experiments.tables import format_bytes
 from replaycad.fetch.parts import parts_of_recipe
 from replaycad.segmentation.presets import SEGMENTERS
@@ -106,13 +107,16 @@ def _how_to_fetch(weights: list[dict[str, Any]]) -> str:
     return f"to fetch one of the others: {FETCH} --{kind} {name}"
 
 
-def show_data(data: Path, as_json: bool, quick: bool = False) -> None:
+def show_data(
+    data: Path, as_json: bool, quick: bool = False, sheet: Path | None = None
+) -> None:
     """Print what a data folder holds, how it was read, and what to do about it.
 
     Args:
         data: the folder.
         as_json: print one JSON document.
         quick: do not unpack the images.
+        sheet: PNG to write, with the training images that are unlike the others.
 
     Raises:
         DatasetError: if it holds no class.
@@ -120,6 +124,9 @@ def show_data(data: Path, as_json: bool, quick: bool = False) -> None:
     settings = RunSettings(data=data, root="", overrides={})
     size = resolve_defaults(settings.config(TrainConfig)).image_size
     found = survey(data, size, settings.config(MaskConfig).fit, quick)
+    if sheet is not None:
+        odd = {one["name"]: [Path(path) for path in one["odd"]] for one in found["classes"]}
+        draw_odd(odd, sheet)
     if as_json:
         print_json(found)
         return
@@ -145,6 +152,8 @@ def show_data(data: Path, as_json: bool, quick: bool = False) -> None:
         print_line(f"problem: {problem}")
     if not problems:
         print_line("no problems found")
+    if sheet is not None:
+        print_line(f"wrote {sheet}")
     first = found["classes"][0]
     command = ["replaycad", "compress", "--data", str(data), "--class", first["name"]]
     command += ["--tile", str(first["tile"])] if first["tile"] else []

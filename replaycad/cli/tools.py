@@ -281,6 +281,10 @@ def doctor(
     quick: Annotated[
         bool, typer.Option("--quick", help="Look at the files' names and sizes only.")
     ] = False,
+    sheet: Annotated[
+        Path | None,
+        typer.Option("--sheet", help="Draw the photos that are unlike the others into this PNG."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Check this machine, or say how a data folder is read and what is wrong with its images.
@@ -293,7 +297,7 @@ def doctor(
         if data is None:
             show(examine(), as_json)
         else:
-            show_data(data, as_json, quick)
+            show_data(data, as_json, quick, sheet)
 
 
 def show_help(

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,53 +18,71 @@ ByteArray = NDArray[np.uint8]
 SIDE = 24  # px of the small copies that are compared
 BLANK = 1.0  # standard deviation in grey levels of what shows nothing
 ROWS = 512  # images whose distances to all are in memory at a time
+COMPARED = 100  # images of a class that are held against those of others
+ALIKE = 1.5  # times the distance within a class, up to which two classes look the same
 FEWEST = 8  # images among which one can be unlike the others
 FAR = 6.0  # times the usual spread, measured by the median: beyond it an image stands apart
 
 
-def look_through(train: Sequence[Sample], test: Sequence[Sample]) -> list[str]:
+@dataclass(frozen=True)
+class Look:
+    """What the pixels of a class's images tell.
+
+    Attributes:
+        problems: sentences.
+        odd: training images that are unlike the others, the most unlike first.
+        shown: small copies `[n, SIDE, SIDE, 3]` uint8 of some training images.
+    """
+
+    problems: list[str] = field(default_factory=list)
+    odd: list[Sample] = field(default_factory=list)
+    shown: ByteArray = field(default_factory=lambda: np.zeros((0, SIDE, SIDE, 3), np.uint8))
+
+
+def look_through(train: Sequence[Sample], test: Sequence[Sample]) -> Look:
     """Unpack every image and say what is wrong; one image per processor is in memory at a time.
 
     Args:
         train: normal images.
         test: test images.
-
-    Returns:
-        Sentences on files that cannot be read, blank images, and training images that are unlike
-        the others, the most unlike first.
     """
     try:
         white = white_of(sample.path for sample in train if _opens(sample))
     except DatasetError as error:
-        return [str(error)]
+        return Look([str(error)])
+    samples = [*train, *test]
     with ThreadPoolExecutor(os.cpu_count()) as threads:
-        found = list(threads.map(lambda sample: _small(sample, white), [*train, *test]))
+        found = list(threads.map(lambda sample: _small(sample, white), samples))
+    reasons = {
+        one.image_id: reason for one, reason in zip(samples, found, strict=True)
+        if isinstance(reason, str)
+    }  # fmt: skip
     problems = []
-    broken = {
-        sample.image_id: one for sample, one in zip([*train, *test], found, strict=True)
-        if isinstance(one, str)
-    }  # fmt: skip
-    if broken:
+    if reasons:
         problems.append(
-            f"{counted(len(broken), 'file')} cannot be read ({listed(list(broken))}): replace or "
-            f"remove; the first: {next(iter(broken.values()))}"
+            f"{counted(len(reasons), 'file')} cannot be read ({listed(list(reasons))}): replace or "
+            f"remove; the first: {next(iter(reasons.values()))}"
         )
-    small = {
-        sample.image_id: one for sample, one in zip([*train, *test], found, strict=True)
-        if not isinstance(one, str)
-    }  # fmt: skip
-    blank = [name for name, one in small.items() if one.std() < BLANK]
+    blank = [
+        one.image_id for one, small in zip(samples, found, strict=True)
+        if not isinstance(small, str) and small.std() < BLANK
+    ]  # fmt: skip
     if blank:
         problems.append(f"{counted(len(blank))} of one colour ({listed(blank)}): remove")
-    names = [sample.image_id for sample in train if sample.image_id in small]
-    odd = unlike_others(np.stack([small[name] for name in names])) if names else []
+    learned = [
+        (one, small) for one, small in zip(train, found, strict=False) if not isinstance(small, str)
+    ]
+    if not learned:
+        return Look(problems)
+    stack = np.stack([small for _, small in learned])
+    odd = [learned[place][0] for place in unlike_others(stack)]
     if odd:
-        shown = listed([names[place] for place in odd])
+        shown = listed([one.image_id for one in odd])
         problems.append(
             f"{counted(len(odd), 'training image')} unlike the others ({shown}): look whether "
             "they are normal"
         )
-    return problems
+    return Look(problems, odd, stack[:: max(1, len(stack) // COMPARED)][:COMPARED])
 
 
 def unlike_others(small: ByteArray) -> list[int]:
@@ -73,19 +92,35 @@ def unlike_others(small: ByteArray) -> list[int]:
     """
     if len(small) < FEWEST:
         return []
-    flat = small.reshape(len(small), -1) - small.mean(axis=0, dtype=np.float32).reshape(-1)
-    squares = (flat * flat).sum(axis=1)
-    nearest = np.empty(len(flat), np.float32)
-    for start in range(0, len(flat), ROWS):
-        rows = slice(start, start + ROWS)
-        distances = squares[rows, None] + squares - 2 * flat[rows] @ flat.T
-        distances[distances < 1.0] = np.inf  # itself, and copies of it
-        nearest[rows] = np.sqrt(distances.min(axis=1))
+    nearest = _nearest(small, small)
     nearest[np.isinf(nearest)] = 0.0
     middle = np.median(nearest)
     spread = 1.4826 * np.median(np.abs(nearest - middle))
     limit = middle + FAR * max(spread, 0.05 * middle)
     return [int(place) for place in np.argsort(-nearest) if nearest[place] > limit]
+
+
+def look_alike(one: ByteArray, other: ByteArray) -> bool:
+    """Whether images of two classes are as near to each other as to those of their own class."""
+    if min(len(one), len(other)) < FEWEST:
+        return False
+    across = [np.median(_nearest(one, other)), np.median(_nearest(other, one))]
+    within = [np.median(_nearest(one, one)), np.median(_nearest(other, other))]
+    return bool(max(across) < ALIKE * min(within))
+
+
+def _nearest(small: ByteArray, others: ByteArray) -> NDArray[np.float32]:
+    """Distance `[N]` of each picture to the nearest of the others; copies of it do not count."""
+    middle = others.mean(axis=0, dtype=np.float32).reshape(-1)  # keeps the squares small and exact
+    flat, far = (part.reshape(len(part), -1) - middle for part in (small, others))
+    squares, far_squares = (flat * flat).sum(axis=1), (far * far).sum(axis=1)
+    nearest = np.empty(len(flat), np.float32)
+    for start in range(0, len(flat), ROWS):
+        rows = slice(start, start + ROWS)
+        distances = squares[rows, None] + far_squares - 2 * flat[rows] @ far.T
+        distances[distances < 1.0] = np.inf
+        nearest[rows] = np.sqrt(distances.min(axis=1))
+    return nearest
 
 
 def _opens(sample: Sample) -> bool:

@@ -4,12 +4,13 @@ import hashlib
 import re
 from collections import Counter
 from collections.abc import Sequence
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 from replaycad.data.images import picture_size, read_ignored
 from replaycad.data.layouts import find_classes, ignore_path, read_class
-from replaycad.data.look import look_through
+from replaycad.data.look import Look, look_alike, look_through
 from replaycad.data.samples import Reading, Sample, counted, listed
 from replaycad.errors import DatasetError
 
@@ -38,17 +39,28 @@ def survey(data: Path, size: int = 256, fit: str = "pad", quick: bool = False) -
         `test_defective`, `with_masks`, the `kinds` of defects, `sizes` as `WxH` and how many have
         it, `defect_px`, what a defect of `DEFECT` px becomes (null where no size is known), the
         `tile` to use (0 for none), `left_out` (ids by reason), `notes` on what was guessed or left
-        out and `problems`, sentences that say what to do).
+        out, `problems`, sentences that say what to do, and `odd`, paths of the training images that
+        are unlike the others).
 
     Raises:
         DatasetError: if there is no class at all.
     """
-    classes = [_class_of(data, name, size, fit, quick) for name in find_classes(data)]
+    looks = {}
+    classes = []
+    for name in find_classes(data):
+        found, looks[name] = _class_of(data, name, size, fit, quick)
+        classes.append(found)
+    for one, other in combinations(looks, 2):
+        if look_alike(looks[one].shown, looks[other].shown):
+            told = f"its images look like those of {other}: is it the same product?"
+            next(each for each in classes if each["name"] == one)["problems"].append(told)
     layouts = sorted({one["layout"] for one in classes} - {""})
     return {"data": str(data), "layout": "; ".join(layouts), "classes": classes}
 
 
-def _class_of(data: Path, name: str, size: int, fit: str, quick: bool) -> dict[str, Any]:
+def _class_of(
+    data: Path, name: str, size: int, fit: str, quick: bool
+) -> tuple[dict[str, Any], Look]:
     problems: list[str] = []
     try:
         reading = read_class(data, name)
@@ -62,7 +74,8 @@ def _class_of(data: Path, name: str, size: int, fit: str, quick: bool) -> dict[s
         problems.append("no test images: `eval` cannot measure it; `predict` can be used")
     problems += _too_few(train) + _suspicious(train) + _repeated(train) + _shared(train, test)
     sizes, unreadable = _sizes([*train, *test])
-    problems += unreadable if quick else look_through(train, test)
+    look = Look(unreadable) if quick else look_through(train, test)
+    problems += look.problems
     shown, tile, small = _defect(sizes, size)
     problems += small
     notes, wrong = _seen(data, name, sizes, 0 if tile else size, fit)
@@ -74,8 +87,8 @@ def _class_of(data: Path, name: str, size: int, fit: str, quick: bool) -> dict[s
         "kinds": sorted({sample.kind for sample in test if sample.is_anomalous}),
         "sizes": dict(sizes.most_common(SHOWN)), "defect_px": shown, "tile": tile,
         "left_out": reading.left_out, "notes": [*reading.sentences(), *notes],
-        "problems": problems + wrong,
-    }  # fmt: skip
+        "problems": problems + wrong, "odd": [str(sample.path) for sample in look.odd],
+    }, look  # fmt: skip
 
 
 def _defect(sizes: Counter[str], size: int) -> tuple[float | None, int, list[str]]:

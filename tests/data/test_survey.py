@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -130,6 +131,67 @@ def test_words_inside_words_are_no_defects(folder, name, is_suspicious):
     shutil.copy(good / "001.png", good / f"{name}.png")
 
     assert ("named like defects" in problems(folder)) == is_suspicious
+
+
+def draw_many(folder, name, count, level=60, texture=0):
+    """Normal images of one look: a disc on a ground, and a little noise."""
+    rng = np.random.default_rng(len(name))
+    good = folder / name / "train" / "good"
+    good.mkdir(parents=True, exist_ok=True)
+    inside = np.add.outer(*[(np.arange(64) - 32) ** 2] * 2) < 400
+    for number in range(count):
+        values = np.where(inside, level, 200) + rng.normal(0, 4, (64, 64)) + texture
+        picture = Image.fromarray(values.clip(0, 255).astype(np.uint8))
+        picture.save(good / f"{number:03}.png")
+    return good
+
+
+def test_a_defect_among_the_normal_images_stands_out(tmp_path):
+    good = draw_many(tmp_path, "nut", 30)
+    values = np.asarray(Image.open(good / "017.png")).copy()
+    values[25:40, 25:40] = 250
+    Image.fromarray(values).save(good / "017.png")
+
+    found = survey(tmp_path)["classes"][0]
+    result = invoke(["doctor", "--data", tmp_path, "--sheet", tmp_path / "odd.png"])
+
+    assert found["odd"] == [str(good / "017.png")]
+    assert any("1 training image unlike the others (train/good/017.png)" in one
+               for one in found["problems"])  # fmt: skip
+    assert result.exit_code == 0
+    with Image.open(tmp_path / "odd.png") as sheet:
+        assert np.asarray(sheet)[22:182, 6:166].std() > 20, "the picture is drawn"
+    assert not survey(tmp_path, quick=True)["classes"][0]["odd"]
+
+
+def test_copies_do_not_hide_what_is_unlike_and_are_counted(tmp_path):
+    good = draw_many(tmp_path, "nut", 20)
+    for number in range(12):
+        shutil.copy(good / f"{number:03}.png", good / f"copy_{number:03}.png")
+
+    found = survey(tmp_path)["classes"][0]
+
+    assert found["odd"] == []
+    assert any(one.startswith("12 training images there already under another name (train/good/")
+               for one in found["problems"])  # fmt: skip
+
+
+def test_classes_that_look_the_same_are_told_and_others_are_not(tmp_path):
+    draw_many(tmp_path, "nut", 20)
+    draw_many(tmp_path, "bolt", 20)
+    draw_many(tmp_path, "cap", 20, level=90)
+
+    found = {one["name"]: " ".join(one["problems"]) for one in survey(tmp_path)["classes"]}
+
+    assert "its images look like those of nut" in found["bolt"]
+    assert "look like" not in found["cap"]
+
+
+def test_blank_images_are_told(tmp_path):
+    good = draw_many(tmp_path, "nut", 9)
+    Image.new("RGB", (64, 64), (9, 9, 9)).save(good / "black.png")
+
+    assert "1 image of one colour (train/good/black.png): remove" in problems(tmp_path, "nut")
 
 
 def test_the_command_prints_a_table_or_one_document(folder, tmp_path):
