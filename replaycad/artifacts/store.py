@@ -1,6 +1,7 @@
 """Where the artifacts of a project lie, by kind and name."""
 
 import contextlib
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from replaycad.errors import ConfigError
 
 KINDS = ("masks", "conditions", "replays", "detectors", "scores", "results")
 SUFFIX = ".safetensors"
+_DEVICE = re.compile(r"con|prn|aux|nul|(com|lpt)\d", re.IGNORECASE)
 MAX_NAME_BYTES = 180  # the suffixes of temporary files fit into the 255 that file systems allow
 
 
@@ -135,7 +137,7 @@ def checked_name(name: str) -> str:
     """Return a name that can be one file name on every system.
 
     Raises:
-        ConfigError: it is empty, too long, starts with a dot, or holds a sign that is not allowed.
+        ConfigError: it is empty, too long, not allowed somewhere, or holds a sign that is not.
     """
     if not name:
         fault = "is empty"
@@ -145,8 +147,10 @@ def checked_name(name: str) -> str:
         fault = "holds a character that file names must not hold"
     elif len(name.encode()) > MAX_NAME_BYTES:
         fault = f"is longer than {MAX_NAME_BYTES} bytes"
-    elif name != name.strip():
-        fault = "starts or ends with a space"
+    elif name != name.strip() or name.endswith("."):
+        fault = "starts or ends with a space, or ends with a dot"
+    elif _DEVICE.fullmatch(name.split(".")[0]):
+        fault = "is that of a device on Windows"
     else:
         return name
     raise ConfigError(f"the name {name[:60]!r} {fault}", "use letters, digits, - and _")

@@ -8,11 +8,12 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+from replaycad.artifacts.store import checked_name
 from replaycad.data.images import picture_size, read_ignored
 from replaycad.data.layouts import find_classes, ignore_path, read_class
 from replaycad.data.look import Look, look_alike, look_through
 from replaycad.data.samples import Reading, Sample, counted, listed
-from replaycad.errors import DatasetError
+from replaycad.errors import ConfigError, DatasetError
 
 FEW = 20  # training images below which a class is hardly learned
 SHOWN = 3  # names told of each kind of problem
@@ -50,10 +51,15 @@ def survey(data: Path, size: int = 256, fit: str = "pad", quick: bool = False) -
     for name in find_classes(data):
         found, looks[name] = _class_of(data, name, size, fit, quick)
         classes.append(found)
-    for one, other in combinations(looks, 2):
+    for (one, found), (other, _) in combinations(zip(looks, classes, strict=True), 2):
+        if one.casefold() == other.casefold():
+            found["problems"].append(
+                f"its name differs from {other} in case alone: some systems take them for one"
+            )
         if look_alike(looks[one].shown, looks[other].shown):
-            told = f"its images look like those of {other}: is it the same product?"
-            next(each for each in classes if each["name"] == one)["problems"].append(told)
+            found["problems"].append(
+                f"its images look like those of {other}: is it the same product?"
+            )
     layouts = sorted({one["layout"] for one in classes} - {""})
     return {"data": str(data), "layout": "; ".join(layouts), "classes": classes}
 
@@ -74,6 +80,10 @@ def _class_of(
         problems.append("no test images: `eval` cannot measure it; `predict` can be used")
     problems += _too_few(train) + _suspicious(train) + _repeated(train) + _shared(train, test)
     sizes, unreadable = _sizes([*train, *test])
+    try:
+        checked_name(name)
+    except ConfigError as error:
+        problems.append(f"{error.message}: rename the folder")
     look = Look(unreadable) if quick else look_through(train, test)
     problems += look.problems
     shown, tile, small = _defect(sizes, size)

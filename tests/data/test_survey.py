@@ -187,6 +187,19 @@ def test_classes_that_look_the_same_are_told_and_others_are_not(tmp_path):
     assert "look like" not in found["cap"]
 
 
+def test_names_that_some_systems_refuse_are_told(tmp_path):
+    for name in ("Nut", "nut", "con", "x" * 181, "end."):
+        draw_many(tmp_path, name, 1)
+
+    found = {one["name"]: " ".join(one["problems"]) for one in survey(tmp_path)["classes"]}
+
+    assert "its name differs from nut in case alone" in found["Nut"]
+    assert "is that of a device on Windows: rename the folder" in found["con"]
+    assert "is longer than 180 bytes: rename the folder" in found["x" * 181]
+    assert "ends with a dot: rename the folder" in found["end."]
+    assert "name" not in found["nut"]
+
+
 def test_blank_images_are_told(tmp_path):
     good = draw_many(tmp_path, "nut", 9)
     Image.new("RGB", (64, 64), (9, 9, 9)).save(good / "black.png")
