@@ -49,15 +49,17 @@ def scored(samples, config=EvalConfig(batch_size=3), trained=None):  # noqa: B00
 
 
 def test_a_defect_that_nobody_drew_counts_for_image_figures_alone(tmp_path):
-    """The cut has no mask: its pixels are neither defective nor normal."""
+    """The hole has no mask: its pixels are neither defective nor normal."""
     samples = bolts(tmp_path)
-    samples[0] = replace(samples[0], mask_paths=())
+    samples[3] = replace(samples[3], mask_paths=())
 
     found = scored({"bolt": samples}).metrics["classes"]["bolt"]
 
     assert found["image_auroc"] == 0.75
-    # The hole's only pixel comes first; 47 normal ones are those of the three other pictures.
-    assert (found["pixel_ap"], found["pixel_auroc"], found["f1_max"]) == (1.0, 1.0, 1.0)
+    # The two pixels of the cut (20) come behind one normal pixel of 30; the hole's 40 is in no
+    # figure, and would make a half of the two thirds.
+    assert found["pixel_ap"] == pytest.approx(2 / 3)
+    assert found["pixel_auroc"] == pytest.approx(45 / 46)
     none = scored({"bolt": [replace(one, mask_paths=()) for one in samples]})
     figures = none.metrics["classes"]["bolt"]
     assert figures["image_auroc"] == 0.75
