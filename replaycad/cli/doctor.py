@@ -147,6 +147,9 @@ def show_data(
     for one in found["classes"]:
         for text in one["notes"]:
             print_line(f"{one['name']}: {text}")
+    if found["skipped"]:
+        names = ", ".join(found["skipped"])
+        print_line(f"left out, for nothing in them says what is normal: {names}")
     problems = [f"{one['name']}: {text}" for one in found["classes"] for text in one["problems"]]
     for problem in problems:
         print_line(f"problem: {problem}")

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from replaycad.data.samples import IGNORE_PICTURE, UNREAD_SUFFIXES, is_image_name
-from replaycad.data.words import is_junk, is_session, meaning
+from replaycad.data.words import is_exact, is_junk, is_session, key_of, meaning
 
 Parts = tuple[str, ...]
 MAX_DEPTH = 8
@@ -19,13 +19,15 @@ class Tree:
     Attributes:
         images: by folder, as the parts of its path, in order of their names.
         folders: names of the folders in each folder.
-        dangling: links to nowhere that are named like images.
+        dangling: links to nowhere, of images or folders.
+        skipped: links to folders that are read anyway.
         unread: photos of formats that are not read.
     """
 
     images: dict[Parts, list[Path]] = field(default_factory=dict)
     folders: dict[Parts, list[str]] = field(default_factory=dict)
     dangling: list[Path] = field(default_factory=list)
+    skipped: list[Path] = field(default_factory=list)
     unread: list[Path] = field(default_factory=list)
 
 
@@ -41,7 +43,8 @@ class Place:
         word: the folder that says the label.
         key: what images and their masks have in common.
         session: names of the recordings, if any.
-        unknown: a folder whose name says nothing, or that no photos are in; else empty.
+        stray: a folder that takes its pictures out of use: its name says nothing where it should,
+            or another thing than those around it; else empty.
     """
 
     split: str = ""
@@ -51,7 +54,7 @@ class Place:
     word: str = ""
     key: Parts = ()
     session: Parts = ()
-    unknown: str = ""
+    stray: str = ""
 
 
 def walk(folder: Path, only_training: bool = False) -> Tree:
@@ -59,93 +62,144 @@ def walk(folder: Path, only_training: bool = False) -> Tree:
 
     Args:
         folder: of a class.
-        only_training: look into the folders for training alone, where there are such.
+        only_training: look into the folders for training alone, where there are such; and into
+            those of masks, if no folder for training says what is normal.
 
     Raises:
         OSError: a folder cannot be read.
     """
-    tree, top = Tree(), folder.resolve()
+    tree, linked, top = Tree(), {folder.resolve()}, folder.resolve()
     waiting: list[Parts] = [()]
     while waiting:
         parts = waiting.pop()
         folders: list[str] = []
         for entry in sorted(os.scandir(folder.joinpath(*parts)), key=lambda one: one.name):
+            path = Path(entry.path)
             if is_junk(entry.name):
                 continue
-            path = Path(entry.path)
-            if path.is_dir():
-                if len(parts) < MAX_DEPTH and not (entry.is_symlink() and _overlap(path, top)):
+            if entry.is_symlink() and not path.exists():
+                if is_image_name(entry.name) or not path.suffix:
+                    tree.dangling.append(path)
+            elif path.is_dir():
+                if entry.is_symlink() and not _is_new(path, top, linked):
+                    tree.skipped.append(path)
+                elif len(parts) < MAX_DEPTH:
                     folders.append(entry.name)
             elif path.suffix.lower() in UNREAD_SUFFIXES:
                 tree.unread.append(path)
-            elif not is_image_name(entry.name):
-                continue
-            elif not path.is_file():
-                tree.dangling.append(path)
-            elif parts or entry.name != IGNORE_PICTURE:
+            elif is_image_name(entry.name) and (parts or entry.name != IGNORE_PICTURE):
                 tree.images.setdefault(parts, []).append(path)
         tree.folders[parts] = folders
-        training = [name for name in folders if meaning(name) == "train"]
-        if not parts and only_training and training:
-            tree.images.pop((), None)
-            folders = training
+        if not parts and only_training:
+            folders = _for_training(folder, folders)
+            if folders != tree.folders[parts]:
+                tree.images.pop((), None)
         waiting += [(*parts, name) for name in reversed(folders)]
     return tree
 
 
-def _overlap(link: Path, top: Path) -> bool:
-    """Whether a link leads to what is walked through anyway, or to what holds it."""
+def _for_training(folder: Path, names: list[str]) -> list[str]:
+    """Folders that must be looked into to find the training images of a class."""
+    training = [name for name in names if meaning(name) == "train"]
+    below = [one.name for name in training for one in (folder / name).iterdir() if one.is_dir()]
+    if not training:
+        return names
+    if any(meaning(name) in ("normal", "defect") for name in below):
+        return training
+    return [name for name in names if name in training or meaning(name) == "truth"]
+
+
+def _is_new(link: Path, top: Path, linked: set[Path]) -> bool:
+    """Whether a link leads to what is neither walked through anyway nor holds it; remembers it."""
     real = link.resolve()
-    return real.is_relative_to(top) or top.is_relative_to(real)
+    if real in linked or real.is_relative_to(top) or top.is_relative_to(real):
+        return False
+    linked.add(real)
+    return True
 
 
 def place_of(parts: Parts, folders: Mapping[Parts, list[str]]) -> Place:
     """Read the path of a folder below that of its class, from the top.
 
-    The first name that says a split or a label says it for all below it. Beside a folder of normal
-    images, and in a test folder, a name that says nothing is that of a kind of defect.
+    Beside a folder of normal images, and in a test folder, a name that says nothing is taken as
+    that of a kind of defect, unless a folder below it says more: then it is a view.
 
     Args:
         parts: of the path.
         folders: as of `Tree`.
     """
-    split = label = kind = word = unknown = ""
-    is_truth = False
+    split = label = kind = word = stray = above = ""
+    is_truth = is_guess = False
     key: list[str] = []
     session: list[str] = []
     for depth, name in enumerate(parts):
-        what = meaning(name)
-        is_beside = any(meaning(one) == "normal" for one in folders.get(parts[:depth], ()))
-        if what in ("train", "test", "held") and not split and not label:
-            split = what
-        elif what == "truth":
+        what = _meaning_here(parts[: depth + 1], folders, is_truth)
+        below = folders.get(parts[: depth + 1], ())
+        if what in ("train", "test", "held") and not split:
+            split, stray = what, stray or above
+            continue
+        if what == "truth":
             is_truth = True
-        elif what == "other":
-            unknown = unknown or name
-        elif label:
-            if what == "":
-                kind = name if meaning(kind) == "defect" else kind
-                key.append(name)
-            elif is_session(name):
-                session.append(name)
-                key.append(name)
-        elif what in ("normal", "defect"):
-            label, word = what, name
-            kind = "good" if what == "normal" else name
-            key.append(name)
-        elif is_beside or (what == "" and (split == "test" or is_truth)):
-            label, kind, word = "defect", name, name
-            key.append(name)
-        elif what == "neutral":
-            session += [name] if is_session(name) else []
-            key += [name] if is_session(name) else []
-        else:
-            unknown = unknown or name
-            key.append(name)
+            key += [key_of(name)] if not is_exact(name) and key_of(name) else []
+            continue
+        if what == "other":
+            stray = stray or name
+            continue
+        is_beside = _is_beside(parts[: depth + 1], folders)
+        if is_session(name) and what in ("", "neutral") and (
+            not is_beside or any(_says_label(one) for one in below)
+        ):  # fmt: skip
+            session.append(name)
+            key.append(key_of(name))
+            continue
+        if what == "neutral" and not is_beside:
+            continue
+        key.append(key_of(name))
+        if what in ("normal", "defect"):
+            if label and not is_guess and what != label:
+                stray = stray or name
+            elif not label or is_guess:
+                label, word, is_guess = what, name, False
+                kind = "good" if what == "normal" else name
+        elif not label and not (is_beside or split == "test" or is_truth):
+            above = above or name
+        elif not label or (is_guess and is_beside):
+            label, kind, word, is_guess = "defect", name, name, True
+        elif label == "defect" and meaning(kind) == "defect":
+            kind = name
     return Place(
-        split=split, is_truth=is_truth, label=label, kind=kind, word=word,
-        key=tuple(one.casefold() for one in key), session=tuple(session), unknown=unknown,
+        split=split, is_truth=is_truth, label=label, kind=kind, word=word, key=tuple(key),
+        session=tuple(session), stray=stray or ("" if label else above),
     )  # fmt: skip
+
+
+def _meaning_here(path: Parts, folders: Mapping[Parts, list[str]], is_truth: bool) -> str:
+    """What a folder's name says where it stands.
+
+    A kind of defect may be called `label`: then a folder of masks has one of that name too, or it
+    is that one.
+    """
+    name, what = path[-1], meaning(path[-1])
+    if what == "truth" and (is_truth or _has_masks_of(name, path, folders)):
+        return ""
+    return what
+
+
+def _has_masks_of(name: str, path: Parts, folders: Mapping[Parts, list[str]]) -> bool:
+    """Whether another folder of masks has a folder of this name."""
+    return any(
+        parts and parts != path and meaning(parts[-1]) == "truth" and name in below
+        for parts, below in folders.items()
+    )
+
+
+def _says_label(name: str) -> bool:
+    return meaning(name) in ("normal", "defect")
+
+
+def _is_beside(path: Parts, folders: Mapping[Parts, list[str]]) -> bool:
+    """Whether a folder lies beside one of normal images."""
+    return any(meaning(one) == "normal" for one in folders.get(path[:-1], ()) if one != path[-1])
 
 
 def is_class_folder(folder: Path) -> bool:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from replaycad.data.decoding import opened
-from replaycad.data.levels import BLACK_IS_NORMAL, Cut, mask_levels
+from replaycad.data.levels import BLACK_IS_NORMAL, Cut
 from replaycad.data.pixels import read_picture
 from replaycad.data.samples import Sample
 from replaycad.data.views import WHOLE, View, Window, packed
@@ -212,7 +212,7 @@ def load_anomaly_mask(
     height, width = (size, size) if isinstance(size, int) else size
     defects = np.zeros((height, width), np.bool_)
     for path in sample.mask_paths:
-        own = _as_shown(cut.defects(mask_levels(path)), path, sample.path)
+        own = _as_shown(cut.defects(path), path, sample.path)
         full = Image.fromarray(np.where(own, 255, 0).astype(np.uint8))
         if full.size != (width, height):
             full = full.resize((width, height), _BILINEAR)
@@ -248,7 +248,7 @@ def _same_shape(one: tuple[int, int], other: tuple[int, int]) -> bool:
 
 def _nonzero(path: Path) -> BoolArray:
     """`[H, W]` bool, true where a picture is not black."""
-    return BLACK_IS_NORMAL.defects(mask_levels(path))
+    return BLACK_IS_NORMAL.defects(path)
 
 
 def resize_image(image: ByteArray, size: int) -> ByteArray:

@@ -45,7 +45,7 @@ def find_classes(data: Path) -> list[str]:
                     f"{data} is itself the folder of a class",
                     f"use --data {whole.parent} --class {whole.name}",
                 )
-            groups = [] if found else [one.name for one in _folders(root) if has_image(one)]
+            groups = [] if found else strangers(data)
             if groups:
                 raise DatasetError(
                     f"no class found in {data}: nothing in {listed(groups)} says what is normal",
@@ -55,6 +55,20 @@ def find_classes(data: Path) -> list[str]:
     if not found:
         raise DatasetError(f"no class found in {data}", LAYOUTS_HINT)
     return found
+
+
+def strangers(data: Path) -> list[str]:
+    """Names of the folders that hold images somewhere and are no class.
+
+    Raises:
+        OSError: a folder cannot be read.
+    """
+    if (data / VISA_TABLE).is_file():
+        return []
+    return [
+        one.name for one in _folders(_root(data))
+        if not is_class_folder(one) and has_image(one)
+    ]  # fmt: skip
 
 
 def read_class(data: Path, class_name: str, only_training: bool = False) -> Reading:
@@ -157,6 +171,9 @@ def _folders(folder: Path) -> list[Path]:
 def _is_one_class(root: Path, found: list[str]) -> bool:
     """Whether the folder is that of one class: its own folders say a split or a label."""
     names = [one.name for one in _folders(root)]
+    masks = [name for name in found if meaning(name) == "truth"]
+    if masks and len(found) > len(masks):
+        return True
     says = [name for name in names if is_label_of(name, [one for one in found if one != name])]
     for name in says:
         below = [meaning(one.name) for one in _folders(root / name)]

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from PIL import ImageOps
 
 from replaycad.data.decoding import opened
+from replaycad.errors import DatasetError
 
-ByteArray = NDArray[np.uint8]
 BoolArray = NDArray[np.bool_]
 
 MAX_LEVELS = 32  # of drawn masks, which number their defects; more come from lossy files
@@ -23,19 +23,27 @@ FEW_BETWEEN = 0.03  # share of the pixels of a lossy mask that lie between
 
 @dataclass(frozen=True, kw_only=True)
 class Cut:
-    """Which levels of a class's masks are defective: those above `above`.
+    """Which levels of a class's masks are defective.
 
     Args:
-        above: a level.
+        above: those above it, in a drawn mask.
+        middle: those above it, in a lossy one.
         reason: what was seen, in words; empty where black is normal and all else defective.
     """
 
     above: float = 0.0
+    middle: float = 127.5
     reason: str = ""
 
-    def defects(self, values: NDArray[Any]) -> BoolArray:
-        """`[H, W]` bool, true on the defect, of the levels of a mask `[H, W]`."""
-        return cast(BoolArray, values > self.above)
+    def defects(self, path: Path) -> BoolArray:
+        """`[H, W]` bool, true on the defect of a mask as it is shown.
+
+        Raises:
+            DatasetError: it cannot be read.
+        """
+        values = mask_levels(path)
+        limit = self.middle if _is_lossy(_levels(values), path) else self.above
+        return cast(BoolArray, values > limit)
 
 
 BLACK_IS_NORMAL = Cut()
@@ -50,31 +58,33 @@ def cut_of(masks: Iterable[Sequence[Path]]) -> Cut:
     Raises:
         DatasetError: a mask cannot be read.
     """
-    levels: set[float] = set()
-    is_lossy = False
+    drawn: set[float] = set()
+    lossy: set[float] = set()
     for path in (path for paths in masks for path in paths):
-        own = set(np.unique(mask_levels(path)).tolist())
-        is_lossy |= len(own) > MAX_LEVELS or _strays(own, path.suffix.lower() in LOSSY)
-        levels |= {min(own), max(own)} if is_lossy else own
-    if not levels:
-        return Cut()
-    low, high = min(levels), max(levels)
-    if is_lossy:
-        return Cut(above=(low + high) / 2, reason=f"many grey levels, cut at {(low + high) / 2:g}")
-    if low == 0.0 or low == high:  # of a single level one cannot be told from the other
-        return Cut()
-    return Cut(above=low, reason=f"levels {_listed(levels)}, of which {low:g} is taken as normal")
+        own = _levels(mask_levels(path))
+        (lossy if _is_lossy(own, path) else drawn).update((min(own), *sorted(own)[1:4], max(own)))
+    above, middle, reasons = 0.0, Cut.middle, []
+    if drawn and 0.0 < min(drawn) < max(drawn):  # of a single level nothing can be told
+        above = min(drawn)
+        reasons.append(f"levels {_listed(drawn)}, of which {above:g} is taken as normal")
+    if lossy:
+        middle = (min(lossy) + max(lossy)) / 2
+        reasons.append(f"many grey levels, cut at {middle:g}")
+    return Cut(above=above, middle=middle, reason=" or ".join(reasons))
 
 
 def mask_levels(path: Path) -> NDArray[Any]:
     """Levels `[H, W]` of a mask as it is shown: its greys, or the brightest of its colours.
 
-    A palette counts by its colours; transparency counts where it is all that differs.
+    A palette counts by its colours. Transparency counts where it is all that differs, or has two
+    levels. Where no colour is black, the most frequent one is 0.
 
     Raises:
-        DatasetError: if the file is missing, truncated or no image.
+        DatasetError: if the file is missing, truncated or no image, or has several pages.
     """
     with opened(path) as file:
+        if getattr(file, "n_frames", 1) > 1:
+            raise DatasetError(f"{path} holds several pages", "save each as a file of its own")
         shown = ImageOps.exif_transpose(file)
         if shown.mode in ("1", "L", "F") or shown.mode.startswith("I"):
             return np.asarray(shown)
@@ -82,45 +92,83 @@ def mask_levels(path: Path) -> NDArray[Any]:
         if has_alpha or "transparency" in shown.info:
             values = np.asarray(shown.convert("RGBA"))
             alpha = values[..., 3]
-            if (values[..., :3] == values[0, 0, :3]).all() and alpha.min() < 255:
+            is_drawn = 0 in alpha and len(np.unique(alpha)) == 2
+            if is_drawn or ((values[..., :3] == values[0, 0, :3]).all() and alpha.min() < 255):
                 return alpha
-        return np.asarray(shown.convert("RGB")).max(axis=-1)
+        return _of_colours(np.asarray(shown.convert("RGB")))
+
+
+def _of_colours(values: NDArray[np.uint8]) -> NDArray[Any]:
+    """Levels of `[H, W, 3]` RGB: the brightest channel, or ranks of frequency without a black."""
+    levels = values.max(axis=-1)
+    if (values.min(axis=-1) == levels).all() or levels.min() == 0:
+        return levels
+    codes = values.astype(np.int32) @ np.array([65536, 256, 1], np.int32)
+    colours, places, counts = np.unique(codes, return_inverse=True, return_counts=True)
+    if not 1 < len(colours) <= MAX_LEVELS:
+        return levels
+    ranks = np.argsort(np.argsort(-counts, kind="stable")).astype(np.uint8)
+    return ranks[places.reshape(codes.shape)]
 
 
 def is_black(paths: Sequence[Path], cut: Cut) -> bool:
     """Whether masks show no defect at all.
 
+    A mask of one level shows one only if that is white: elsewhere it may be what others call
+    normal, of which it need not know.
+
     Raises:
         DatasetError: one cannot be read.
     """
-    return not any(cut.defects(mask_levels(path)).any() for path in paths)
+    shown = [path for path in paths if cut.defects(path).any()]
+    return not any(_levels(mask_levels(path)) not in _GREYS for path in shown)
 
 
-def is_two_level(path: Path) -> bool:
-    """Whether a picture looks like a mask: two grey levels, or nearly so in a lossy file.
+_GREYS: tuple[set[float], ...] = tuple({float(level)} for level in range(255))
+
+
+def num_levels(path: Path) -> int:
+    """How many levels a picture has; 2 also for a lossy file of two.
 
     Raises:
         DatasetError: it cannot be read.
     """
-    values = mask_levels(path).astype(np.float64)
+    values = mask_levels(path)
     step = max(1, max(values.shape) // LOOKED_AT)
-    values = values[::step, ::step]
-    if len(np.unique(values)) <= 2:
-        return True
-    low, high = values.min(), values.max()
+    values = values[::step, ::step].astype(np.float64)
+    count, low, high = len(np.unique(values)), values.min(), values.max()
+    if count <= 2:
+        return count
     between = (values > low + NEAR) & (values < high - NEAR)
-    return bool(high - low > 4 * NEAR and between.mean() < FEW_BETWEEN)
+    is_of_two = high - low > 4 * NEAR and between.mean() < FEW_BETWEEN
+    return 2 if is_of_two else count
 
 
-def _strays(levels: set[float], is_lossy: bool) -> bool:
+def is_mask(path: Path) -> bool:
+    """Whether a picture has so few levels that it may be a mask; false if it cannot be read."""
+    try:
+        return num_levels(path) <= MAX_LEVELS
+    except DatasetError:
+        return False
+
+
+def _levels(values: NDArray[Any]) -> set[float]:
+    return set(np.unique(values).tolist())
+
+
+def _is_lossy(levels: set[float], path: Path) -> bool:
     """Whether levels are those that a lossy file makes of two.
 
     In a file that keeps what it is given, they lie close around two, as where somebody saved a
     lossy mask again.
     """
     low, high = min(levels), max(levels)
+    if len(levels) > MAX_LEVELS:
+        return True
+    if path.suffix.lower() in LOSSY:
+        return len(levels) > 2 and high - low > 4 * NEAR
     is_near = all(level < low + NEAR or level > high - NEAR for level in levels)
-    return high - low > 4 * NEAR and (len(levels) > 2 if is_lossy else len(levels) > 3 and is_near)
+    return len(levels) > 3 and high - low > 4 * NEAR and is_near
 
 
 def _listed(levels: set[float]) -> str:

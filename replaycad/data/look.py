@@ -9,6 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from replaycad.data.images import load_anomaly_mask
+from replaycad.data.levels import cut_of
 from replaycad.data.pixels import is_deep, read_picture, white_of
 from replaycad.data.samples import Sample, counted, listed
 from replaycad.errors import DatasetError
@@ -18,6 +20,8 @@ ByteArray = NDArray[np.uint8]
 SIDE = 24  # px of the small copies that are compared
 BLANK = 1.0  # standard deviation in grey levels of what shows nothing
 ROWS = 512  # images whose distances to all are in memory at a time
+MASK_SIDE = 128  # px at which masks are looked at
+LARGE = 0.5  # share of an image, above which a defect is implausible
 COMPARED = 100  # images of a class that are held against those of others
 ALIKE = 1.5  # times the distance within a class, up to which two classes look the same
 FEWEST = 8  # images among which one can be unlike the others
@@ -83,6 +87,41 @@ def look_through(train: Sequence[Sample], test: Sequence[Sample]) -> Look:
             "they are normal"
         )
     return Look(problems, odd, stack[:: max(1, len(stack) // COMPARED)][:COMPARED])
+
+
+def look_at_masks(test: Sequence[Sample]) -> list[str]:
+    """Unpack every anomaly mask; say what cannot be read or does not fit, and what is implausible.
+
+    Args:
+        test: test images.
+    """
+    drawn = [sample for sample in test if sample.mask_paths]
+    wrong, empty, large = [], [], []
+    readable = []
+    for sample in drawn:
+        try:
+            cut_of([sample.mask_paths])
+            readable.append(sample)
+        except DatasetError as error:
+            wrong.append(error.message)
+    cut = cut_of(sample.mask_paths for sample in readable)
+    for sample in readable:
+        try:
+            share = load_anomaly_mask(sample, MASK_SIDE, cut).mean()
+        except DatasetError as error:
+            wrong.append(error.message)
+            continue
+        empty += [sample.image_id] if share == 0 else []
+        large += [sample.image_id] if share > LARGE else []
+    found = [f"{counted(len(wrong), 'anomaly mask')} of no use: {wrong[0]}"] if wrong else []
+    if empty:
+        found.append(f"{counted(len(empty), 'anomaly mask')} empty or tiny ({listed(empty)})")
+    if 2 * len(large) > len(readable):
+        found.append(
+            f"{counted(len(large), 'anomaly mask')} more than half of the image: are black and "
+            "white exchanged?"
+        )
+    return found
 
 
 def unlike_others(small: ByteArray) -> list[int]:

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +14,8 @@ from replaycad.errors import DatasetError
 
 WHITES = (255.0, 1023.0, 4095.0, 16383.0, 65535.0)  # of 8, 10, 12, 14 and 16 bits
 FULL_RANGE = 65535.0
+DARKEST_WHITE = 64  # of 255: colours of 14 or more bits come up to it
+_BITS_PER_SAMPLE = 258  # of TIFF
 _HAS_PREVIEWS = ("MPO",)  # a photo with smaller copies of itself, as telephones write it
 
 
@@ -40,6 +42,11 @@ def read_picture(path: Path, white: float | None = None) -> Image.Image:
             )
         picture = ImageOps.exif_transpose(file)
         if not _is_deep(picture.mode):
+            if white:
+                raise DatasetError(
+                    f"{path} has 8 bits, but its class was learned from pictures of more",
+                    "save it in the range of the others",
+                )
             return _to_rgb(picture)
         values = np.asarray(picture)
         if white == 0.0:
@@ -65,13 +72,12 @@ def read_picture(path: Path, white: float | None = None) -> Image.Image:
 
 
 def is_deep(path: Path) -> bool:
-    """Whether a picture has more than eight bits, as its first bytes say.
+    """Whether a picture has levels of more than eight bits, as its first bytes say.
 
     Raises:
         DatasetError: if the file is missing or no image.
     """
-    with opened(path) as file:
-        return _is_deep(file.mode)
+    return _depth(path) == "deep"
 
 
 def white_of(paths: Iterable[Path]) -> float:
@@ -84,8 +90,10 @@ def white_of(paths: Iterable[Path]) -> float:
         DatasetError: if some have eight bits and others more, or one is negative or not finite.
     """
     paths = list(paths)
-    deep = [path for path in paths if is_deep(path)]
+    depths = {path: _depth(path) for path in paths}
+    deep = [path for path in paths if depths[path] == "deep"]
     if not deep:
+        _check_colours([path for path in paths if depths[path] == "colours"])
         return 0.0
     if len(deep) < len(paths):
         flat = next(path for path in paths if path not in set(deep))
@@ -106,6 +114,33 @@ def _range(path: Path, _mtime_ns: int) -> tuple[float, bool]:
     """Highest level of a picture, and whether its levels are broken numbers."""
     with opened(path) as file:
         return _highest(np.asarray(file), path), file.mode == "F"
+
+
+def _check_colours(deep: Iterable[Path]) -> None:
+    """Refuse colours of 16 bits that end below them: PIL reads the upper 8 bits alone."""
+    highest, first = 0, None
+    for path in deep:
+        first = first or path
+        with opened(path) as file:
+            highest = max(highest, int(np.asarray(file.convert("RGB")).max()))
+    if first and highest < DARKEST_WHITE:
+        raise DatasetError(
+            f"{first} and others hold colours of 16 bits that fill a part of their range only",
+            "save them with 8 bits a colour, or as grey of 16 bits",
+        )
+
+
+def _depth(path: Path) -> Literal["flat", "deep", "colours"]:
+    """Whether a file has 8 bits, more of them, or colours of more, which PIL cuts to 8."""
+    with opened(path) as file:
+        if _is_deep(file.mode):
+            return "deep"
+        if file.format == "TIFF":
+            bits = getattr(file, "tag_v2", {}).get(_BITS_PER_SAMPLE, (8,))
+            has_more = max(bits if isinstance(bits, tuple) else (bits,)) > 8
+        else:
+            has_more = any(";16" in str(tile[3]) for tile in getattr(file, "tile", ()))
+        return "colours" if has_more else "flat"
 
 
 def _highest(values: NDArray[Any], path: Path) -> float:

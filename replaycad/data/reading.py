@@ -3,6 +3,7 @@
 Nothing here refuses a folder: what is not understood is left out, and `Reading` says so.
 """
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -11,12 +12,12 @@ from pathlib import Path
 
 from replaycad.data.folders import Place, Tree, place_of, walk
 from replaycad.data.levels import Cut, cut_of, is_black
-from replaycad.data.pairing import Affix, paired, split_masks
+from replaycad.data.pairing import Affix, are_masks, paired, split_masks
 from replaycad.data.samples import Reading, Sample, counted, listed
 from replaycad.data.tables import sample_id
+from replaycad.data.words import key_of
 
 HELD_OUT = 5  # one normal image of so many is tested where no folder says which
-STANDARD = ("train/good", "test/good")
 USUAL_AFFIXES: tuple[Affix, ...] = (("", ""), ("", "_mask"))
 
 
@@ -67,54 +68,59 @@ def read_folder(folder: Path, class_name: str, only_training: bool = False) -> R
     for part in (found.reading.train, found.reading.test):
         part.sort(key=lambda sample: sample.image_id)
     found.leave_out("links to nowhere", tree.dangling)
+    found.leave_out("links to what is read anyway", tree.skipped)
     found.leave_out("such files cannot be read, save them as PNG or TIFF", tree.unread)
     found.reading.layout = _layout(found)
     _say_words(found)
     return found.reading
 
 
-def _gather(tree: Tree, found: _Class) -> dict[tuple[str, tuple[str, ...]], list[Path]]:
+def _gather(tree: Tree, found: _Class) -> list[tuple[Place, list[Path]]]:
     """Collect the photos, with the masks beside them; return masks of folders of their own."""
-    masks: dict[tuple[str, tuple[str, ...]], list[Path]] = {}
+    masks: list[tuple[Place, list[Path]]] = []
     num_beside = 0
     for parts, paths in tree.images.items():
         place = place_of(parts, tree.folders)
-        if place.is_truth:
-            masks.setdefault((place.split, place.key), []).extend(paths)
-        elif place.unknown and not place.label:
-            reason = f"'{place.unknown}' says neither normal nor defective"
-            found.leave_out(reason, paths)
+        if place.is_truth and not place.stray:
+            masks.append((place, paths))
+        elif place.stray:
+            found.leave_out(f"'{place.stray}' says nothing that is understood there", paths)
         else:
             photos, beside = split_masks(paths)
-            num_beside += len(beside)
-            found.photos += [
-                _Photo(path, place, (beside[path],) if path in beside else ()) for path in photos
-            ]
+            num_beside += sum(map(len, beside.values()))
+            found.photos += [_Photo(path, place, beside.get(path, ())) for path in photos]
     if num_beside:
-        found.guess(f"{counted(num_beside)} beside another of two grey levels: that is its mask")
+        found.guess(f"{counted(num_beside)} of few levels beside another: that is its mask")
+    if any(one.place.label or one.place.split for one in found.photos):
+        strays = [one for one in found.photos if not (one.place.label or one.place.split)]
+        found.leave_out("no folder says what they are", (one.path for one in strays))
+        found.photos = [one for one in found.photos if one.place.label or one.place.split]
     return masks
 
 
-def _pair(masks: dict[tuple[str, tuple[str, ...]], list[Path]], found: _Class) -> None:
+def _pair(masks: Sequence[tuple[Place, list[Path]]], found: _Class) -> None:
     """Give the photos their masks from folders of masks."""
     affixes: list[Affix] = []
     nobodys: list[Path] = []
-    for (split, key), paths in sorted(masks.items()):
-        photos = _photos_of(split, key, found.photos)
-        own, used = paired([one.path.stem for one in photos], [one.stem for one in paths])
-        for image, mask in own.items():
-            photos[image].masks += (paths[mask],)
-        if not own and key:  # a folder of masks for each image
+    for place, paths in sorted(masks, key=lambda one: (one[0].split, one[0].key, one[1])):
+        photos = _photos_of(place.split, place.key, found.photos)
+        own, used = paired([one.path.stem for one in photos], paths)
+        if not own and place.key:  # a folder of masks for each image
             photos = [
-                one for one in _photos_of(split, key[:-1], found.photos)
-                if one.path.stem.casefold() == key[-1]
+                one for one in _photos_of(place.split, place.key[:-1], found.photos)
+                if key_of(one.path.stem) == place.key[-1]
             ]  # fmt: skip
-            if len(photos) == 1:
-                photos[0].masks += tuple(paths)
-                continue
+            own = {0: list(range(len(paths)))} if len(photos) == 1 and are_masks(paths) else {}
+        for image, rows in own.items():
+            photos[image].masks += tuple(paths[row] for row in rows)
+        if own and not used and photos[0].path.stem not in place.key and len(own) > 1:
+            image, rows = min(own.items())
+            named = f"{photos[image].path.name} has {paths[rows[0]].name}"
+            found.guess(f"masks are paired by what differs in their names: {named}")
         affixes += used
-        nobodys += [path for place, path in enumerate(paths) if place not in own.values()]
-    found.leave_out("masks of no image", nobodys)
+        taken = {row for rows in own.values() for row in rows}
+        nobodys += [path for row, path in enumerate(paths) if row not in taken]
+    found.leave_out("masks of no image, or no masks", nobodys)
     for before, behind in dict.fromkeys(affixes):
         if (before, behind) not in USUAL_AFFIXES:
             found.guess(f"masks are named {before}<image>{behind}")
@@ -143,23 +149,29 @@ def _label(found: _Class) -> None:
     A class whose folders say nothing at all is one of normal images.
     """
     silent = [one for one in found.photos if not one.place.label]
-    by_mask = {(one.place.split, one.place.key) for one in silent if one.masks}
-    cut = cut_of(one.masks for one in silent) if by_mask else Cut()
-    num_defective, unlabelled = 0, []
-    for photo in silent:
-        place = photo.place
-        if (place.split, place.key) in by_mask or any(split == place.split for split, _ in by_mask):
-            is_normal = not photo.masks or _shows_nothing(photo.masks, cut)
-        elif place.split in ("train", ""):
-            is_normal = True
+    unlabelled: list[_Photo] = []
+    for split in sorted({one.place.split for one in silent}):
+        own = [one for one in silent if one.place.split == split]
+        if any(one.masks for one in own):
+            cut = cut_of(one.masks for one in own)
+            num_defective = 0
+            for one in own:
+                is_normal = not one.masks or _shows_nothing(one.masks, cut)
+                num_defective += not is_normal
+                label, kind = ("normal", "good") if is_normal else ("defect", "bad")
+                one.place = replace(one.place, label=label, kind=kind)
+            found.guess(
+                f"masks say what is defective{f' in {split}' if split else ''}: "
+                f"{counted(num_defective)}, the others are normal"
+            )
+        elif split in ("train", ""):
+            for one in own:
+                one.place = replace(one.place, label="normal", kind="good")
         else:
-            unlabelled.append(photo)
-            continue
-        num_defective += not is_normal
-        label, kind = ("normal", "good") if is_normal else ("defect", "bad")
-        photo.place = replace(place, label=label, kind=kind)
-    if by_mask:
-        found.guess(f"masks say what is defective: {counted(num_defective)}, the others are normal")
+            unlabelled += own
+    sessions = sorted({"/".join(one.place.session) for one in silent} - {""})
+    if sessions and not unlabelled and len(silent) == len(found.photos):
+        found.guess(f"{listed(sessions)} taken as recordings, which say nothing of defects")
     found.leave_out("no folder says whether they are normal", (one.path for one in unlabelled))
 
 
@@ -187,13 +199,6 @@ def _split(found: _Class) -> None:
             (test if place in held else train).append(photo)
     found.reading.train += [_sample(one, found) for one in train]
     found.reading.test += [_sample(one, found) for one in test]
-    missing = len(found.reading.unmasked)
-    if missing:
-        total = sum(one.is_anomalous for one in found.reading.test)
-        found.guess(
-            f"{missing} of {counted(total, 'defective image')} have no anomaly mask: "
-            "pixel figures leave them out"
-        )
 
 
 def _held_out(photos: Sequence[_Photo], found: _Class) -> set[int]:
@@ -203,7 +208,7 @@ def _held_out(photos: Sequence[_Photo], found: _Class) -> set[int]:
     """
     names = [one.place.session for one in photos]
     counts, taken, last = Counter(names), 0, set()
-    for name in sorted(counts, reverse=True):
+    for name in sorted(counts, key=_counting, reverse=True):
         if taken * HELD_OUT >= len(photos):
             break
         last.add(name)
@@ -220,6 +225,12 @@ def _held_out(photos: Sequence[_Photo], found: _Class) -> set[int]:
             "says which"
         )
     return held
+
+
+def _counting(name: tuple[str, ...]) -> list[tuple[int, str]]:
+    """Sorts S2 before S10."""
+    parts = re.findall(r"\d+|\D+", "/".join(name))
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in parts]
 
 
 def _sample(photo: _Photo, found: _Class) -> Sample:
@@ -246,9 +257,10 @@ def _layout(found: _Class) -> str:
 
 def _say_words(found: _Class) -> None:
     """Say which folders were taken as normal, unless they are called good."""
-    words = {one.place.word for one in found.photos if one.place.label == "normal"} - {"", "good"}
+    words = {one.place.word for one in found.photos if one.place.label == "normal"}
+    words = {word for word in words if word.casefold() not in ("", "good")}
     if words:
-        found.guess(f"{listed(sorted(words))} is taken as normal")
+        found.guess(f"{listed(sorted(words))} {'is' if len(words) == 1 else 'are'} taken as normal")
 
 
 def _shows_nothing(paths: tuple[Path, ...], cut: Cut) -> bool:

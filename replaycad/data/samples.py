@@ -70,11 +70,19 @@ class Reading:
         return unmasked(self.test)
 
     def sentences(self) -> list[str]:
-        """All guesses, and how many images are left out and why."""
-        return [*self.guesses, *(
-            f"{counted(len(ids))} left out: {reason} ({listed(ids)})"
+        """All guesses, what has no mask, and how many files are left out and why."""
+        found = list(self.guesses)
+        if self.unmasked:
+            total = sum(sample.is_anomalous for sample in self.test)
+            found.append(
+                f"{len(self.unmasked)} of {counted(total, 'defective image')} have no anomaly "
+                "mask: pixel figures leave them out"
+            )
+        found += [
+            f"{counted(len(ids), 'file')} left out: {reason} ({listed(ids)})"
             for reason, ids in self.left_out.items()
-        )]  # fmt: skip
+        ]
+        return found
 
 
 def unmasked(samples: Sequence[Sample]) -> list[Sample]:

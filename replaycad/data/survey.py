@@ -10,8 +10,8 @@ from typing import Any
 
 from replaycad.artifacts.store import checked_name
 from replaycad.data.images import picture_size, read_ignored
-from replaycad.data.layouts import find_classes, ignore_path, read_class
-from replaycad.data.look import Look, look_alike, look_through
+from replaycad.data.layouts import find_classes, ignore_path, read_class, strangers
+from replaycad.data.look import Look, look_alike, look_at_masks, look_through
 from replaycad.data.samples import Reading, Sample, counted, listed
 from replaycad.errors import ConfigError, DatasetError
 
@@ -36,12 +36,12 @@ def survey(data: Path, size: int = 256, fit: str = "pad", quick: bool = False) -
             are compared.
 
     Returns:
-        `data`, `layout`, `classes` (each with name, `layout`, counts of `train`, `test_normal`,
-        `test_defective`, `with_masks`, the `kinds` of defects, `sizes` as `WxH` and how many have
-        it, `defect_px`, what a defect of `DEFECT` px becomes (null where no size is known), the
-        `tile` to use (0 for none), `left_out` (ids by reason), `notes` on what was guessed or left
-        out, `problems`, sentences that say what to do, and `odd`, paths of the training images that
-        are unlike the others).
+        `data`, `layout`, `skipped` (folders that hold images and are no class) and `classes`: each
+        with name, `layout`, counts of `train`, `test_normal`, `test_defective`, `with_masks`, the
+        `kinds` of defects, `sizes` as `WxH` and how many have it, `defect_px`, what a defect of
+        `DEFECT` px becomes (null where no size is known), the `tile` to use (0 for none),
+        `left_out` (ids by reason), `notes` on what was guessed or left out, `problems`, sentences
+        that say what to do, and `odd`, paths of the training images that are unlike the others.
 
     Raises:
         DatasetError: if there is no class at all.
@@ -60,8 +60,9 @@ def survey(data: Path, size: int = 256, fit: str = "pad", quick: bool = False) -
             found["problems"].append(
                 f"its images look like those of {other}: is it the same product?"
             )
+    skipped = strangers(data)
     layouts = sorted({one["layout"] for one in classes} - {""})
-    return {"data": str(data), "layout": "; ".join(layouts), "classes": classes}
+    return {"data": str(data), "layout": "; ".join(layouts), "skipped": skipped, "classes": classes}
 
 
 def _class_of(
@@ -84,6 +85,7 @@ def _class_of(
         checked_name(name)
     except ConfigError as error:
         problems.append(f"{error.message}: rename the folder")
+    problems += [] if quick else look_at_masks(test)
     look = Look(unreadable) if quick else look_through(train, test)
     problems += look.problems
     shown, tile, small = _defect(sizes, size)

@@ -54,7 +54,9 @@ def read_visa(data: Path, class_name: str) -> Reading | None:
 def real_iad_table(data: Path, class_name: str) -> Path | None:
     """The JSON list of a class of Real-IAD, where it lies beside the data or in it."""
     name = f"{class_name}.json"
-    for folder in (".", "realiad_jsons", "realiad_jsons/realiad_jsons", "jsons", class_name):
+    places = (".", "realiad_jsons", "realiad_jsons/realiad_jsons", "jsons", class_name)
+    beside = ("../realiad_jsons", "../realiad_jsons/realiad_jsons")
+    for folder in (*places, *beside):
         path = data / folder / name
         if path.is_file() and '"image_path"' in path.read_text(errors="replace")[:4096]:
             return path
@@ -82,7 +84,10 @@ def read_real_iad(table: Path, folder: Path, class_name: str) -> Reading:
         raise DatasetError(f"{table} is not understood: {error!r}", hint) from None
     reading = Reading(class_name=class_name, layout=f"Real-IAD's list ({table.name})")
     for split, sample in found:
-        _add(reading, sample, split)
+        if sample.path.is_file():
+            _add(reading, sample, split)
+        else:
+            reading.left_out.setdefault("in the list and not there", []).append(sample.image_id)
     return reading
 
 
@@ -95,6 +100,8 @@ def _real_iad_sample(
     if not image or not stays(image) or not stays(mask):
         raise ValueError(f"a row leaves its folder: {row}")
     is_anomalous = kind != normal
+    if image.startswith(f"{class_name}/") and not (folder / image).is_file():
+        image, mask = (one.removeprefix(f"{class_name}/") for one in (image, mask))
     mask_path = folder / mask
     return split, Sample(
         path=folder / image,

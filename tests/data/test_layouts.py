@@ -6,11 +6,18 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from PIL import Image
 
-from replaycad.data.layouts import find_classes, read_class, test_samples, train_samples
+from replaycad.data.layouts import (
+    find_classes,
+    read_class,
+    strangers,
+    test_samples,
+    train_samples,
+)
 from replaycad.data.samples import unmasked
 from replaycad.errors import DatasetError
 
@@ -248,7 +255,7 @@ def test_a_missing_mask_is_counted_and_costs_that_image_alone(tmp_path):
 
     assert ids(reading.unmasked) == ["test/scratch/001.png"]
     assert len(reading.test) == 3
-    assert reading.guesses == [
+    assert reading.sentences() == [
         "1 of 2 defective images have no anomaly mask: pixel figures leave them out"
     ]
 
@@ -365,7 +372,7 @@ def draw_mask(*paths, is_black=False):
 def draw_photo(*paths):
     for path in paths:
         path.parent.mkdir(parents=True, exist_ok=True)
-        Image.linear_gradient("L").resize((8, 8)).save(path)
+        Image.frombytes("L", (8, 8), bytes(range(0, 256, 4))).save(path)
 
 
 def test_btad(tmp_path):
@@ -566,7 +573,7 @@ def test_a_plain_folder_leaves_out_what_it_does_not_understand(tmp_path):
 
     assert read(tmp_path) == (["a.png"], [], {})
     assert read_class(tmp_path, "nut").left_out == {
-        "'old' says neither normal nor defective": ["old/b.png"]
+        "'old' says nothing that is understood there": ["old/b.png"]
     }
 
 
@@ -643,3 +650,117 @@ def test_a_folder_of_one_class_called_by_labels_alone(tmp_path):
     assert find_classes(tmp_path) == ["nut"]
     with pytest.raises(DatasetError, match="is itself the folder of a class"):
         find_classes(tmp_path / "nut")
+
+
+def tree(data, *folders, masks=(), num=2, name="nut"):
+    """A class with so many photos in each folder, and masks in others."""
+    for folder in folders:
+        draw_photo(*(data / name / folder / f"{i:03}.png" for i in range(num)))
+    for folder in masks:
+        draw_mask(*(data / name / folder / f"{i:03}.png" for i in range(num)))
+
+
+def kinds(data, name="nut"):
+    """How many images are learned from, and how many of each kind are tested; how many masks."""
+    reading = read_class(data, name)
+    assert ids(reading.train) == ids(read_class(data, name, only_training=True).train)
+    tested = [sample.kind for sample in reading.test]
+    counts = {kind: tested.count(kind) for kind in tested}
+    return len(reading.train), counts, sum(bool(sample.mask_paths) for sample in reading.test)
+
+
+@pytest.mark.parametrize(
+    ("folders", "masks", "expected"),
+    [
+        (
+            ["train/top/good", "train/side/good", "test/top/good", "test/side/good",
+             "test/top/scratch"],
+            ["ground_truth/top/scratch"], (4, {"good": 4, "scratch": 2}, 2),
+        ),
+        (["train/good", "test/good", "test/cam2/good", "test/cam2/bad"], [],
+         (2, {"good": 4, "bad": 2}, 0)),
+        (["good", "2024-01-02/good", "2024-01-02/bad"], [], (2, {"bad": 2, "good": 2}, 0)),
+        (["OK1", "OK2", "OK3", "NG1"], [], (5, {"NG1": 2, "good": 1}, 0)),
+        (["train/good", "test/good", "test/scratch"], ["test/scratch_mask"],
+         (2, {"good": 2, "scratch": 2}, 2)),
+        (["OK", "NG"], ["NG_mask"], (2, {"NG": 2}, 2)),
+        (["train/good", "test/good", "test/label", "test/dent"],
+         ["ground_truth/label", "ground_truth/dent"],
+         (2, {"dent": 2, "good": 2, "label": 2}, 4)),
+        (["train/good", "test/good", "test/bad", "annotations/bad"], [],
+         (2, {"bad": 2, "good": 2}, 0)),
+        (["good/train", "good/test", "bad/test"], [], (2, {"bad": 2, "good": 2}, 0)),
+        (["train/good", "test/good", "test/bad", ".", "images", "2024-05-05"], [],
+         (2, {"bad": 2, "good": 2}, 0)),
+        (["train/good/rgb", "train/good/xyz", "test/cut/rgb", "test/cut/xyz"], ["test/cut/gt"],
+         (2, {"cut": 2}, 2)),
+        (["train/good", "test/good", "backup/train/good", "augmented/test/bad"], [],
+         (2, {"good": 2}, 0)),
+        (["train/good", "train/good/NG", "test/good"], [], (2, {"good": 2}, 0)),
+        (["train/good", "test/good", "test/bad"], ["masks/bad", "ground_truth/bad"],
+         (2, {"bad": 2, "good": 2}, 2)),
+        (["train", "test"], ["masks/train", "masks/test"], (0, {"bad": 2}, 2)),
+        (["Train Images/Good", "test_images/Good", "test_images/Scratch"], [],
+         (2, {"good": 2, "Scratch": 2}, 0)),
+    ],
+)  # fmt: skip
+def test_folders_as_people_make_them(tmp_path, folders, masks, expected):
+    tree(tmp_path, *folders, masks=masks)
+
+    assert kinds(tmp_path) == expected
+
+
+def test_classes_that_are_left_out_are_named(tmp_path):
+    tree(tmp_path, "train/good")
+    tree(tmp_path, "cable/train/good", name="cable")
+
+    assert find_classes(tmp_path) == ["nut"]
+    assert strangers(tmp_path) == ["cable"]
+
+
+def test_images_and_masks_in_the_data_folder_are_one_class(tmp_path):
+    tree(tmp_path, "images", masks=["masks"])
+
+    with pytest.raises(DatasetError, match=r"is itself the folder of a class.*--class nut"):
+        find_classes(tmp_path / "nut")
+
+
+def test_links_are_followed_once(tmp_path):
+    tree(tmp_path / "elsewhere", ".", name="shared")
+    (tmp_path / "elsewhere/shared/loop").symlink_to(tmp_path / "elsewhere/shared")
+    (tmp_path / "data/nut/train").mkdir(parents=True)
+    (tmp_path / "data/nut/train/good").symlink_to(tmp_path / "elsewhere/shared")
+    (tmp_path / "data/nut/test").symlink_to(tmp_path / "nowhere")
+
+    reading = read_class(tmp_path / "data", "nut")
+
+    assert ids(reading.train) == ["train/good/000.png", "train/good/001.png"]
+    assert reading.left_out == {
+        "links to nowhere": ["test"], "links to what is read anyway": ["train/good/loop"],
+    }  # fmt: skip
+
+
+def test_later_recordings_are_counted_and_not_spelled(tmp_path):
+    tree(tmp_path, *(f"OK/S{number}" for number in range(1, 11)), "NG/cut")
+
+    reading = read_class(tmp_path, "nut")
+
+    assert {Path(one).parts[1] for one in ids(reading.test) if one.startswith("OK")} == {
+        "S9", "S10",
+    }  # fmt: skip
+
+
+def test_a_list_that_names_what_is_not_there_says_so(tmp_path):
+    tree(tmp_path, "OK", "NG")
+    row = {"anomaly_class": "OK", "image_path": "nut/OK/000.png"}
+    document = {"train": [row, {**row, "image_path": "OK/gone.png"}], "test": [
+        {"anomaly_class": "AK", "image_path": "nut/NG/000.png", "mask_path": "nut/NG/gone.png"}]}
+    (tmp_path / "nut.json").write_text(json.dumps(document))
+
+    reading = read_class(tmp_path, "nut")
+
+    assert (ids(reading.train), ids(reading.test)) == (["OK/000.png"], ["NG/000.png"])
+    assert reading.sentences() == [
+        "1 of 1 defective image have no anomaly mask: pixel figures leave them out",
+        "1 file left out: in the list and not there (OK/gone.png)",
+    ]

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from replaycad.data.images import load_anomaly_mask
-from replaycad.data.levels import Cut, cut_of, is_black, is_two_level
+from replaycad.data.levels import Cut, cut_of, is_black, is_mask, num_levels
 from replaycad.data.samples import Sample
 from replaycad.errors import DatasetError
 
@@ -64,7 +64,8 @@ def test_every_way_to_draw_a_mask_means_the_same(tmp_path, name):
 
     assert np.array_equal(found, TRUTH)
     assert not is_black([path], cut)
-    assert is_two_level(path)
+    assert is_mask(path)
+    assert num_levels(path) == 2
     assert bool(cut.reason) == (name in ("1/2", "236/255", "lossy"))
 
 
@@ -103,8 +104,38 @@ def test_blurred_masks_are_cut_in_the_middle(tmp_path):
 
     cut = cut_of([[path]])
 
-    assert cut.above == 125.0
+    assert cut.middle == 125.0
     assert "cut at 125" in cut.reason
+
+
+def test_a_lossy_mask_does_not_cut_drawn_ones(tmp_path):
+    drawn, lossy = tmp_path / "a.png", tmp_path / "b.jpg"
+    Image.fromarray(levels(0, 1)).save(drawn)
+    Image.fromarray(levels(0, 255)).save(lossy)
+
+    cut = cut_of([[drawn], [lossy]])
+
+    for path in (drawn, lossy):
+        assert np.array_equal(load_anomaly_mask(sample(tmp_path, path), TRUTH.shape, cut), TRUTH)
+
+
+@pytest.mark.parametrize("ground", [(255, 255, 255), (0, 0, 255), (250, 250, 0)])
+def test_where_no_colour_is_black_the_most_frequent_is_normal(tmp_path, ground):
+    path = tmp_path / "m.png"
+    values = np.where(TRUTH[..., None], (255, 0, 0), ground).astype(np.uint8)
+    Image.fromarray(values).save(path)
+
+    cut = cut_of([[path]])
+
+    assert np.array_equal(load_anomaly_mask(sample(tmp_path, path), TRUTH.shape, cut), TRUTH)
+
+
+def test_masks_of_several_pages_are_refused(tmp_path):
+    page = Image.fromarray(levels(0, 255))
+    page.save(tmp_path / "m.tif", save_all=True, append_images=[page])
+
+    with pytest.raises(DatasetError, match="holds several pages"):
+        cut_of([[tmp_path / "m.tif"]])
 
 
 def test_several_masks_of_an_image_are_one(tmp_path):
@@ -161,5 +192,5 @@ def test_photos_are_no_masks(tmp_path):
     Image.fromarray(values).save(tmp_path / "a.png")
     Image.fromarray(values // 64 * 64).save(tmp_path / "b.png")
 
-    assert not is_two_level(tmp_path / "a.png")
-    assert not is_two_level(tmp_path / "b.png")
+    assert not is_mask(tmp_path / "a.png")
+    assert num_levels(tmp_path / "b.png") == 4

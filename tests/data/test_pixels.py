@@ -1,5 +1,8 @@
 """Pictures of more than eight bits: one range per class, and nothing dark in silence."""
 
+import struct
+import zlib
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -76,3 +79,35 @@ def test_black_pictures_have_some_range(tmp_path):
 
     assert white_of([path]) == 1.0
     assert not np.asarray(read_picture(path, 1.0)).any()
+
+
+def write_deep_colours(path, grey, factor):
+    """A PNG of 16 bits a colour, which PIL cannot write."""
+
+    def chunk(name, data):
+        checked = name + data
+        return struct.pack(">I", len(data)) + checked + struct.pack(">I", zlib.crc32(checked))
+
+    colours = np.stack([grey.astype(">u2") * factor] * 3, -1)
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in colours)
+    height, width = grey.shape
+    head = struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0)
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head)
+                     + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b""))  # fmt: skip
+    return path
+
+
+def test_colours_of_twelve_bits_in_sixteen_are_refused(tmp_path):
+    """PIL reads the upper eight bits of colours alone, so sixteen levels would be left."""
+    part = write_deep_colours(tmp_path / "part.png", GREY, 16)
+    whole = write_deep_colours(tmp_path / "whole.png", GREY, 257)
+
+    with pytest.raises(DatasetError, match=r"part\.png and others .* fill a part of their range"):
+        white_of([part])
+    assert white_of([whole]) == 0.0
+    assert np.array_equal(np.asarray(read_picture(whole, 0.0))[..., 0], GREY)
+
+
+def test_eight_bits_in_a_class_of_more_are_refused(tmp_path):
+    with pytest.raises(DatasetError, match="has 8 bits, but its class was learned from"):
+        read_picture(save(GREY, tmp_path / "a.png"), 4095.0)

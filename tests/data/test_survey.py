@@ -200,6 +200,29 @@ def test_names_that_some_systems_refuse_are_told(tmp_path):
     assert "name" not in found["nut"]
 
 
+def test_masks_are_looked_at(folder):
+    truth = folder / "disc" / "ground_truth" / "spot"
+    (truth / "000_mask.png").write_bytes(b"no image")
+    Image.new("L", (32, 32), 0).save(truth / "001_mask.png")
+
+    found = problems(folder)
+    Image.new("L", (32, 20), 0).save(truth / "000_mask.png")
+    again = problems(folder)
+
+    assert "1 anomaly mask of no use: " in found
+    assert "1 anomaly mask empty or tiny (test/spot/001.png)" in found
+    assert "000_mask.png has 32 x 20 px" in again
+
+
+def test_inverted_masks_are_told(folder):
+    for path in (folder / "disc" / "ground_truth" / "spot").iterdir():
+        with Image.open(path) as mask:
+            drawn = np.asarray(mask)
+        Image.fromarray(255 - drawn).save(path)
+
+    assert "2 anomaly masks more than half of the image: are black and white" in problems(folder)
+
+
 def test_blank_images_are_told(tmp_path):
     good = draw_many(tmp_path, "nut", 9)
     Image.new("RGB", (64, 64), (9, 9, 9)).save(good / "black.png")

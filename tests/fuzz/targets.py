@@ -72,11 +72,11 @@ class Choices:
 
 def _small_pictures() -> tuple[bytes, ...]:
     """A photo, a mask, an empty mask, no picture at all."""
-    photo = Image.linear_gradient("L").resize((6, 6))
-    mask = Image.new("L", (6, 6))
+    photo = Image.frombytes("L", (8, 8), bytes(range(0, 256, 4)))
+    mask = Image.new("L", (8, 8))
     mask.paste(255, (1, 1, 3, 3))
     found = []
-    for one in (photo, mask, Image.new("L", (6, 6))):
+    for one in (photo, mask, Image.new("L", (8, 8))):
         with io.BytesIO() as file:
             one.save(file, "PNG")
             found.append(file.getvalue())
