@@ -21,6 +21,7 @@ from replaycad.errors import ConfigError, ReplayCadError
 from replaycad.inference.predict import DetectorGraph, load_predictor
 
 INPUT, OUTPUTS = "images", ["image_scores", "anomaly_maps"]
+METADATA = "replaycad"
 TOLERANCE = 1e-3  # of scores and maps, where 1 is the threshold
 Answers = list[np.ndarray]
 
@@ -44,7 +45,8 @@ def export_detector(
         target: the file to replace; OpenVINO writes a `.bin` beside it.
         form: key of `FORMATS`.
 
-    A file named as the target with `.json` behind it says how pictures become such images:
+    A file named as the target with `.json` behind it, and the file's own metadata under the name
+    `replaycad` (in a torch file, as `replaycad.json`), say how pictures become such images:
     `image_size`, `channels` (the order of colours), and by class under `views` its `tile` in pixels
     (0: whole pictures), its `fit`, and the level that becomes 255, its `white`.
 
@@ -74,7 +76,9 @@ def export_detector(
     with torch.no_grad(), tempfile.TemporaryDirectory() as folder, _quiet():
         expected = [part.numpy() for part in graph(torch.from_numpy(shown))]
         made = Path(folder) / target.name
-        write(graph, torch.from_numpy(shown), made)
+        views = _views(predictor.header)
+        facts = {"image_size": size, "channels": "RGB", "views": views}
+        write(graph, torch.from_numpy(shown), made, json.dumps(facts))
         pairs = zip(run(made, shown), expected, strict=True)
         difference = max(float(np.abs(one - other).max()) for one, other in pairs)
         if not difference <= TOLERANCE:
@@ -85,9 +89,7 @@ def export_detector(
         for file in sorted(Path(folder).iterdir()):  # the .bin of OpenVINO before its .xml
             with replacing(target.with_name(file.name)) as out, file.open("rb") as source:
                 shutil.copyfileobj(source, out)
-    views = _views(predictor.header)
-    beside = {"image_size": size, "channels": "RGB", "views": views}
-    write_text(target.with_name(f"{target.name}.json"), json.dumps(beside, indent=1) + "\n")
+    write_text(target.with_name(f"{target.name}.json"), json.dumps(facts, indent=1) + "\n")
     return {
         "file": str(target), "format": form, "image_size": size, "views": views,
         "num_bytes": target.stat().st_size, "max_difference": difference,
@@ -104,11 +106,14 @@ def _views(header: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _write_onnx(graph: DetectorGraph, example: torch.Tensor, path: Path) -> None:
+def _write_onnx(
+    graph: DetectorGraph, example: torch.Tensor, path: Path, facts: str
+) -> None:
     program = torch.onnx.export(
         graph, (example,), dynamo=True, input_names=[INPUT], output_names=OUTPUTS, verbose=False
     )
     assert program is not None
+    program.model.metadata_props[METADATA] = facts
     program.save(str(path), external_data=False)
 
 
@@ -119,9 +124,12 @@ def _run_onnx(path: Path, images: np.ndarray) -> Answers:
     return session.run(OUTPUTS, {INPUT: images})
 
 
-def _write_torch(graph: DetectorGraph, example: torch.Tensor, path: Path) -> None:
+def _write_torch(
+    graph: DetectorGraph, example: torch.Tensor, path: Path, facts: str
+) -> None:
     with path.open("wb") as file:
-        torch.export.save(torch.export.export(graph, (example,)), file)
+        exported = torch.export.export(graph, (example,))
+        torch.export.save(exported, file, extra_files={f"{METADATA}.json": facts})
 
 
 def _run_torch(path: Path, images: np.ndarray) -> Answers:
@@ -130,10 +138,13 @@ def _run_torch(path: Path, images: np.ndarray) -> Answers:
     return [part.detach().numpy() for part in found]
 
 
-def _write_openvino(graph: DetectorGraph, example: torch.Tensor, path: Path) -> None:
+def _write_openvino(
+    graph: DetectorGraph, example: torch.Tensor, path: Path, facts: str
+) -> None:
     import openvino  # noqa: PLC0415 - an extra
 
     model = openvino.convert_model(graph, example_input=example)
+    model.set_rt_info(facts, METADATA)
     openvino.save_model(model, path, compress_to_fp16=False)
 
 
@@ -164,7 +175,7 @@ FORMATS: Mapping[
     tuple[
         str,
         tuple[str, ...],
-        Callable[[DetectorGraph, torch.Tensor, Path], None],
+        Callable[[DetectorGraph, torch.Tensor, Path, str], None],
         Callable[[Path, np.ndarray], Answers],
     ],
 ] = {

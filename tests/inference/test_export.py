@@ -6,6 +6,7 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from replaycad.inference import export as deployment
@@ -43,6 +44,24 @@ def test_onnx_answers_as_the_detector_does(exported):
     beside = json.loads(out.with_name("plate.onnx.json").read_text())
     padded = {"tile": 0, "fit": "pad", "white": 255, "ignore": ""}
     assert beside["views"] == {"disc": padded, "plate": padded}
+    assert (beside["image_size"], beside["channels"]) == (SIZE, "RGB")
+    assert _facts_of(out) == beside, "the file says it of itself"
+
+
+def _facts_of(path):
+    """What an exported file says of itself."""
+    if path.suffix == ".onnx":
+        import onnx
+
+        (own,) = [one for one in onnx.load(path).metadata_props if one.key == "replaycad"]
+        return json.loads(own.value)
+    if path.suffix == ".pt2":
+        extra = {"replaycad.json": ""}
+        torch.export.load(path, extra_files=extra)
+        return json.loads(extra["replaycad.json"])
+    import openvino
+
+    return json.loads(openvino.Core().read_model(path).get_rt_info("replaycad").value)
 
 
 @pytest.mark.parametrize(
@@ -59,6 +78,7 @@ def test_a_file_answers_as_the_detector_does(store, models, tmp_path, form, suff
     assert told["max_difference"] < 1e-3
     assert told["num_bytes"] == out.stat().st_size > 0
     assert [path.name for path in out.parent.iterdir() if path.name.startswith(".")] == []
+    assert _facts_of(out) == json.loads(out.with_name(f"{out.name}.json").read_text())
 
 
 def test_onnx_gives_the_score_that_predict_prints(store, exported, models, tmp_path):
