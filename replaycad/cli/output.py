@@ -139,6 +139,7 @@ def show_verdict(told: Mapping[str, Any], as_json: bool) -> None:
         text = f"error: {told['error']}"
     else:
         text = f"{told['verdict']:<9}  {told['score']:7.3f}  {told['image']}"
+        text += f"  (note: {told['note']})" if "note" in told else ""
     print_line(text.replace("\n", "\\n"))
     sys.stdout.flush()
 

@@ -14,6 +14,7 @@ from replaycad.errors import DatasetError
 
 WHITES = (255.0, 1023.0, 4095.0, 16383.0, 65535.0)  # of 8, 10, 12, 14 and 16 bits
 FULL_RANGE = 65535.0
+TINT = 24  # levels that the channels of a grey photo may differ by, as lossy files make them
 DARKEST_WHITE = 64  # of 255: colours of 14 or more bits come up to it
 _BITS_PER_SAMPLE = 258  # of TIFF
 _HAS_PREVIEWS = ("MPO",)  # a photo with smaller copies of itself, as telephones write it
@@ -107,6 +108,41 @@ def white_of(paths: Iterable[Path]) -> float:
     if highest <= 1.0 and any(is_float for _, is_float in found):
         return 1.0
     return next((white for white in WHITES if highest <= white), 2.0 ** np.ceil(np.log2(highest)))
+
+
+def colours_of(paths: Iterable[Path]) -> str:
+    """`grey` or `colours`, if all pictures of a class are such files; else empty.
+
+    Raises:
+        DatasetError: if a file is missing or no image.
+    """
+    found = {_is_grey_file(path) for path in paths}
+    return "" if len(found) != 1 else ("grey" if found.pop() else "colours")
+
+
+def strange_colours(path: Path, picture: Image.Image, expected: str) -> str:
+    """What to say of a picture that has colours where its class has none, or none where it has.
+
+    Args:
+        path: of the file.
+        picture: what was read of it.
+        expected: of the class.
+
+    Returns:
+        A sentence; empty where nothing is strange.
+    """
+    if expected == "colours" and _is_grey_file(path):
+        return "it is grey, and its class was learned in colours"
+    if expected == "grey" and not _is_grey_file(path):
+        values = np.asarray(picture).astype(np.int16)
+        if (values.max(axis=-1) - values.min(axis=-1)).max() > TINT:
+            return "it has colours, and its class was learned from grey photos"
+    return ""
+
+
+def _is_grey_file(path: Path) -> bool:
+    with opened(path) as file:
+        return file.mode in ("1", "L", "LA", "La") or _is_deep(file.mode)
 
 
 @lru_cache(maxsize=65_536)

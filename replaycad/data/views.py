@@ -9,7 +9,7 @@ import hashlib
 import io
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any, Literal, cast, get_args
 
@@ -88,6 +88,7 @@ class View:
             eight.
         ignore: PNG of the pictures' size that is white where they are ignored; empty for nowhere.
         num_tiles: of a picture on average, rounded, where that was counted; else 0.
+        colours: `grey` or `colours`, if all pictures of the class were such files; else empty.
     """
 
     tile: int = 0
@@ -95,6 +96,7 @@ class View:
     white: float = 0.0
     ignore: bytes = b""
     num_tiles: int = field(default=0, compare=False)
+    colours: str = field(default="", compare=False)
 
     def as_dict(self) -> dict[str, Any]:
         """For a header: what differs from a whole picture, squashed, as JSON values."""
@@ -107,6 +109,8 @@ class View:
             values["ignore"] = base64.b64encode(self.ignore).decode()
         if self.num_tiles:
             values["num_tiles"] = self.num_tiles
+        if self.colours:
+            values["colours"] = self.colours
         return values
 
     @classmethod
@@ -125,6 +129,7 @@ class View:
             known = known and all(
                 type(number) is int and number >= 0 for number in (view.tile, view.num_tiles)
             )
+            known = known and view.colours in ("", "grey", "colours")
             known = known and type(view.white) in (int, float) and 0 <= view.white < math.inf
             if known and ignore:
                 _unpacked(ignore)
@@ -289,8 +294,11 @@ def shared_view(header: Mapping[str, Any]) -> View | None:
         ArtifactError: as `view_of`.
     """
     views = header.get("views") or {}
-    known = {View.from_dict(views.get(name)) for name in header.get("class_order", views)}
-    return known.pop() if len(known) == 1 else None
+    known = [View.from_dict(views.get(name)) for name in header.get("class_order", views)]
+    if len(set(known)) != 1:
+        return None
+    colours = {view.colours for view in known}
+    return replace(known[0], colours=colours.pop() if len(colours) == 1 else "")
 
 
 def packed(ignored: BoolArray) -> bytes:

@@ -138,8 +138,7 @@ class Builder:
             representations that are compared share them.
         forms: what each class of this command is to be kept as, by the name of its conditions.
         sound: replays of which this command has read every byte, by path, with their content id.
-        whites: class -> level that is shown as white in its pictures, as `View.white`, if it was
-            asked for.
+        pixels: class -> `View.white` and `View.colours` of its pictures, if they were asked for.
         ignored: class -> what is ignored in its pictures, as `View.ignore`, if it was asked for.
     """
 
@@ -153,7 +152,7 @@ class Builder:
         self.searches: dict[tuple, ConditionsArtifact] = {}
         self.forms: dict[str, str] = {}
         self.sound: dict[Path, str] = {}
-        self.whites: dict[str, float] = {}
+        self.pixels: dict[str, tuple[float, str]] = {}
         self.ignored: dict[str, bytes] = {}
         self._told: set[str] = set()
         self._timings = Timings(self.store)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from replaycad.config.stages import MaskConfig
 from replaycad.data.images import picture_size, read_ignored
 from replaycad.data.layouts import ignore_path
-from replaycad.data.pixels import white_of
+from replaycad.data.pixels import colours_of, white_of
 from replaycad.data.samples import Sample
 from replaycad.data.views import View
 from replaycad.errors import DatasetError
@@ -31,7 +31,8 @@ def configured_view(
     """
     ignore = _ignored(builder, class_name, samples[0])
     view = View.from_dict({"tile": tile, "fit": fit})
-    view = replace(view, ignore=ignore, white=_white(builder, class_name, samples))
+    white, colours = _pixels(builder, class_name, samples)
+    view = replace(view, ignore=ignore, white=white, colours=colours)
     if not tile:
         return view
     count = 0
@@ -78,16 +79,19 @@ def stored_view(header: Mapping[str, Any]) -> View:
     return View.from_dict(header.get("view"))
 
 
-def _white(builder: "Builder", class_name: str, samples: Sequence[Sample]) -> float:
-    """The level that is shown as white; found once by a command."""
-    if class_name not in builder.whites:
-        white = white_of(sample.path for sample in samples)
+def _pixels(
+    builder: "Builder", class_name: str, samples: Sequence[Sample]
+) -> tuple[float, str]:
+    """The level that is shown as white, and whether there are colours; found once by a command."""
+    if class_name not in builder.pixels:
+        paths = [sample.path for sample in samples]
+        white = white_of(paths)
         if white:
             builder.report.note(
                 f"{class_name}: pictures have more than 8 bits; level {white:g} is shown as white"
             )
-        builder.whites[class_name] = white
-    return builder.whites[class_name]
+        builder.pixels[class_name] = white, colours_of(paths)
+    return builder.pixels[class_name]
 
 
 def _ignored(builder: "Builder", class_name: str, first: Sample) -> bytes:

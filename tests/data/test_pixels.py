@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from replaycad.data.pixels import read_picture, white_of
+from replaycad.data.pixels import colours_of, read_picture, strange_colours, white_of
 from replaycad.errors import DatasetError
 
 GREY = np.arange(256, dtype=np.uint8).reshape(16, 16)
@@ -111,3 +111,20 @@ def test_colours_of_twelve_bits_in_sixteen_are_refused(tmp_path):
 def test_eight_bits_in_a_class_of_more_are_refused(tmp_path):
     with pytest.raises(DatasetError, match="has 8 bits, but its class was learned from"):
         read_picture(save(GREY, tmp_path / "a.png"), 4095.0)
+
+
+def test_other_channels_than_those_of_the_class_are_told(tmp_path):
+    grey = save(GREY, tmp_path / "grey.png")
+    deep = save(GREY.astype(np.uint16), tmp_path / "deep.png")
+    same = save(np.stack([GREY] * 3, -1), tmp_path / "same.png")
+    red = save(np.stack([GREY, GREY // 2, GREY // 2], -1), tmp_path / "red.png")
+
+    def told(path, expected):
+        return strange_colours(path, read_picture(path), expected)
+
+    assert colours_of([grey, deep]) == "grey"
+    assert colours_of([same, red]) == "colours"
+    assert colours_of([grey, red]) == ""
+    assert told(grey, "colours") == "it is grey, and its class was learned in colours"
+    assert told(red, "grey") == "it has colours, and its class was learned from grey photos"
+    assert told(same, "grey") == told(red, "colours") == told(red, "") == told(deep, "grey") == ""

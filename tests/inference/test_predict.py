@@ -118,6 +118,15 @@ def test_links_to_nowhere_and_unread_formats_of_a_folder_are_told(call, tmp_path
     assert "is no image of a known format" in errors["c.HEIC"]
 
 
+def test_a_grey_photo_of_a_class_in_colours_is_told(call, tmp_path):
+    draw_object("plate", 0).save(tmp_path / "a.png")
+    draw_object("plate", 0).convert("L").save(tmp_path / "b.png")
+
+    told = {Path(one["image"]).name: one.get("note") for one in lines(call(tmp_path))}
+
+    assert told == {"a.png": None, "b.png": "it is grey, and its class was learned in colours"}
+
+
 def test_paths_come_from_stdin_and_names_from_elsewhere_do_not_collide(call, tmp_path):
     paths = [tmp_path / part / "x.png" for part in "ab"]
     for path in paths:
