@@ -77,8 +77,6 @@ def _class_of(
     train, test = reading.train, reading.test
     if not train and not problems:
         problems.append("no training images: put normal ones into train/good")
-    if not test:
-        problems.append("no test images: `eval` cannot measure it; `predict` can be used")
     problems += _too_few(train) + _suspicious(train) + _repeated(train) + _shared(train, test)
     sizes, unreadable = _sizes([*train, *test])
     try:
@@ -90,6 +88,7 @@ def _class_of(
     problems += look.problems
     shown, tile, small = _defect(sizes, size)
     problems += small
+    untested = [] if test else ["no test images: `eval` cannot measure it; `predict` can be used"]
     notes, wrong = _seen(data, name, sizes, 0 if tile else size, fit)
     return {
         "name": name, "layout": reading.layout, "train": len(train),
@@ -98,7 +97,7 @@ def _class_of(
         "with_masks": sum(bool(sample.mask_paths) for sample in test),
         "kinds": sorted({sample.kind for sample in test if sample.is_anomalous}),
         "sizes": dict(sizes.most_common(SHOWN)), "defect_px": shown, "tile": tile,
-        "left_out": reading.left_out, "notes": [*reading.sentences(), *notes],
+        "left_out": reading.left_out, "notes": [*untested, *reading.sentences(), *notes],
         "problems": problems + wrong, "odd": [str(sample.path) for sample in look.odd],
     }, look  # fmt: skip
 
