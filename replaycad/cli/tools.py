@@ -297,6 +297,8 @@ def doctor(
         if data is None:
             show(examine(), as_json)
         else:
+            if quick and sheet is not None:
+                raise typer.BadParameter("--sheet needs the images, which --quick does not unpack")
             show_data(data, as_json, quick, sheet)
 
 

@@ -45,8 +45,11 @@ def opened(path: Path) -> Iterator[ImageFile]:
     except FileNotFoundError:
         raise DatasetError(f"{path} is not there", "check the path") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise DatasetError(f"{path} has too many pixels: {error}", hint) from None
+        told = str(error).split(", could be")[0]
+        raise DatasetError(f"{path} has too many pixels: {told}", hint) from None
     except UnidentifiedImageError:
-        raise DatasetError(f"{path} is no image of a known format", hint) from None
+        raise DatasetError(
+            f"{path} is no image of a known format", "save it as PNG or TIFF, or remove it"
+        ) from None
     except _DECODER_ERRORS as error:
         raise DatasetError(f"{path} cannot be read as an image: {error}", hint) from None

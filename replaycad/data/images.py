@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from replaycad.data.decoding import opened
-from replaycad.data.levels import BLACK_IS_NORMAL, Cut
+from replaycad.data.levels import BLACK_IS_NORMAL, Cut, cut_of
 from replaycad.data.pixels import read_picture
 from replaycad.data.samples import Sample
 from replaycad.data.views import WHOLE, View, Window, packed
@@ -23,6 +23,7 @@ MAX_TILES = 4096
 """Tiles that a class is learned from, evenly spaced over all of its training pictures: decoded they
 are 0.8 GB on the disk at 256 px, and a bank keeps some thousand patches anyway."""
 
+_UPRIGHT = (None, 0, 1)  # orientations that turn nothing
 _ORIENTATION, _TURNED = 0x0112, (5, 6, 7, 8)  # of EXIF; the latter swap width and height
 _WIDTH, _HEIGHT = 256, 257  # of TIFF
 _BILINEAR = Image.Resampling.BILINEAR
@@ -212,7 +213,7 @@ def load_anomaly_mask(
     height, width = (size, size) if isinstance(size, int) else size
     defects = np.zeros((height, width), np.bool_)
     for path in sample.mask_paths:
-        own = _as_shown(cut.defects(path), path, sample.path)
+        own = _as_shown(cut.defects(path), path, sample.path, cut.as_stored)
         full = Image.fromarray(np.where(own, 255, 0).astype(np.uint8))
         if full.size != (width, height):
             full = full.resize((width, height), _BILINEAR)
@@ -220,14 +221,41 @@ def load_anomaly_mask(
     return defects
 
 
-def _as_shown(defects: BoolArray, path: Path, image: Path) -> BoolArray:
-    """A mask `[H, W]` turned as its image is shown, where it fits it in that way alone."""
+def masks_cut(samples: Sequence[Sample]) -> Cut:
+    """How the anomaly masks of a class are read: their levels, and which way up they lie.
+
+    If one mask fits its photo only as the camera stored that, all were drawn so.
+
+    Raises:
+        DatasetError: a file cannot be read.
+    """
+    cut = cut_of(sample.mask_paths for sample in samples)
+    num_turned, as_stored = 0, False
+    for sample in samples:
+        stored, orientation = _as_stored(sample.path) if sample.mask_paths else ((0, 0), None)
+        if orientation in _UPRIGHT:
+            continue
+        num_turned += 1
+        shown = stored[::-1] if orientation in _TURNED else stored
+        for path in sample.mask_paths:
+            size = picture_size(path)
+            as_stored |= _same_shape(size, stored) and not _same_shape(size, shown)
+    if not num_turned:
+        return cut
+    told = "turned with their photos" if as_stored else "read as photos are shown, turned upright"
+    reason = f"{cut.reason}; they are {told}" if cut.reason else f"to be {told}"
+    return replace(cut, as_stored=as_stored, reason=reason)
+
+
+def _as_shown(defects: BoolArray, path: Path, image: Path, as_stored: bool) -> BoolArray:
+    """A mask `[H, W]` turned as its image is shown, where it fits it so alone or all do."""
     stored, orientation = _as_stored(image)
     shown = stored[::-1] if orientation in _TURNED else stored
     size = defects.shape[::-1]
-    if _same_shape(size, shown):
+    is_turned = orientation not in _UPRIGHT
+    if _same_shape(size, shown) and not (as_stored and is_turned and _same_shape(size, stored)):
         return defects
-    if shown != stored and _same_shape(size, stored):
+    if is_turned and _same_shape(size, stored):
         mask = Image.fromarray(defects)
         mask.getexif()[_ORIENTATION] = orientation
         return np.asarray(ImageOps.exif_transpose(mask))

@@ -17,7 +17,7 @@ from replaycad.data.tables import (
     real_iad_table,
     visa_classes,
 )
-from replaycad.data.words import is_junk, is_label_of, meaning
+from replaycad.data.words import is_exact, is_junk, is_label_of, meaning
 from replaycad.errors import DatasetError
 
 MAX_NAMED = 20  # classes in a hint
@@ -104,6 +104,8 @@ def train_samples(data: Path, class_name: str) -> list[Sample]:
         DatasetError: if the class does not exist or has no training image.
     """
     reading = read_class(data, class_name, only_training=True)
+    if not reading.train:  # what a training folder lacks may lie beside it
+        reading = read_class(data, class_name)
     if not reading.train:
         told = "; ".join(reading.sentences())
         raise DatasetError(
@@ -171,8 +173,8 @@ def _folders(folder: Path) -> list[Path]:
 def _is_one_class(root: Path, found: list[str]) -> bool:
     """Whether the folder is that of one class: its own folders say a split or a label."""
     names = [one.name for one in _folders(root)]
-    masks = [name for name in found if meaning(name) == "truth"]
-    if masks and len(found) > len(masks):
+    parts = [name for name in found if meaning(name) in ("truth", "defect") and is_exact(name)]
+    if parts and (len(found) > len(parts) or meaning(parts[0]) == "defect"):
         return True
     says = [name for name in names if is_label_of(name, [one for one in found if one != name])]
     for name in says:

@@ -28,11 +28,13 @@ class Cut:
     Args:
         above: those above it, in a drawn mask.
         middle: those above it, in a lossy one.
+        as_stored: whether masks were drawn on photos as the camera stored them, not as shown.
         reason: what was seen, in words; empty where black is normal and all else defective.
     """
 
     above: float = 0.0
     middle: float = 127.5
+    as_stored: bool = False
     reason: str = ""
 
     def defects(self, path: Path) -> BoolArray:

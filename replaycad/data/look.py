@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from replaycad.data.images import load_anomaly_mask
+from replaycad.data.images import load_anomaly_mask, masks_cut
 from replaycad.data.levels import cut_of
 from replaycad.data.pixels import is_deep, read_picture, white_of
 from replaycad.data.samples import Sample, counted, listed
@@ -64,15 +64,17 @@ def look_through(train: Sequence[Sample], test: Sequence[Sample]) -> Look:
     problems = []
     if reasons:
         problems.append(
-            f"{counted(len(reasons), 'file')} cannot be read ({listed(list(reasons))}): replace or "
-            f"remove; the first: {next(iter(reasons.values()))}"
+            next(iter(reasons.values())) if len(reasons) == 1 else
+            f"{len(reasons)} files are of no use ({listed(list(reasons))}); the first: "
+            f"{next(iter(reasons.values()))}"
         )
     blank = [
         one.image_id for one, small in zip(samples, found, strict=True)
         if not isinstance(small, str) and small.std() < BLANK
     ]  # fmt: skip
     if blank:
-        problems.append(f"{counted(len(blank))} of one colour ({listed(blank)}): remove")
+        shows = "1 image shows" if len(blank) == 1 else f"{len(blank)} images show"
+        problems.append(f"{shows} one colour only ({listed(blank)}): remove")
     learned = [
         (one, small) for one, small in zip(train, found, strict=False) if not isinstance(small, str)
     ]
@@ -83,8 +85,8 @@ def look_through(train: Sequence[Sample], test: Sequence[Sample]) -> Look:
     if odd:
         shown = listed([one.image_id for one in odd])
         problems.append(
-            f"{counted(len(odd), 'training image')} unlike the others ({shown}): look whether "
-            "they are normal"
+            f"{counted(len(odd), 'training image')} {_is(odd)} unlike the others ({shown}): look "
+            "whether that is normal"
         )
     return Look(problems, odd, stack[:: max(1, len(stack) // COMPARED)][:COMPARED])
 
@@ -104,7 +106,7 @@ def look_at_masks(test: Sequence[Sample]) -> list[str]:
             readable.append(sample)
         except DatasetError as error:
             wrong.append(error.message)
-    cut = cut_of(sample.mask_paths for sample in readable)
+    cut = masks_cut(readable)
     for sample in readable:
         try:
             share = load_anomaly_mask(sample, MASK_SIDE, cut).mean()
@@ -113,15 +115,20 @@ def look_at_masks(test: Sequence[Sample]) -> list[str]:
             continue
         empty += [sample.image_id] if share == 0 else []
         large += [sample.image_id] if share > LARGE else []
-    found = [f"{counted(len(wrong), 'anomaly mask')} of no use: {wrong[0]}"] if wrong else []
+    found = []
+    if wrong:
+        found.append(f"{counted(len(wrong), 'anomaly mask')} {_is(wrong)} of no use: {wrong[0]}")
     if empty:
-        found.append(f"{counted(len(empty), 'anomaly mask')} empty or tiny ({listed(empty)})")
+        told = f"{counted(len(empty), 'anomaly mask')} {_is(empty)} empty or tiny"
+        found.append(f"{told} ({listed(empty)})")
     if 2 * len(large) > len(readable):
-        found.append(
-            f"{counted(len(large), 'anomaly mask')} more than half of the image: are black and "
-            "white exchanged?"
-        )
+        told = f"{counted(len(large), 'anomaly mask')} cover{'s' * (len(large) == 1)}"
+        found.append(f"{told} more than half of the image: are black and white exchanged?")
     return found
+
+
+def _is(some: Sequence[object]) -> str:
+    return "is" if len(some) == 1 else "are"
 
 
 def unlike_others(small: ByteArray) -> list[int]:
@@ -148,12 +155,12 @@ def look_alike(one: ByteArray, other: ByteArray) -> bool:
     return bool(max(across) < ALIKE * min(within))
 
 
-def _nearest(small: ByteArray, others: ByteArray) -> NDArray[np.float32]:
+def _nearest(small: ByteArray, others: ByteArray) -> NDArray[np.float64]:
     """Distance `[N]` of each picture to the nearest of the others; copies of it do not count."""
-    middle = others.mean(axis=0, dtype=np.float32).reshape(-1)  # keeps the squares small and exact
-    flat, far = (part.reshape(len(part), -1) - middle for part in (small, others))
+    # in 32 bits a far picture would be some grey levels away from itself
+    flat, far = (part.reshape(len(part), -1).astype(np.float64) for part in (small, others))
     squares, far_squares = (flat * flat).sum(axis=1), (far * far).sum(axis=1)
-    nearest = np.empty(len(flat), np.float32)
+    nearest = np.empty(len(flat))
     for start in range(0, len(flat), ROWS):
         rows = slice(start, start + ROWS)
         distances = squares[rows, None] + far_squares - 2 * flat[rows] @ far.T
@@ -175,6 +182,6 @@ def _small(sample: Sample, white: float) -> ByteArray | str:
     try:
         picture = read_picture(sample.path, white)
     except DatasetError as error:
-        return error.message
+        return str(error)
     shrunk = picture.resize((SIDE, SIDE), Image.Resampling.BOX, reducing_gap=2.0)
     return np.asarray(shrunk, np.uint8)

@@ -1,9 +1,10 @@
 """Picture files to RGB of eight bits, upright; and the range of those that have more bits."""
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +16,11 @@ from replaycad.errors import DatasetError
 WHITES = (255.0, 1023.0, 4095.0, 16383.0, 65535.0)  # of 8, 10, 12, 14 and 16 bits
 FULL_RANGE = 65535.0
 TINT = 24  # levels that the channels of a grey photo may differ by, as lossy files make them
+MANY = 0.05  # share of pixels above white: an image of more has another range, of less a glint
+FEW = 0.001  # share of the pixels of a training image that may be above white: hot ones
+MOST = 0.75  # share of the training images that must end at white
+DARK = 8.0  # times below white: an image that ends there may have another range
+NOTE = "note"  # key of what there is to say, in the `info` of a picture that was read
 DARKEST_WHITE = 64  # of 255: colours of 14 or more bits come up to it
 _BITS_PER_SAMPLE = 258  # of TIFF
 _HAS_PREVIEWS = ("MPO",)  # a photo with smaller copies of itself, as telephones write it
@@ -30,6 +36,7 @@ def read_picture(path: Path, white: float | None = None) -> Image.Image:
         path: of the file.
         white: level that becomes white in files of more than eight bits, linearly from 0; 0 if the
             class has no such files; None, where no class is known, for the end of sixteen bits.
+            Somewhat brighter pixels become white too, and the picture's `info` says so.
 
     Raises:
         DatasetError: if the file is missing, truncated, no image, too large, has several pages, or
@@ -60,16 +67,27 @@ def read_picture(path: Path, white: float | None = None) -> Image.Image:
                 f"{path} holds floating-point values, whose range is unknown",
                 "convert it to 8 or 16 bits",
             )
-        white = FULL_RANGE if white is None else white
+        is_known, white = white is not None, FULL_RANGE if white is None else white
         highest = _highest(values, path)
-        if highest > white:
+        if picture.mode == "F" and highest <= 1.0 < white:
+            raise DatasetError(
+                f"{path} holds broken numbers up to {highest:g}, but the pictures of its class are "
+                f"whole ones up to {white:g}",
+                "save it in the range of the others",
+            )
+        if (values > white).mean() > MANY:
             raise DatasetError(
                 f"{path} has levels up to {highest:g}, but the pictures of its class end at "
                 f"{white:g}",
                 "save it in the range of the others",
             )
-        shown = (values.astype(np.float64) * (255.0 / white) + 0.5).astype(np.uint8)
-        return Image.fromarray(shown).convert("RGB")
+        scaled = values.astype(np.float64) * (255.0 / white) + 0.5
+        shown = Image.fromarray(scaled.clip(0, 255).astype(np.uint8)).convert("RGB")
+        if highest > white:
+            shown.info[NOTE] = f"its levels reach {highest:g}, and what is above {white:g} is white"
+        elif is_known and highest < white / DARK:
+            shown.info[NOTE] = f"its levels end at {highest:g}, far below {white:g}, which is white"
+        return shown
 
 
 def is_deep(path: Path) -> bool:
@@ -81,11 +99,33 @@ def is_deep(path: Path) -> bool:
     return _depth(path) == "deep"
 
 
-def white_of(paths: Iterable[Path]) -> float:
-    """Level that is shown as white in all pictures of a class; 0 if they have eight bits.
+@dataclass(frozen=True)
+class Range:
+    """What the levels of a class's pictures are.
 
-    Whole numbers end where their bits do: at 255, 1023, 4095, 16383 or 65535. Broken ones end at 1
-    if none is higher, else like whole numbers.
+    Attributes:
+        white: level that is shown as white; 0 if all have eight bits.
+        note: a sentence on what was guessed; empty for eight bits.
+    """
+
+    white: float = 0.0
+    note: str = ""
+
+
+def white_of(paths: Iterable[Path]) -> float:
+    """Level that is shown as white in all pictures of a class; see `range_of`.
+
+    Raises:
+        DatasetError: as `range_of`.
+    """
+    return range_of(paths).white
+
+
+def range_of(paths: Iterable[Path]) -> Range:
+    """Find the range of a class over its training images.
+
+    Whole numbers end where their bits do: at 255, 1023, 4095, 16383 or 65535, the first that none
+    exceeds but for a few hot pixels. Broken ones end at 1 if none is higher, else like whole ones.
 
     Raises:
         DatasetError: if some have eight bits and others more, or one is negative or not finite.
@@ -95,19 +135,30 @@ def white_of(paths: Iterable[Path]) -> float:
     deep = [path for path in paths if depths[path] == "deep"]
     if not deep:
         _check_colours([path for path in paths if depths[path] == "colours"])
-        return 0.0
+        return Range()
     if len(deep) < len(paths):
         flat = next(path for path in paths if path not in set(deep))
         raise DatasetError(
             f"{deep[0]} has more than 8 bits, but {flat} of the same class has 8",
             "save all pictures of a class in one range",
         )
-    stamps = [(path, path.stat().st_mtime_ns) for path in deep]
-    found = [_range(*stamp) for stamp in stamps]
-    highest = max(high for high, _ in found)
-    if highest <= 1.0 and any(is_float for _, is_float in found):
-        return 1.0
-    return next((white for white in WHITES if highest <= white), 2.0 ** np.ceil(np.log2(highest)))
+    found = [_levels(path, path.stat().st_mtime_ns) for path in deep]
+    ends = [one.end for one in found]
+    if max(ends) <= 1.0 and any(one.is_broken for one in found):
+        return Range(1.0, "pictures hold broken numbers; 1 is shown as white")
+    whites = [*WHITES, 2.0 ** np.ceil(np.log2(max(*ends, 1.0)))]
+    white = next(
+        white for white in whites
+        if all(one.without_few <= white for one in found)
+        and sum(end <= white for end in ends) >= MOST * len(ends)
+    )  # fmt: skip
+    note = f"pictures have more than 8 bits; level {white:g} is shown as white"
+    if max(ends) > white:
+        note += f"; {sum(end > white for end in ends)} of {len(ends)} have pixels above it"
+    num_dark = sum(end < white / DARK for end in ends)
+    if num_dark:
+        note += f"; {num_dark} of {len(ends)} end below {white / DARK:g}: is that one range?"
+    return Range(white, note)
 
 
 def colours_of(paths: Iterable[Path]) -> str:
@@ -120,13 +171,13 @@ def colours_of(paths: Iterable[Path]) -> str:
     return "" if len(found) != 1 else ("grey" if found.pop() else "colours")
 
 
-def strange_colours(path: Path, picture: Image.Image, expected: str) -> str:
-    """What to say of a picture that has colours where its class has none, or none where it has.
+def strange(path: Path, picture: Image.Image, expected: str) -> str:
+    """What to say of a picture that has other colours than its class, or levels beyond its white.
 
     Args:
         path: of the file.
         picture: what was read of it.
-        expected: of the class.
+        expected: colours of the class, as `colours_of`.
 
     Returns:
         A sentence; empty where nothing is strange.
@@ -137,7 +188,7 @@ def strange_colours(path: Path, picture: Image.Image, expected: str) -> str:
         values = np.asarray(picture).astype(np.int16)
         if (values.max(axis=-1) - values.min(axis=-1)).max() > TINT:
             return "it has colours, and its class was learned from grey photos"
-    return ""
+    return str(picture.info.get(NOTE, ""))
 
 
 def _is_grey_file(path: Path) -> bool:
@@ -145,11 +196,20 @@ def _is_grey_file(path: Path) -> bool:
         return file.mode in ("1", "L", "LA", "La") or _is_deep(file.mode)
 
 
+class _Levels(NamedTuple):
+    """Of one picture: its highest level, the same without its few brightest pixels, its kind."""
+
+    end: float
+    without_few: float
+    is_broken: bool
+
+
 @lru_cache(maxsize=65_536)
-def _range(path: Path, _mtime_ns: int) -> tuple[float, bool]:
-    """Highest level of a picture, and whether its levels are broken numbers."""
+def _levels(path: Path, _mtime_ns: int) -> _Levels:
     with opened(path) as file:
-        return _highest(np.asarray(file), path), file.mode == "F"
+        values, is_broken = np.asarray(file), file.mode == "F"
+    end = _highest(values, path)
+    return _Levels(end, float(np.quantile(values, 1.0 - FEW, method="lower")), is_broken)
 
 
 def _check_colours(deep: Iterable[Path]) -> None:

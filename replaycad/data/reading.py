@@ -84,13 +84,14 @@ def _gather(tree: Tree, found: _Class) -> list[tuple[Place, list[Path]]]:
         if place.is_truth and not place.stray:
             masks.append((place, paths))
         elif place.stray:
-            found.leave_out(f"'{place.stray}' says nothing that is understood there", paths)
+            found.leave_out(f"the folder '{place.stray}' is not understood there", paths)
         else:
             photos, beside = split_masks(paths)
             num_beside += sum(map(len, beside.values()))
             found.photos += [_Photo(path, place, beside.get(path, ())) for path in photos]
     if num_beside:
-        found.guess(f"{counted(num_beside)} of few levels beside another: that is its mask")
+        told = "is taken as the mask" if num_beside == 1 else "are taken as the masks"
+        found.guess(f"{counted(num_beside, 'picture')} of few grey levels {told} of those beside")
     if any(one.place.label or one.place.split for one in found.photos):
         strays = [one for one in found.photos if not (one.place.label or one.place.split)]
         found.leave_out("no folder says what they are", (one.path for one in strays))
@@ -162,7 +163,7 @@ def _label(found: _Class) -> None:
                 one.place = replace(one.place, label=label, kind=kind)
             found.guess(
                 f"masks say what is defective{f' in {split}' if split else ''}: "
-                f"{counted(num_defective)}, the others are normal"
+                f"{counted(num_defective)}; the others are taken as normal"
             )
         elif split in ("train", ""):
             for one in own:

@@ -74,9 +74,10 @@ class Reading:
         found = list(self.guesses)
         if self.unmasked:
             total = sum(sample.is_anomalous for sample in self.test)
+            verb, them = ("has", "it") if len(self.unmasked) == 1 else ("have", "them")
             found.append(
-                f"{len(self.unmasked)} of {counted(total, 'defective image')} have no anomaly "
-                "mask: pixel figures leave them out"
+                f"{len(self.unmasked)} of {counted(total, 'defective image')} {verb} no anomaly "
+                f"mask: pixel figures leave {them} out"
             )
         found += [
             f"{counted(len(ids), 'file')} left out: {reason} ({listed(ids)})"

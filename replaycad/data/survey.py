@@ -4,14 +4,15 @@ import hashlib
 import re
 from collections import Counter
 from collections.abc import Sequence
-from itertools import combinations
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from replaycad.artifacts.store import checked_name
-from replaycad.data.images import picture_size, read_ignored
+from replaycad.data.images import masks_cut, picture_size, read_ignored
 from replaycad.data.layouts import find_classes, ignore_path, read_class, strangers
 from replaycad.data.look import Look, look_alike, look_at_masks, look_through
+from replaycad.data.pixels import range_of
 from replaycad.data.samples import Reading, Sample, counted, listed
 from replaycad.errors import ConfigError, DatasetError
 
@@ -51,14 +52,19 @@ def survey(data: Path, size: int = 256, fit: str = "pad", quick: bool = False) -
     for name in find_classes(data):
         found, looks[name] = _class_of(data, name, size, fit, quick)
         classes.append(found)
-    for (one, found), (other, _) in combinations(zip(looks, classes, strict=True), 2):
-        if one.casefold() == other.casefold():
+    for place, found in enumerate(classes):
+        others = [each["name"] for each in classes[place + 1 :]]
+        cased = [name for name in others if name.casefold() == found["name"].casefold()]
+        if cased:
             found["problems"].append(
-                f"its name differs from {other} in case alone: some systems take them for one"
+                f"its name differs from {listed(cased)} in case alone: some systems take them for "
+                "one"
             )
-        if look_alike(looks[one].shown, looks[other].shown):
+        own = looks[found["name"]].shown
+        alike = [name for name in others if look_alike(own, looks[name].shown)]
+        if alike:
             found["problems"].append(
-                f"its images look like those of {other}: is it the same product?"
+                f"its images look like those of {listed(alike)}: is it the same product?"
             )
     skipped = strangers(data)
     layouts = sorted({one["layout"] for one in classes} - {""})
@@ -90,6 +96,7 @@ def _class_of(
     problems += small
     untested = [] if test else ["no test images: `eval` cannot measure it; `predict` can be used"]
     notes, wrong = _seen(data, name, sizes, 0 if tile else size, fit)
+    notes += [] if quick else _read_as(train, test)
     return {
         "name": name, "layout": reading.layout, "train": len(train),
         "test_normal": sum(not sample.is_anomalous for sample in test),
@@ -145,6 +152,17 @@ def _seen(
     return notes, problems
 
 
+def _read_as(train: Sequence[Sample], test: Sequence[Sample]) -> list[str]:
+    """Which levels are white and which are defective, where that was guessed."""
+    found = []
+    with suppress(DatasetError):  # told as a problem
+        found += [note for note in [range_of(sample.path for sample in train).note] if note]
+    with suppress(DatasetError):
+        reason = masks_cut([sample for sample in test if sample.mask_paths]).reason
+        found += [f"anomaly masks have {reason}"] if reason else []
+    return found
+
+
 def _too_few(train: Sequence[Sample]) -> list[str]:
     if 0 < len(train) < FEW:
         return [f"only {len(train)} training images: a class needs some {FEW}, better 100"]
@@ -167,7 +185,9 @@ def _repeated(train: Sequence[Sample]) -> list[str]:
     if not found:
         return []
     names = listed(found)
-    return [f"{counted(len(found), 'training image')} there already under another name ({names})"]
+    verb = "is" if len(found) == 1 else "are"
+    told = f"{counted(len(found), 'training image')} {verb} there under another name too"
+    return [f"{told} ({names})"]
 
 
 def _shared(train: Sequence[Sample], test: Sequence[Sample]) -> list[str]:

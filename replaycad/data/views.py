@@ -173,7 +173,8 @@ class View:
         if self.tile > max(width, height):
             raise DatasetError(
                 f"a tile of {self.tile} px is larger than a picture of {width} x {height} px",
-                f"use --tile {max(width, height)} or less, or --tile 0 for whole pictures",
+                f"learn its class with --tile {max(width, height)} or less (0: whole pictures), or "
+                "give larger pictures",
             )
         return [
             Window(

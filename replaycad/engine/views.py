@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from replaycad.config.stages import MaskConfig
 from replaycad.data.images import picture_size, read_ignored
 from replaycad.data.layouts import ignore_path
-from replaycad.data.pixels import colours_of, white_of
+from replaycad.data.pixels import colours_of, range_of
 from replaycad.data.samples import Sample
 from replaycad.data.views import View
 from replaycad.errors import DatasetError
@@ -85,12 +85,10 @@ def _pixels(
     """The level that is shown as white, and whether there are colours; found once by a command."""
     if class_name not in builder.pixels:
         paths = [sample.path for sample in samples]
-        white = white_of(paths)
-        if white:
-            builder.report.note(
-                f"{class_name}: pictures have more than 8 bits; level {white:g} is shown as white"
-            )
-        builder.pixels[class_name] = white, colours_of(paths)
+        found = range_of(paths)
+        if found.note:
+            builder.report.note(f"{class_name}: {found.note}")
+        builder.pixels[class_name] = found.white, colours_of(paths)
     return builder.pixels[class_name]
 
 

@@ -14,6 +14,7 @@ from replaycad.artifacts.replays import ReplaysReader
 from replaycad.artifacts.store import Store
 from replaycad.data.images import Reader, evenly_spaced, viewed
 from replaycad.data.layouts import train_samples
+from replaycad.data.pixels import white_of
 from replaycad.data.views import View
 
 CELL, GAP, HEAD, PER_KIND = 128, 4, 18, 3
@@ -69,8 +70,10 @@ def pictures_of(
     """
     masks_path, replays_path = store.path("masks", class_name), store.path("replays", drawn)
     masks = MasksArtifact.load(masks_path) if masks_path.exists() else None
-    view = View.from_dict(masks.header.get("view")) if masks else View()
-    samples = viewed(train_samples(data, class_name), view)
+    real = train_samples(data, class_name)
+    view = View.from_dict(masks.header.get("view")) if masks else (
+        View(white=white_of(sample.path for sample in real)))  # fmt: skip
+    samples = viewed(real, view)
     rows, reader = evenly_spaced(len(samples), PER_KIND), Reader()
     found: dict[str, list[np.ndarray]] = {
         "real": [reader.pixels(samples[row], CELL) for row in rows]

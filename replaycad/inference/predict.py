@@ -19,7 +19,7 @@ from replaycad.anomaly import normalized_scores
 from replaycad.artifacts.atomic import replacing
 from replaycad.artifacts.detector import DetectorArtifact
 from replaycad.artifacts.store import Store
-from replaycad.data.pixels import read_picture, strange_colours
+from replaycad.data.pixels import read_picture, strange
 from replaycad.data.samples import IMAGE_SUFFIXES, UNREAD_SUFFIXES
 from replaycad.data.stitching import stitched_maps
 from replaycad.data.views import WHOLE, View, shared_view, view_of
@@ -294,7 +294,7 @@ def predict(
 
     Yields:
         Per image `image` (its path), `score` (1 is the threshold), `verdict` (`normal` or
-        `anomalous`), `note` if the image has other channels than its class and, with `out`,
+        `anomalous`), `note` if it has other channels or levels than its class and, with `out`,
         `overlay`; or `image` and `error` if it cannot be read.
 
     Raises:
@@ -325,8 +325,8 @@ def predict(
             tally.alarms += bool(score > 1)
             told = {"image": str(found.path), "score": round(float(score), 4),
                     "verdict": "anomalous" if score > 1 else "normal"}  # fmt: skip
-            strange = strange_colours(found.path, picture, view.colours)
-            told |= {"note": strange} if strange else {}
+            note = strange(found.path, picture, view.colours)
+            told |= {"note": note} if note else {}
             if out is not None:
                 target = _unused(out / found.target, taken)
                 _save(overlay(picture, one_map), target, found.path)

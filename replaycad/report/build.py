@@ -163,7 +163,9 @@ def _cards(
     scores = ScoresArtifact.load(store.path("scores", names["detector"]))
     cards = []
     for name in document["classes"]:
-        card: dict[str, Any] = {"name": name, "pictures": {}, "extremes": [], "histogram": ""}
+        card: dict[str, Any] = {
+            "name": name, "pictures": {}, "extremes": [], "missing": "", "histogram": "",
+        }  # fmt: skip
         own = predictor.of_class(name)
         try:
             drawn = names["stored"].get(name, name)
@@ -172,8 +174,8 @@ def _cards(
                 kind: [pixels_as_data(one) for one in images] for kind, images in found.items()
             }
             card["extremes"] = extremes(test_samples(data, name), scores, name, own)
-        except DatasetError:
-            pass  # the page is also written where the images no longer are
+        except DatasetError as error:  # the page is also written where the images no longer are
+            card["missing"] = error.message
         rows = scores.class_index == scores.classes.index(name)
         raw = torch.from_numpy(scores.image_scores[rows])
         relative = normalized_scores(raw, own.graph.thresholds)

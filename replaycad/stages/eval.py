@@ -12,8 +12,16 @@ from PIL import Image
 from replaycad.artifacts.detector import DetectorArtifact
 from replaycad.artifacts.scores import ScoresArtifact
 from replaycad.config.stages import EvalConfig
-from replaycad.data.images import Reader, load_anomaly_mask, load_images, picture_size, viewed
-from replaycad.data.levels import Cut, cut_of
+from replaycad.data.images import (
+    Reader,
+    load_anomaly_mask,
+    load_images,
+    masks_cut,
+    picture_size,
+    viewed,
+)
+from replaycad.data.levels import Cut
+from replaycad.data.look import look_at_masks
 from replaycad.data.samples import Sample, unmasked
 from replaycad.data.stitching import FloatArray, MapFile, Stitched, stitched_maps
 from replaycad.data.views import View, view_of
@@ -198,7 +206,9 @@ def _class_maps(
 
 def _cut(class_name: str, samples: Sequence[Sample], report: Report) -> Cut:
     """Which levels of a class's masks are defective; says which where that is not plain."""
-    cut = cut_of(sample.mask_paths for sample in samples)
+    cut = masks_cut(samples)
+    for sentence in look_at_masks(samples):
+        report.note(f"{class_name}: {sentence}")
     if cut.reason:
         report.note(f"{class_name}: anomaly masks have {cut.reason}")
     return cut

@@ -256,7 +256,7 @@ def test_a_missing_mask_is_counted_and_costs_that_image_alone(tmp_path):
     assert ids(reading.unmasked) == ["test/scratch/001.png"]
     assert len(reading.test) == 3
     assert reading.sentences() == [
-        "1 of 2 defective images have no anomaly mask: pixel figures leave them out"
+        "1 of 2 defective images has no anomaly mask: pixel figures leave it out"
     ]
 
 
@@ -573,7 +573,7 @@ def test_a_plain_folder_leaves_out_what_it_does_not_understand(tmp_path):
 
     assert read(tmp_path) == (["a.png"], [], {})
     assert read_class(tmp_path, "nut").left_out == {
-        "'old' says nothing that is understood there": ["old/b.png"]
+        "the folder 'old' is not understood there": ["old/b.png"]
     }
 
 
@@ -761,6 +761,6 @@ def test_a_list_that_names_what_is_not_there_says_so(tmp_path):
 
     assert (ids(reading.train), ids(reading.test)) == (["OK/000.png"], ["NG/000.png"])
     assert reading.sentences() == [
-        "1 of 1 defective image have no anomaly mask: pixel figures leave them out",
+        "1 of 1 defective image has no anomaly mask: pixel figures leave it out",
         "1 file left out: in the list and not there (OK/gone.png)",
     ]

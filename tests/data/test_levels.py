@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from replaycad.data.images import load_anomaly_mask
+from replaycad.data.images import load_anomaly_mask, masks_cut
 from replaycad.data.levels import Cut, cut_of, is_black, is_mask, num_levels
 from replaycad.data.samples import Sample
 from replaycad.errors import DatasetError
@@ -168,6 +168,35 @@ def test_a_mask_drawn_as_stored_is_turned_with_its_image(tmp_path, orientation):
     assert np.array_equal(load_anomaly_mask(one, (24, 16)), wanted)
     other = sample(tmp_path, shown, picture=picture, exif=exif)
     assert np.array_equal(load_anomaly_mask(other, (24, 16)), wanted)
+
+
+@pytest.mark.parametrize("orientation", [3, 6])
+def test_one_mask_that_fits_as_stored_alone_tells_of_all(tmp_path, orientation):
+    """A square photo, or one upside down, does not say how its mask was drawn."""
+    turned = {3: Image.Transpose.ROTATE_180, 6: Image.Transpose.ROTATE_270}
+    exif = Image.Exif()
+    samples = []
+    for name, size, own in (("a", (24, 16), 6), ("b", (16, 16), orientation)):
+        drawn = Image.new("L", size)
+        drawn.paste(255, (1, 2, 6, 5))
+        exif[0x0112] = own
+        Image.new("RGB", size).save(tmp_path / f"{name}.png", exif=exif)
+        drawn.save(tmp_path / f"{name}_mask.png")
+        samples.append(Sample(
+            path=tmp_path / f"{name}.png", image_id=name, class_name="nut", kind="bad",
+            is_anomalous=True, mask_paths=(tmp_path / f"{name}_mask.png",),
+        ))  # fmt: skip
+
+    cut = masks_cut(samples)
+    alone = masks_cut(samples[1:])
+
+    with Image.open(samples[1].mask_paths[0]) as mask:
+        expected = np.asarray(mask.transpose(turned[orientation])) > 0
+        shown = np.asarray(mask) > 0
+    assert np.array_equal(load_anomaly_mask(samples[1], 16, cut), expected)
+    assert cut.reason == "to be turned with their photos"
+    assert np.array_equal(load_anomaly_mask(samples[1], 16, alone), shown)
+    assert alone.reason == "to be read as photos are shown, turned upright"
 
 
 @pytest.mark.parametrize("size", [(24, 8), (12, 16), (16, 24), (24, 13)])

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from replaycad.data.pixels import colours_of, read_picture, strange_colours, white_of
+from replaycad.data.pixels import colours_of, range_of, read_picture, strange, white_of
 from replaycad.errors import DatasetError
 
 GREY = np.arange(256, dtype=np.uint8).reshape(16, 16)
@@ -120,7 +120,7 @@ def test_other_channels_than_those_of_the_class_are_told(tmp_path):
     red = save(np.stack([GREY, GREY // 2, GREY // 2], -1), tmp_path / "red.png")
 
     def told(path, expected):
-        return strange_colours(path, read_picture(path), expected)
+        return strange(path, read_picture(path), expected)
 
     assert colours_of([grey, deep]) == "grey"
     assert colours_of([same, red]) == "colours"
@@ -128,3 +128,44 @@ def test_other_channels_than_those_of_the_class_are_told(tmp_path):
     assert told(grey, "colours") == "it is grey, and its class was learned in colours"
     assert told(red, "grey") == "it has colours, and its class was learned from grey photos"
     assert told(same, "grey") == told(red, "colours") == told(red, "") == told(deep, "grey") == ""
+
+
+def test_a_glint_is_read_and_told_and_another_range_is_refused(tmp_path):
+    values = np.full((10, 10), 1000, np.uint16)
+    values[0, 0] = 4095
+    path = save(values, tmp_path / "a.png")
+
+    picture = read_picture(path, 1023.0)
+
+    assert np.asarray(picture)[0, :2, 0].tolist() == [255, 249]
+    assert strange(path, picture, "") == "its levels reach 4095, and what is above 1023 is white"
+    assert strange(path, read_picture(path, 4095.0), "") == ""
+    assert strange(path, read_picture(path, 65535.0), "") == (
+        "its levels end at 4095, far below 65535, which is white"
+    )
+    values[:1] = 4095
+    with pytest.raises(DatasetError, match="end at 1023"):
+        read_picture(save(values, tmp_path / "b.png"), 1023.0)
+
+
+def test_broken_numbers_up_to_one_are_no_whole_ones(tmp_path):
+    path = save(GREY.astype(np.float32) / 255, tmp_path / "a.tif")
+
+    with pytest.raises(DatasetError, match=r"broken numbers up to 1, but .* whole ones up to 4095"):
+        read_picture(path, 4095.0)
+
+
+def test_hot_pixels_do_not_stretch_the_range_and_two_ranges_are_told(tmp_path):
+    dark = GREY.astype(np.uint16).repeat(8, 0).repeat(8, 1) * 16
+    hot = dark.copy()
+    hot[0, 0] = 65535
+    paths = [save(dark, tmp_path / f"{i}.png") for i in range(5)]
+    paths.append(save(hot, tmp_path / "hot.png"))
+
+    found = range_of(paths)
+    mixed = range_of([*paths[:3], *(save(dark * 15, tmp_path / f"x{i}.png") for i in range(3))])
+
+    assert found.white == 4095
+    assert found.note.endswith("level 4095 is shown as white; 1 of 6 have pixels above it")
+    assert mixed.white == 65535
+    assert mixed.note.endswith("3 of 6 end below 8191.88: is that one range?")

@@ -48,7 +48,7 @@ def test_what_is_wrong_is_named_with_what_to_do(folder):
     assert "3 test images are also" in found, "the toy's own two, and the copy"
     assert "2 training images are named like defects" in found
     assert "train/good/scratch_01.png" in found
-    assert "1 file cannot be read (train/good/broken-file.png): replace or remove" in found
+    assert "train/good/broken-file.png is no image of a known format (save it as PNG" in found
     quick = survey(folder, quick=True)["classes"][0]["problems"]
     assert "1 file is not an image (train/good/broken-file.png): replace or remove" in quick
     assert "squashed" not in found, "they are padded, which is no problem"
@@ -115,7 +115,7 @@ def test_missing_masks_and_missing_tests_are_told(folder, tmp_path):
     disc = survey(folder)["classes"][0]
     assert (disc["test_defective"], disc["with_masks"]) == (2, 1)
     assert disc["notes"] == [
-        "1 of 2 defective images have no anomaly mask: pixel figures leave them out"
+        "1 of 2 defective images has no anomaly mask: pixel figures leave it out"
     ]
     assert survey(plain)["layout"] == "a plain folder of normal images"
     assert "`predict` can be used" in " ".join(survey(plain)["classes"][0]["notes"])
@@ -156,12 +156,21 @@ def test_a_defect_among_the_normal_images_stands_out(tmp_path):
     result = invoke(["doctor", "--data", tmp_path, "--sheet", tmp_path / "odd.png"])
 
     assert found["odd"] == [str(good / "017.png")]
-    assert any("1 training image unlike the others (train/good/017.png)" in one
+    assert any("1 training image is unlike the others (train/good/017.png)" in one
                for one in found["problems"])  # fmt: skip
     assert result.exit_code == 0
     with Image.open(tmp_path / "odd.png") as sheet:
         assert np.asarray(sheet)[22:182, 6:166].std() > 20, "the picture is drawn"
     assert not survey(tmp_path, quick=True)["classes"][0]["odd"]
+
+
+@pytest.mark.parametrize("change", [lambda v: v * 0.2, lambda v: v * 0.6, lambda v: 255.0 - v])
+def test_what_is_far_away_is_not_its_own_neighbour(tmp_path, change):
+    good = draw_many(tmp_path, "nut", 24)
+    values = np.asarray(Image.open(good / "004.png")).astype(float)
+    Image.fromarray(change(values).astype(np.uint8)).save(good / "004.png")
+
+    assert survey(tmp_path)["classes"][0]["odd"] == [str(good / "004.png")]
 
 
 def test_copies_do_not_hide_what_is_unlike_and_are_counted(tmp_path):
@@ -172,7 +181,7 @@ def test_copies_do_not_hide_what_is_unlike_and_are_counted(tmp_path):
     found = survey(tmp_path)["classes"][0]
 
     assert found["odd"] == []
-    assert any(one.startswith("12 training images there already under another name (train/good/")
+    assert any(one.startswith("12 training images are there under another name too (train/good/")
                for one in found["problems"])  # fmt: skip
 
 
@@ -209,8 +218,8 @@ def test_masks_are_looked_at(folder):
     Image.new("L", (32, 20), 0).save(truth / "000_mask.png")
     again = problems(folder)
 
-    assert "1 anomaly mask of no use: " in found
-    assert "1 anomaly mask empty or tiny (test/spot/001.png)" in found
+    assert "1 anomaly mask is of no use: " in found
+    assert "1 anomaly mask is empty or tiny (test/spot/001.png)" in found
     assert "000_mask.png has 32 x 20 px" in again
 
 
@@ -220,14 +229,16 @@ def test_inverted_masks_are_told(folder):
             drawn = np.asarray(mask)
         Image.fromarray(255 - drawn).save(path)
 
-    assert "2 anomaly masks more than half of the image: are black and white" in problems(folder)
+    told = "2 anomaly masks cover more than half of the image: are black and white exchanged?"
+    assert told in problems(folder)
 
 
 def test_blank_images_are_told(tmp_path):
     good = draw_many(tmp_path, "nut", 9)
     Image.new("RGB", (64, 64), (9, 9, 9)).save(good / "black.png")
 
-    assert "1 image of one colour (train/good/black.png): remove" in problems(tmp_path, "nut")
+    told = "1 image shows one colour only (train/good/black.png): remove"
+    assert told in problems(tmp_path, "nut")
 
 
 def test_the_command_prints_a_table_or_one_document(folder, tmp_path):
