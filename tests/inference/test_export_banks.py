@@ -40,7 +40,7 @@ def test_a_file_routes_each_image_as_the_detector_does(form, tmp_path):
     path = tmp_path / f"banks{suffix}"
 
     with torch.no_grad():
-        write(graph, torch.from_numpy(images_of(60, 100)), path)
+        write(graph, torch.from_numpy(images_of(60, 100)), path, "{}")
         for mean in (60, 190):
             image = images_of(mean, 101)
             wanted = graph(torch.from_numpy(image))
