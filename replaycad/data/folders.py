@@ -102,9 +102,7 @@ def _for_training(folder: Path, names: list[str]) -> list[str]:
     """Folders that must be looked into to find the training images of a class."""
     training = [name for name in names if meaning(name) == "train"]
     below = [one.name for name in training for one in (folder / name).iterdir() if one.is_dir()]
-    others = [name for name in names if meaning(name) in ("", "normal", "neutral")]
-    deeper = [one.name for name in others for one in (folder / name).iterdir()]
-    if not training or any(meaning(name) == "train" for name in deeper):
+    if not training:
         return names
     if any(meaning(name) in ("normal", "defect") for name in below):
         return training

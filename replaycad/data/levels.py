@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ImageOps
+from PIL import Image, ImageChops, ImageOps
 
 from replaycad.data.decoding import opened
 from replaycad.errors import DatasetError
@@ -97,20 +97,29 @@ def mask_levels(path: Path) -> NDArray[Any]:
             is_drawn = 0 in alpha and len(np.unique(alpha)) == 2
             if is_drawn or ((values[..., :3] == values[0, 0, :3]).all() and alpha.min() < 255):
                 return alpha
-        return _of_colours(np.asarray(shown.convert("RGB")))
+        return _of_colours(shown.convert("RGB"))
 
 
-def _of_colours(values: NDArray[np.uint8]) -> NDArray[Any]:
-    """Levels of `[H, W, 3]` RGB: the brightest channel, or ranks of frequency without a black."""
-    levels = values.max(axis=-1)
-    if (values.min(axis=-1) == levels).all() or levels.min() == 0:
-        return levels
-    codes = values.astype(np.int32) @ np.array([65536, 256, 1], np.int32)
-    colours, places, counts = np.unique(codes, return_inverse=True, return_counts=True)
-    if not 1 < len(colours) <= MAX_LEVELS:
-        return levels
-    ranks = np.argsort(np.argsort(-counts, kind="stable")).astype(np.uint8)
-    return ranks[places.reshape(codes.shape)]
+def _of_colours(picture: Image.Image) -> NDArray[Any]:
+    """Levels of an RGB picture: the brightest channel, or ranks of frequency without a black.
+
+    Band by band, for masks may be as large as photos.
+    """
+    bands = picture.split()
+    bright = ImageChops.lighter(ImageChops.lighter(bands[0], bands[1]), bands[2])
+    dark = ImageChops.darker(ImageChops.darker(bands[0], bands[1]), bands[2])
+    is_grey = ImageChops.difference(bright, dark).getbbox() is None
+    del dark
+    colours = None if is_grey or bright.getextrema()[0] == 0 else picture.getcolors(MAX_LEVELS)
+    if not colours or len(colours) == 1:
+        return np.asarray(bright)
+    levels = np.zeros(bright.size[::-1], np.uint8)
+    for rank, (_, colour) in enumerate(sorted(colours, key=lambda one: -one[0])):
+        is_it = np.ones(levels.shape, np.bool_)
+        for band, value in zip(bands, cast(tuple[int, int, int], colour), strict=True):
+            is_it &= np.asarray(band) == value
+        levels[is_it] = rank
+    return levels
 
 
 def is_black(paths: Sequence[Path], cut: Cut) -> bool:

@@ -15,7 +15,7 @@ from replaycad.data.levels import Cut, cut_of, is_black
 from replaycad.data.pairing import Affix, are_masks, paired, split_masks
 from replaycad.data.samples import Reading, Sample, counted, listed
 from replaycad.data.tables import sample_id
-from replaycad.data.words import key_of
+from replaycad.data.words import key_of, meaning
 
 HELD_OUT = 5  # one normal image of so many is tested where no folder says which
 USUAL_AFFIXES: tuple[Affix, ...] = (("", ""), ("", "_mask"))
@@ -79,8 +79,15 @@ def _gather(tree: Tree, found: _Class) -> list[tuple[Place, list[Path]]]:
     """Collect the photos, with the masks beside them; return masks of folders of their own."""
     masks: list[tuple[Place, list[Path]]] = []
     num_beside = 0
+    has_training = any(meaning(name) == "train" for name in tree.folders[()])
     for parts, paths in tree.images.items():
         place = place_of(parts, tree.folders)
+        if place.split == "train" and has_training and meaning(parts[0]) != "train":
+            if meaning(parts[0]) == "truth" and not place.stray:  # `masks/train`
+                masks.append((place, paths))
+            else:
+                found.leave_out("the class has another folder for training", paths)
+            continue
         if place.is_truth and not place.stray:
             masks.append((place, paths))
         elif place.stray:
