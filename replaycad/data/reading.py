@@ -260,7 +260,7 @@ def _layout(found: _Class) -> str:
         return "folders for training and tests"
     if any(one.place.label == "defect" for one in found.photos):
         return "folders of normal and defective images"
-    return "a plain folder of normal images"
+    return "plain folders of normal images"
 
 
 def _say_words(found: _Class) -> None:

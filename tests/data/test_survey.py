@@ -117,7 +117,7 @@ def test_missing_masks_and_missing_tests_are_told(folder, tmp_path):
     assert disc["notes"] == [
         "1 of 2 defective images has no anomaly mask: pixel figures leave it out"
     ]
-    assert survey(plain)["layout"] == "a plain folder of normal images"
+    assert survey(plain)["layout"] == "plain folders of normal images"
     assert "`predict` can be used" in " ".join(survey(plain)["classes"][0]["notes"])
 
 
