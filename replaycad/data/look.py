@@ -91,11 +91,14 @@ def look_through(train: Sequence[Sample], test: Sequence[Sample]) -> Look:
     return Look(problems, odd, stack[:: max(1, len(stack) // COMPARED)][:COMPARED])
 
 
-def look_at_masks(test: Sequence[Sample]) -> list[str]:
-    """Unpack every anomaly mask; say what cannot be read or does not fit, and what is implausible.
+def look_at_masks(test: Sequence[Sample]) -> tuple[list[str], list[str]]:
+    """Unpack every anomaly mask.
 
     Args:
         test: test images.
+
+    Returns:
+        Sentences on what cannot be read or does not fit, and on what is implausible.
     """
     drawn = [sample for sample in test if sample.mask_paths]
     wrong, empty, large = [], [], []
@@ -115,16 +118,16 @@ def look_at_masks(test: Sequence[Sample]) -> list[str]:
             continue
         empty += [sample.image_id] if share == 0 else []
         large += [sample.image_id] if share > LARGE else []
-    found = []
+    found, useless = [], []
     if wrong:
-        found.append(f"{counted(len(wrong), 'anomaly mask')} {_is(wrong)} of no use: {wrong[0]}")
+        useless.append(f"{counted(len(wrong), 'anomaly mask')} {_is(wrong)} of no use: {wrong[0]}")
     if empty:
         told = f"{counted(len(empty), 'anomaly mask')} {_is(empty)} empty or tiny"
         found.append(f"{told} ({listed(empty)})")
     if 2 * len(large) > len(readable):
         told = f"{counted(len(large), 'anomaly mask')} cover{'s' * (len(large) == 1)}"
         found.append(f"{told} more than half of the image: are black and white exchanged?")
-    return found
+    return useless, found
 
 
 def _is(some: Sequence[object]) -> str:

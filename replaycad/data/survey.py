@@ -89,7 +89,7 @@ def _class_of(
         checked_name(name)
     except ConfigError as error:
         problems.append(f"{error.message}: rename the folder")
-    problems += [] if quick else look_at_masks(test)
+    problems += [] if quick else [one for part in look_at_masks(test) for one in part]
     look = Look(unreadable) if quick else look_through(train, test)
     problems += look.problems
     shown, tile, small = _defect(sizes, size)

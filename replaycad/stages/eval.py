@@ -207,7 +207,8 @@ def _class_maps(
 def _cut(class_name: str, samples: Sequence[Sample], report: Report) -> Cut:
     """Which levels of a class's masks are defective; says which where that is not plain."""
     cut = masks_cut(samples)
-    for sentence in look_at_masks(samples):
+    _, implausible = look_at_masks(samples)  # what is of no use is an error below
+    for sentence in implausible:
         report.note(f"{class_name}: {sentence}")
     if cut.reason:
         report.note(f"{class_name}: anomaly masks have {cut.reason}")

@@ -66,6 +66,16 @@ def test_a_defect_that_nobody_drew_counts_for_image_figures_alone(tmp_path):
     assert math.isnan(figures["pixel_ap"])
 
 
+def test_implausible_masks_are_told(tmp_path):
+    samples = bolts(tmp_path)
+    Image.new("L", (SIDE, SIDE)).save(samples[0].mask_paths[0])
+    heard = Heard()
+
+    evaluate({"bolt": samples}, mirror_artifact(), Plain(), EvalConfig(), {}, heard)
+
+    assert heard.notes == ["bolt: 1 anomaly mask is empty or tiny (cut)"]
+
+
 def test_masks_of_levels_one_and_two_are_cut_between(tmp_path):
     samples = bolts(tmp_path)
     for sample in samples:
@@ -77,6 +87,19 @@ def test_masks_of_levels_one_and_two_are_cut_between(tmp_path):
     found = scored({"bolt": samples}).metrics["classes"]["bolt"]
 
     assert found["pixel_ap"] == pytest.approx(1 / 3 * 1 + 2 / 3 * 3 / 4)
+
+
+class Heard:
+    """A report that remembers the notes."""
+
+    def __init__(self):
+        self.notes = []
+
+    def note(self, text):
+        self.notes.append(text)
+
+    def step(self, *_):
+        """Progress is of no interest."""
 
 
 def test_figures_of_a_class_are_those_worked_by_hand(tmp_path):
