@@ -24,6 +24,7 @@ MASK_SIDE = 128  # px at which masks are looked at
 LARGE = 0.5  # share of an image, above which a defect is implausible
 COMPARED = 100  # images of a class that are held against those of others
 ALIKE = 1.5  # times the distance within a class, up to which two classes look the same
+INEXACT = 4e-6  # of the squares, by which their difference is off in 32 bits
 FEWEST = 8  # images among which one can be unlike the others
 FAR = 6.0  # times the usual spread, measured by the median: beyond it an image stands apart
 
@@ -158,17 +159,24 @@ def look_alike(one: ByteArray, other: ByteArray) -> bool:
     return bool(max(across) < ALIKE * min(within))
 
 
-def _nearest(small: ByteArray, others: ByteArray) -> NDArray[np.float64]:
-    """Distance `[N]` of each picture to the nearest of the others; copies of it do not count."""
-    # in 32 bits a far picture would be some grey levels away from itself
-    flat, far = (part.reshape(len(part), -1).astype(np.float64) for part in (small, others))
-    squares, far_squares = (flat * flat).sum(axis=1), (far * far).sum(axis=1)
-    nearest = np.empty(len(flat))
-    for start in range(0, len(flat), ROWS):
-        rows = slice(start, start + ROWS)
-        distances = squares[rows, None] + far_squares - 2 * flat[rows] @ far.T
-        distances[distances < 1.0] = np.inf
-        nearest[rows] = np.sqrt(distances.min(axis=1))
+def _nearest(small: ByteArray, others: ByteArray) -> NDArray[np.float32]:
+    """Distance `[N]` of each picture to the nearest of the others; copies of it do not count.
+
+    In parts, so that few are floats at a time. Squares of 32 bits are inexact by some millionths:
+    what is nearer than that is a copy, be it of a picture that is far from all.
+    """
+    nearest = np.full(len(small), np.inf, np.float32)
+    middle = others.mean(axis=0, dtype=np.float32).reshape(-1)
+    for first in range(0, len(others), ROWS):
+        far = others[first : first + ROWS].reshape(-1, middle.size) - middle
+        far_squares = (far * far).sum(axis=1)
+        for start in range(0, len(small), ROWS):
+            flat = small[start : start + ROWS].reshape(-1, middle.size) - middle
+            squares = (flat * flat).sum(axis=1)[:, None] + far_squares
+            distances = squares - 2 * flat @ far.T
+            distances[distances < 1.0 + INEXACT * squares] = np.inf
+            own = nearest[start : start + ROWS]
+            np.minimum(own, np.sqrt(distances.min(axis=1)), out=own)
     return nearest
 
 
