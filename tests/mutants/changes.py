@@ -167,7 +167,7 @@ CHANGES = [
            "defective images have the mask of the first", _SAMPLES),
     Change("data/pairing.py", "return left.isdigit() and right.isdigit()", "return False",
            "a mask of 0000 is taken for that of 000", "tests/data/test_pairing.py"),
-    Change("data/words.py", "is_denied = is_free or (place > 0", "is_denied = is_free or (place < 0",
+    Change("data/words.py", "is_free or (place > 0", "is_free or (place < 0",
            "a folder not_good holds normal images", "tests/data/test_words.py"),
     Change("data/levels.py", "above = min(drawn)", "above = 0.0",
            "in masks of levels 1 and 2 all is defective", "tests/data/test_levels.py"),
