@@ -87,7 +87,8 @@ def mask_levels(path: Path) -> NDArray[Any]:
     with opened(path) as file:
         if getattr(file, "n_frames", 1) > 1:
             raise DatasetError(f"{path} holds several pages", "save each as a file of its own")
-        shown = ImageOps.exif_transpose(file)
+        ImageOps.exif_transpose(file, in_place=True)  # a copy of a huge file is much
+        shown: Image.Image = file
         if shown.mode in ("1", "L", "F") or shown.mode.startswith("I"):
             return np.asarray(shown)
         has_alpha = shown.mode in ("LA", "La", "PA", "RGBA", "RGBa")
@@ -97,7 +98,7 @@ def mask_levels(path: Path) -> NDArray[Any]:
             is_drawn = 0 in alpha and len(np.unique(alpha)) == 2
             if is_drawn or ((values[..., :3] == values[0, 0, :3]).all() and alpha.min() < 255):
                 return alpha
-        return _of_colours(shown.convert("RGB"))
+        return _of_colours(shown if shown.mode == "RGB" else shown.convert("RGB"))
 
 
 def _of_colours(picture: Image.Image) -> NDArray[Any]:
