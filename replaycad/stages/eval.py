@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -206,13 +206,20 @@ def _class_maps(
 
 def _cut(class_name: str, samples: Sequence[Sample], report: Report) -> Cut:
     """Which levels of a class's masks are defective; says which where that is not plain."""
-    cut = masks_cut(samples)
-    _, implausible = look_at_masks(samples)  # what is of no use is an error below
+    stamps = tuple(path.stat().st_mtime_ns for one in samples for path in one.mask_paths)
+    cut, implausible = _looked_at(tuple(samples), stamps)
     for sentence in implausible:
         report.note(f"{class_name}: {sentence}")
     if cut.reason:
         report.note(f"{class_name}: anomaly masks have {cut.reason}")
     return cut
+
+
+@lru_cache(maxsize=64)
+def _looked_at(samples: tuple[Sample, ...], _stamps: tuple[int, ...]) -> tuple[Cut, list[str]]:
+    """Remembered, for a run measures a class after every step."""
+    _, implausible = look_at_masks(samples)  # what is of no use is an error elsewhere
+    return masks_cut(samples), implausible
 
 
 def _drawn(
