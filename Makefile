@@ -73,7 +73,7 @@ bench: $(INSTALLED) ## measure memory and speed (build/bench.json); BACKBONES="s
 torture: $(INSTALLED) ## kill, starve and spoil runs 200 times; each must end as if nothing had been (5 minutes)
 	$(BIN)/python -m tests.torture --faults 200
 
-fuzz: $(INSTALLED) ## a million hostile inputs to every reader (8 minutes)
+fuzz: $(INSTALLED) ## a million hostile inputs to every reader
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[fuzz]'
 	$(BIN)/python -m tests.fuzz --inputs 1000000
 

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from replaycad.data.images import load_anomaly_mask, masks_cut
-from replaycad.data.levels import cut_of
-from replaycad.data.pixels import is_deep, read_picture, white_of
+from replaycad.data.levels import Cut
+from replaycad.data.pixels import is_deep, range_of, read_picture
 from replaycad.data.samples import Sample, counted, listed
 from replaycad.errors import DatasetError
 
@@ -35,11 +35,13 @@ class Look:
 
     Attributes:
         problems: sentences.
+        note: what was guessed of the levels of training images; empty for eight bits.
         odd: training images that are unlike the others, the most unlike first.
         shown: small copies `[n, SIDE, SIDE, 3]` uint8 of some training images.
     """
 
     problems: list[str] = field(default_factory=list)
+    note: str = ""
     odd: list[Sample] = field(default_factory=list)
     shown: ByteArray = field(default_factory=lambda: np.zeros((0, SIDE, SIDE, 3), np.uint8))
 
@@ -52,12 +54,12 @@ def look_through(train: Sequence[Sample], test: Sequence[Sample]) -> Look:
         test: test images.
     """
     try:
-        white = white_of(sample.path for sample in train if _opens(sample))
+        found_range = range_of(sample.path for sample in train if _opens(sample))
     except DatasetError as error:
         return Look([str(error)])
     samples = [*train, *test]
     with ThreadPoolExecutor(os.cpu_count()) as threads:
-        found = list(threads.map(lambda sample: _small(sample, white), samples))
+        found = list(threads.map(lambda sample: _small(sample, found_range.white), samples))
     reasons = {
         one.image_id: reason for one, reason in zip(samples, found, strict=True)
         if isinstance(reason, str)
@@ -80,7 +82,7 @@ def look_through(train: Sequence[Sample], test: Sequence[Sample]) -> Look:
         (one, small) for one, small in zip(train, found, strict=False) if not isinstance(small, str)
     ]
     if not learned:
-        return Look(problems)
+        return Look(problems, found_range.note)
     stack = np.stack([small for _, small in learned])
     odd = [learned[place][0] for place in unlike_others(stack)]
     if odd:
@@ -89,28 +91,40 @@ def look_through(train: Sequence[Sample], test: Sequence[Sample]) -> Look:
             f"{counted(len(odd), 'training image')} {_is(odd)} unlike the others ({shown}): look "
             "whether that is normal"
         )
-    return Look(problems, odd, stack[:: max(1, len(stack) // COMPARED)][:COMPARED])
+    some = stack[:: max(1, len(stack) // COMPARED)][:COMPARED]
+    return Look(problems, found_range.note, odd, some)
 
 
-def look_at_masks(test: Sequence[Sample]) -> tuple[list[str], list[str]]:
+@dataclass(frozen=True)
+class MaskLook:
+    """What the anomaly masks of a class are.
+
+    Attributes:
+        cut: how those are read that can be.
+        useless: sentences on what cannot be read or does not fit.
+        implausible: sentences on what can be and is hardly meant.
+    """
+
+    cut: Cut
+    useless: list[str]
+    implausible: list[str]
+
+
+def look_at_masks(test: Sequence[Sample]) -> MaskLook:
     """Unpack every anomaly mask.
 
     Args:
         test: test images.
-
-    Returns:
-        Sentences on what cannot be read or does not fit, and on what is implausible.
     """
-    drawn = [sample for sample in test if sample.mask_paths]
+    readable = [sample for sample in test if sample.mask_paths]
     wrong, empty, large = [], [], []
-    readable = []
-    for sample in drawn:
-        try:
-            cut_of([sample.mask_paths])
-            readable.append(sample)
-        except DatasetError as error:
-            wrong.append(error.message)
-    cut = masks_cut(readable)
+    try:
+        cut = masks_cut(readable)
+    except DatasetError:
+        faults = {sample: _fault(sample) for sample in readable}
+        wrong = [fault for fault in faults.values() if fault]
+        readable = [sample for sample, fault in faults.items() if not fault]
+        cut = masks_cut(readable)
     for sample in readable:
         try:
             share = load_anomaly_mask(sample, MASK_SIDE, cut).mean()
@@ -128,7 +142,16 @@ def look_at_masks(test: Sequence[Sample]) -> tuple[list[str], list[str]]:
     if 2 * len(large) > len(readable):
         told = f"{counted(len(large), 'anomaly mask')} cover{'s' * (len(large) == 1)}"
         found.append(f"{told} more than half of the image: are black and white exchanged?")
-    return useless, found
+    return MaskLook(cut, useless, found)
+
+
+def _fault(sample: Sample) -> str:
+    """Why an image's masks cannot be read; empty if they can."""
+    try:
+        masks_cut([sample])
+    except DatasetError as error:
+        return error.message
+    return ""
 
 
 def _is(some: Sequence[object]) -> str:

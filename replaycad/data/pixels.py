@@ -48,7 +48,8 @@ def read_picture(path: Path, white: float | None = None) -> Image.Image:
             raise DatasetError(
                 f"{path} holds {pages} pages or frames", "save each as a file of its own"
             )
-        picture = ImageOps.exif_transpose(file)
+        ImageOps.exif_transpose(file, in_place=True)  # a copy of a huge file is much
+        picture: Image.Image = file
         if not _is_deep(picture.mode):
             if white:
                 raise DatasetError(
@@ -106,10 +107,12 @@ class Range:
     Attributes:
         white: level that is shown as white; 0 if all have eight bits.
         note: a sentence on what was guessed; empty for eight bits.
+        colours: `grey` or `colours`, if all are such files; else empty.
     """
 
     white: float = 0.0
     note: str = ""
+    colours: str = ""
 
 
 def white_of(paths: Iterable[Path]) -> float:
@@ -134,10 +137,11 @@ def range_of(paths: Iterable[Path]) -> Range:
     depths = {path: _depth(path) for path in paths}
     deep = [path for path in paths if depths[path] == "deep"]
     if not deep:
-        _check_colours([path for path in paths if depths[path] == "colours"])
-        return Range()
+        _check_colours([path for path in paths if depths[path] == "colours of 16 bits"])
+        is_grey = {depth == "grey" for depth in depths.values()}
+        return Range(colours="" if len(is_grey) != 1 else "grey" if is_grey.pop() else "colours")
     if len(deep) < len(paths):
-        flat = next(path for path in paths if path not in set(deep))
+        flat = next(path for path in paths if depths[path] != "deep")
         raise DatasetError(
             f"{deep[0]} has more than 8 bits, but {flat} of the same class has 8",
             "save all pictures of a class in one range",
@@ -145,7 +149,7 @@ def range_of(paths: Iterable[Path]) -> Range:
     found = [_levels(path, path.stat().st_mtime_ns) for path in deep]
     ends = [one.end for one in found]
     if max(ends) <= 1.0 and any(one.is_broken for one in found):
-        return Range(1.0, "pictures hold broken numbers; 1 is shown as white")
+        return Range(1.0, "pictures hold broken numbers; 1 is shown as white", "grey")
     whites = [*WHITES, 2.0 ** np.ceil(np.log2(max(*ends, 1.0)))]
     white = next(
         white for white in whites
@@ -158,17 +162,7 @@ def range_of(paths: Iterable[Path]) -> Range:
     num_dark = sum(end < white / DARK for end in ends)
     if num_dark:
         note += f"; {num_dark} of {len(ends)} end below {white / DARK:g}: is that one range?"
-    return Range(white, note)
-
-
-def colours_of(paths: Iterable[Path]) -> str:
-    """`grey` or `colours`, if all pictures of a class are such files; else empty.
-
-    Raises:
-        DatasetError: if a file is missing or no image.
-    """
-    found = {_is_grey_file(path) for path in paths}
-    return "" if len(found) != 1 else ("grey" if found.pop() else "colours")
+    return Range(white, note, "grey")
 
 
 def strange(path: Path, picture: Image.Image, expected: str) -> str:
@@ -177,23 +171,19 @@ def strange(path: Path, picture: Image.Image, expected: str) -> str:
     Args:
         path: of the file.
         picture: what was read of it.
-        expected: colours of the class, as `colours_of`.
+        expected: colours of the class, as of its `Range`.
 
     Returns:
         A sentence; empty where nothing is strange.
     """
-    if expected == "colours" and _is_grey_file(path):
+    is_grey = expected and _depth(path) in ("grey", "deep")
+    if expected == "colours" and is_grey:
         return "it is grey, and its class was learned in colours"
-    if expected == "grey" and not _is_grey_file(path):
+    if expected == "grey" and not is_grey:
         values = np.asarray(picture).astype(np.int16)
         if (values.max(axis=-1) - values.min(axis=-1)).max() > TINT:
             return "it has colours, and its class was learned from grey photos"
     return str(picture.info.get(NOTE, ""))
-
-
-def _is_grey_file(path: Path) -> bool:
-    with opened(path) as file:
-        return file.mode in ("1", "L", "LA", "La") or _is_deep(file.mode)
 
 
 class _Levels(NamedTuple):
@@ -226,8 +216,11 @@ def _check_colours(deep: Iterable[Path]) -> None:
         )
 
 
-def _depth(path: Path) -> Literal["flat", "deep", "colours"]:
-    """Whether a file has 8 bits, more of them, or colours of more, which PIL cuts to 8."""
+def _depth(path: Path) -> Literal["grey", "colours", "deep", "colours of 16 bits"]:
+    """Whether a file has grey levels of 8 bits, colours of 8, levels of more, or colours of more.
+
+    PIL cuts the last to 8 bits.
+    """
     with opened(path) as file:
         if _is_deep(file.mode):
             return "deep"
@@ -236,7 +229,9 @@ def _depth(path: Path) -> Literal["flat", "deep", "colours"]:
             has_more = max(bits if isinstance(bits, tuple) else (bits,)) > 8
         else:
             has_more = any(";16" in str(tile[3]) for tile in getattr(file, "tile", ()))
-        return "colours" if has_more else "flat"
+        if has_more:
+            return "colours of 16 bits"
+        return "grey" if file.mode in ("1", "L", "LA", "La") else "colours"
 
 
 def _highest(values: NDArray[Any], path: Path) -> float:

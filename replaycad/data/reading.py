@@ -57,7 +57,7 @@ def read_folder(folder: Path, class_name: str, only_training: bool = False) -> R
 
     Raises:
         OSError: a folder cannot be read.
-        DatasetError: a picture that may be a mask cannot be read.
+        DatasetError: a mask cannot be read that alone says whether an image is defective.
     """
     tree = walk(folder, only_training)
     found = _Class(folder=folder, reading=Reading(class_name=class_name, layout=""))
@@ -65,8 +65,6 @@ def read_folder(folder: Path, class_name: str, only_training: bool = False) -> R
     _pair(masks, found)
     _label(found)
     _split(found)
-    for part in (found.reading.train, found.reading.test):
-        part.sort(key=lambda sample: sample.image_id)
     found.leave_out("links to nowhere", tree.dangling)
     found.leave_out("links to what is read anyway", tree.skipped)
     found.leave_out("such files cannot be read, save them as PNG or TIFF", tree.unread)
@@ -254,7 +252,7 @@ def _sample(photo: _Photo, found: _Class) -> Sample:
 
 
 def _layout(found: _Class) -> str:
-    """Where what lies, in the folders' own names."""
+    """What kind of folders these are, in a few words."""
     splits = {one.place.split for one in found.photos}
     if "train" in splits or "test" in splits:
         return "folders for training and tests"

@@ -4,15 +4,13 @@ import hashlib
 import re
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from replaycad.artifacts.store import checked_name
-from replaycad.data.images import masks_cut, picture_size, read_ignored
+from replaycad.data.images import picture_size, read_ignored
 from replaycad.data.layouts import find_classes, ignore_path, read_class, strangers
 from replaycad.data.look import Look, look_alike, look_at_masks, look_through
-from replaycad.data.pixels import range_of
 from replaycad.data.samples import Reading, Sample, counted, listed
 from replaycad.errors import ConfigError, DatasetError
 
@@ -89,14 +87,18 @@ def _class_of(
         checked_name(name)
     except ConfigError as error:
         problems.append(f"{error.message}: rename the folder")
-    problems += [] if quick else [one for part in look_at_masks(test) for one in part]
-    look = Look(unreadable) if quick else look_through(train, test)
+    if quick:
+        look, read_as = Look(unreadable), []
+    else:
+        look, masks = look_through(train, test), look_at_masks(test)
+        problems += masks.useless + masks.implausible
+        read_as = [look.note, f"anomaly masks have {masks.cut.reason}" if masks.cut.reason else ""]
     problems += look.problems
     shown, tile, small = _defect(sizes, size)
     problems += small
     untested = [] if test else ["no test images: `eval` cannot measure it; `predict` can be used"]
     notes, wrong = _seen(data, name, sizes, 0 if tile else size, fit)
-    notes += [] if quick else _read_as(train, test)
+    notes += [note for note in read_as if note]
     return {
         "name": name, "layout": reading.layout, "train": len(train),
         "test_normal": sum(not sample.is_anomalous for sample in test),
@@ -150,17 +152,6 @@ def _seen(
         except DatasetError as error:
             problems.append(str(error))
     return notes, problems
-
-
-def _read_as(train: Sequence[Sample], test: Sequence[Sample]) -> list[str]:
-    """Which levels are white and which are defective, where that was guessed."""
-    found = []
-    with suppress(DatasetError):  # told as a problem
-        found += [note for note in [range_of(sample.path for sample in train).note] if note]
-    with suppress(DatasetError):
-        reason = masks_cut([sample for sample in test if sample.mask_paths]).reason
-        found += [f"anomaly masks have {reason}"] if reason else []
-    return found
 
 
 def _too_few(train: Sequence[Sample]) -> list[str]:

@@ -138,7 +138,7 @@ def _label(tokens: Sequence[str]) -> Meaning:
             place > 1 and tokens[place - 2] == "free" and tokens[place - 1] in _OF
         )
         is_denied = is_free or (place > 0 and tokens[place - 1] in _NOT)
-        told.add({"normal": "defect", "defect": "normal"}[what] if is_denied else what)  # type: ignore[arg-type]
+        told.add("normal" if (what == "normal") != is_denied else "defect")
     if not told and tokens and tokens[-1] == "free":
         told.add("normal")
     return told.pop() if len(told) == 1 else ""

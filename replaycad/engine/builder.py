@@ -227,6 +227,8 @@ class Builder:
             return names
         if not wanted or "all" in wanted:
             raise ConfigError("no class is named", "use --class NAME[,NAME...] or --class all")
+        if len(wanted) < 2:  # a name with a comma is typed as two
+            return list(wanted)
         known: list[str] = []
         with suppress(DatasetError):  # the stage that needs the class will say it better
             known = self.store.list("conditions") if stored else find_classes(self.settings.data)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from replaycad.config.stages import MaskConfig
 from replaycad.data.images import picture_size, read_ignored
 from replaycad.data.layouts import ignore_path
-from replaycad.data.pixels import colours_of, range_of
+from replaycad.data.pixels import range_of
 from replaycad.data.samples import Sample
 from replaycad.data.views import View
 from replaycad.errors import DatasetError
@@ -84,11 +84,10 @@ def _pixels(
 ) -> tuple[float, str]:
     """The level that is shown as white, and whether there are colours; found once by a command."""
     if class_name not in builder.pixels:
-        paths = [sample.path for sample in samples]
-        found = range_of(paths)
+        found = range_of(sample.path for sample in samples)
         if found.note:
             builder.report.note(f"{class_name}: {found.note}")
-        builder.pixels[class_name] = found.white, colours_of(paths)
+        builder.pixels[class_name] = found.white, found.colours
     return builder.pixels[class_name]
 
 

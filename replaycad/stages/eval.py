@@ -12,16 +12,9 @@ from PIL import Image
 from replaycad.artifacts.detector import DetectorArtifact
 from replaycad.artifacts.scores import ScoresArtifact
 from replaycad.config.stages import EvalConfig
-from replaycad.data.images import (
-    Reader,
-    load_anomaly_mask,
-    load_images,
-    masks_cut,
-    picture_size,
-    viewed,
-)
+from replaycad.data.images import Reader, load_anomaly_mask, load_images, picture_size, viewed
 from replaycad.data.levels import Cut
-from replaycad.data.look import look_at_masks
+from replaycad.data.look import MaskLook, look_at_masks
 from replaycad.data.samples import Sample, unmasked
 from replaycad.data.stitching import FloatArray, MapFile, Stitched, stitched_maps
 from replaycad.data.views import View, view_of
@@ -207,19 +200,18 @@ def _class_maps(
 def _cut(class_name: str, samples: Sequence[Sample], report: Report) -> Cut:
     """Which levels of a class's masks are defective; says which where that is not plain."""
     stamps = tuple(path.stat().st_mtime_ns for one in samples for path in one.mask_paths)
-    cut, implausible = _looked_at(tuple(samples), stamps)
-    for sentence in implausible:
+    found = _looked_at(tuple(samples), stamps)  # what is of no use is an error when it is read
+    for sentence in found.implausible:
         report.note(f"{class_name}: {sentence}")
-    if cut.reason:
-        report.note(f"{class_name}: anomaly masks have {cut.reason}")
-    return cut
+    if found.cut.reason:
+        report.note(f"{class_name}: anomaly masks have {found.cut.reason}")
+    return found.cut
 
 
 @lru_cache(maxsize=64)
-def _looked_at(samples: tuple[Sample, ...], _stamps: tuple[int, ...]) -> tuple[Cut, list[str]]:
+def _looked_at(samples: tuple[Sample, ...], _stamps: tuple[int, ...]) -> MaskLook:
     """Remembered, for a run measures a class after every step."""
-    _, implausible = look_at_masks(samples)  # what is of no use is an error elsewhere
-    return masks_cut(samples), implausible
+    return look_at_masks(samples)
 
 
 def _drawn(

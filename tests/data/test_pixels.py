@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from replaycad.data.pixels import colours_of, range_of, read_picture, strange, white_of
+from replaycad.data.pixels import range_of, read_picture, strange, white_of
 from replaycad.errors import DatasetError
 
 GREY = np.arange(256, dtype=np.uint8).reshape(16, 16)
@@ -122,9 +122,9 @@ def test_other_channels_than_those_of_the_class_are_told(tmp_path):
     def told(path, expected):
         return strange(path, read_picture(path), expected)
 
-    assert colours_of([grey, deep]) == "grey"
-    assert colours_of([same, red]) == "colours"
-    assert colours_of([grey, red]) == ""
+    assert range_of([grey]).colours == range_of([deep]).colours == "grey"
+    assert range_of([same, red]).colours == "colours"
+    assert range_of([grey, red]).colours == ""
     assert told(grey, "colours") == "it is grey, and its class was learned in colours"
     assert told(red, "grey") == "it has colours, and its class was learned from grey photos"
     assert told(same, "grey") == told(red, "colours") == told(red, "") == told(deep, "grey") == ""
