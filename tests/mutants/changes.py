@@ -175,7 +175,7 @@ CHANGES = [
            "what a lossy mask strays to is defective", "tests/data/test_levels.py"),
     Change("data/pixels.py", "(255.0 / white)", "(255.0 / FULL_RANGE)",
            "pictures of 12 bits are dark", "tests/data/test_pixels.py"),
-    Change("data/pixels.py", "ImageOps.exif_transpose(file)", "file",
+    Change("data/pixels.py", "ImageOps.exif_transpose(file, in_place=True)", "file.load()",
            "images are not upright", _IMAGES),
     Change("data/levels.py", "values > limit", "values > max(limit, 127)",
            "faint numbers in a mask are no defect", _IMAGES),
