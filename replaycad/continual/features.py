@@ -1,8 +1,10 @@
 """A memory bank in few bytes: how many patches, along how many directions, how finely rounded."""
 
+import math
 from collections.abc import Callable
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from replaycad.artifacts.coded_features import CodedFeatures, coded
@@ -16,6 +18,11 @@ They were chosen on these classes; between 1 and 1.5 it makes no difference."""
 LEAST_SPREAD = 0.5  # of a direction that is kept, in steps: below, nearly all codes would be 0
 BASIS_SHARE = 0.25  # of the bytes, at most, for the directions: wide encoders would leave no room
 _TRIES = 12
+SLIGHT = 0.25
+"""Of `coding_loss`: coded patches that moved less serve as well as the bank that they are. Measured
+on six real classes, EfficientNet-Lite0 at 256 px, 200 and 120 kB: with a loss of 0.04 to 0.16 they
+tell images 0.007 less to 0.003 better apart than the whole bank, a tenth of what decides."""
+_ASKED = 1000  # patches that the loss is measured on
 
 
 def bank_in_bytes(
@@ -65,6 +72,29 @@ def _first_that_fit(
         if room - at_low < whole.basis.shape[0]:
             break
     return whole.first(low) if low else None
+
+
+def coding_loss(bank: NDArray[np.float32], kept: CodedFeatures) -> float:
+    """How far rounding moves patches, in parts of how far the patches of a bank lie apart.
+
+    A detector that holds an image against a bank cannot tell what lies closer than its patches do.
+
+    Args:
+        bank: `[N, F]`, the patches as they were, of which the first were kept.
+        kept: those.
+
+    Returns:
+        mean squared distance of kept patches to themselves before, over the mean squared distance
+        of a patch to the nearest other of the bank; at least 0. Infinite where no two patches
+        differ, or where there is but one.
+    """
+    moved = np.square(kept.decoded() - bank[: len(kept.codes)]).sum(1).mean()
+    patches = torch.from_numpy(bank)
+    asked = patches[:: max(1, len(bank) // _ASKED)]
+    if len(patches) < 2:
+        return math.inf
+    apart = torch.cdist(asked, patches).topk(2, largest=False).values[:, 1].square().mean()
+    return float(moved) / float(apart) if apart else math.inf
 
 
 def principal(

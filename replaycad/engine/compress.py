@@ -210,16 +210,17 @@ class CompressStage(Stage):
         checkpoint: Checkpoint,
     ) -> Kept:
         """Features, conditions, real images, or the last two in one."""
-        from replaycad.stages.compress import within_budget
-        from replaycad.stages.exemplars import keep_exemplars
-        from replaycad.stages.features import keep_features
-
         header = {**header, "form": config.keep}
         if config.keep == "features":
+            from replaycad.stages.features import keep_features
+
             return keep_features(
                 self._seen, masks.class_name, masks.header["policy"], self._encoder(),
                 self._train, config, self._seed, header, self._kept_bank(), self._builder.report,
             )  # fmt: skip
+        from replaycad.stages.compress import within_budget  # brings diffusers
+        from replaycad.stages.exemplars import keep_exemplars
+
         kept, rows = None, list[int]()
         if config.keep != "exemplars":
             searched = self._searched(masks, config, header, checkpoint)

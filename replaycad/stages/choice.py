@@ -43,9 +43,10 @@ def choose_representation(
     """Keep a class in each representation; of these, the one whose bank tells images apart best.
 
     It is the very file that this representation would be without a choice, but for what its header
-    says of the choice, where there is room for it. Where all images fit in but a few, these are
-    kept and nothing is tried. A further form is tried only where none before it comes near to a
-    bank of all training images, for the later ones take longer.
+    says of the choice, where there is room for it. Where all images fit in but a few, or all that
+    a detector would have of them, these are kept and nothing is tried. A further form is tried only
+    where none before it comes near to a bank of all training images, for the later ones take
+    longer.
 
     Args:
         samples: training images.
@@ -68,6 +69,9 @@ def choose_representation(
     tried: dict[Representation, Kept] = {}
     measured: dict[Representation, float] = {}
     for form in forms:
+        if any(kept.is_whole for kept in tried.values()):
+            report.note(f"{class_name}: nothing else tried: this is a bank of all images")
+            break
         if tried:
             measured, is_near = trial.beside_all(tried)
             if is_near:

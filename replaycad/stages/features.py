@@ -11,7 +11,7 @@ from replaycad.artifacts.conditions import ConditionsArtifact
 from replaycad.config.stages import CompressConfig, TrainConfig
 from replaycad.continual.banks import Keeper, fit_banks, normal_scores
 from replaycad.continual.budget import IMAGE_BUDGET
-from replaycad.continual.features import bank_in_bytes
+from replaycad.continual.features import SLIGHT, bank_in_bytes, coding_loss
 from replaycad.continual.kept import Kept
 from replaycad.continual.representations import FEATURES_SERVE
 from replaycad.data.mixture import Mixture, Source
@@ -101,4 +101,5 @@ def keep_features(
     artifact = replace(
         empty, features=kept, header={**header, "features": {**served, "limits": limits}}
     )
-    return Kept(artifact, bank=bank, places=places)
+    is_whole = len(decoded) == len(bank) and coding_loss(bank, kept) <= SLIGHT
+    return Kept(artifact, bank=bank, places=places, is_whole=is_whole)

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from replaycad.artifacts.format import read, write
 from replaycad.artifacts.replays import ReplaysWriter
 from replaycad.artifacts.store import Store
 from replaycad.continual.banks import KeptBank
-from replaycad.continual.features import bank_in_bytes, principal
+from replaycad.continual.features import bank_in_bytes, coding_loss, principal
 from replaycad.detectors.patchcore.network import PatchCore
 from replaycad.detectors.patchcore.preset import PRESETS
 from replaycad.errors import ArtifactError
@@ -75,6 +76,17 @@ def test_a_bank_fills_its_room_from_the_first_patch_and_not_a_byte_more():
     assert bank_in_bytes(bank, 110, num_bytes) is None
     whole = bank_in_bytes(bank, 10**6, num_bytes)
     assert len(whole.codes) == 2000
+
+
+def test_the_loss_of_coding_is_held_against_what_lies_between_patches():
+    bank = np.array([[0, 0], [3, 0], [0, 4]], np.float32)  # nearest others at 3, 3 and 4
+    kept = np.array([[1, 0], [3, 0]], np.float32)
+    features = SimpleNamespace(codes=kept, decoded=lambda: kept)
+
+    assert coding_loss(bank, features) == pytest.approx((1 + 0) / 2 / ((9 + 9 + 16) / 3))
+    assert coding_loss(np.zeros((3, 2), np.float32), features) == np.inf, "no two differ"
+    only = SimpleNamespace(codes=kept[:1], decoded=lambda: kept[:1])
+    assert coding_loss(bank[:1], only) == np.inf
 
 
 def artifact(features, **header):
@@ -148,6 +160,29 @@ def compressed(run, tmp_path, options):
         return ConditionsArtifact.load(tmp_path / "store" / "conditions" / "disc.safetensors")
 
     return call
+
+
+def test_auto_tries_nothing_beside_a_bank_that_lacks_no_patch(
+    run, options, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("replaycad.continual.features.BASIS_SHARE", 1.0)
+    monkeypatch.setattr("replaycad.continual.features.STEPS", (0.05,))
+    auto = ("compress", "--class", "disc", *options, "--keep", "auto", "--budget")
+
+    result = run(*auto, "200000")
+
+    assert result.exit_code == 0, result.output
+    assert "nothing else tried: this is a bank of all images" in result.stderr
+    kept = ConditionsArtifact.load(tmp_path / "store" / "conditions" / "disc.safetensors")
+    assert (kept.header["form"], kept.header["separations"]) == ("features", {})
+
+    # As many patches, but moved as far as they lie apart; then finely, but some of them.
+    with monkeypatch.context() as patch:
+        patch.setattr("replaycad.stages.features.SLIGHT", 0)
+        assert "this is a bank" not in run(*auto, "200000", "--force").stderr
+    fewer = run(*auto, str(kept.file_bytes() - 60), "--force").stderr
+    assert "of 24 patches kept" in fewer
+    assert "this is a bank" not in fewer
 
 
 TRAIN = ("train", "--class", "plate", "--past", "disc", "--detector", "patchcore")

@@ -155,6 +155,20 @@ def test_a_frozen_encoder_never_trains(tiny_encoder):
     assert not any(level.requires_grad for level in features)
 
 
+def test_a_processor_encodes_a_few_images_at_once_and_gives_all(tiny_encoder, monkeypatch):
+    images = torch.randint(0, 256, (7, 3, 32, 64), dtype=torch.uint8)
+    whole = tiny_encoder(tiny_encoder.normalize(images))
+    forward, sizes = tiny_encoder.forward, []
+    monkeypatch.setattr(tiny_encoder, "forward", lambda x: sizes.append(len(x)) or forward(x))
+    monkeypatch.setattr("replaycad.detectors.encoders.CPU_PIXELS", 3 * 32 * 64)
+
+    found = tiny_encoder.encode_images(images)
+
+    assert sizes == [3, 3, 1]
+    for level, expected in zip(found, whole, strict=True):
+        torch.testing.assert_close(level, expected)
+
+
 def test_normalisation_is_that_of_the_images_in_zero_to_one(tiny_encoder):
     images = torch.randint(0, 256, (2, 3, 4, 4), dtype=torch.uint8)
 

@@ -104,7 +104,9 @@ def test_coreset_of_everything_is_everything():
     assert greedy_coreset(torch.zeros(3, 2), 9, stream(), 8).tolist() == [0, 1, 2]
 
 
-def test_nearest_distance_is_exact():
+@pytest.mark.parametrize("at_once", [1, 33, 2**21])
+def test_nearest_distance_is_exact(at_once, monkeypatch):
+    monkeypatch.setattr("replaycad.detectors.patchcore.coreset.DISTANCES", at_once)
     queries = torch.randn(37, 6, generator=stream())
     bank = torch.randn(11, 6, generator=stream(1))
 

@@ -4,7 +4,9 @@ import torch
 
 NUM_START_POINTS = 10
 NUM_CANDIDATES = 4096  # of one round of greedy picks: 2 MB, which a processor keeps at hand
-QUERY_CHUNK = 4096  # patches compared with a bank at once
+DISTANCES = 2**21
+"""Distances computed at once, 8 MB: a processor has them at hand when it looks for the least. Held
+against 4,000 patches of 152 numbers, 8,192 took 78 ms so and 115 ms by 16 million distances."""
 
 
 def greedy_coreset(
@@ -88,9 +90,8 @@ def nearest_squared_distances(
     if bank_squares is None:
         bank_squares = bank.square().sum(dim=1)
     chunks = []
-    for chunk in queries.split(QUERY_CHUNK):
-        partial = torch.addmm(
-            bank_squares, chunk, bank.T, alpha=-2
-        )  # without the query's own square
+    for chunk in queries.split(max(1, DISTANCES // max(1, len(bank)))):
+        # without the query's own square
+        partial = torch.addmm(bank_squares, chunk, bank.T, alpha=-2)
         chunks.append(partial.amin(dim=1) + chunk.square().sum(dim=1))
     return torch.cat(chunks).clamp_min_(0)
