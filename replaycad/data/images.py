@@ -214,7 +214,7 @@ def load_anomaly_mask(
     defects = np.zeros((height, width), np.bool_)
     for path in sample.mask_paths:
         own = _as_shown(cut.defects(path), path, sample.path, cut.as_stored)
-        full = Image.fromarray(np.where(own, 255, 0).astype(np.uint8))
+        full = Image.fromarray(own.astype(np.uint8) * np.uint8(255))
         if full.size != (width, height):
             full = full.resize((width, height), _BILINEAR)
         defects |= np.asarray(full) > 127.5

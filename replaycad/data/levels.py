@@ -7,9 +7,10 @@ from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageChops, ImageOps
+from PIL import Image, ImageOps
 
 from replaycad.data.decoding import opened
+from replaycad.data.pixels import bands, tint_of
 from replaycad.errors import DatasetError
 
 BoolArray = NDArray[np.bool_]
@@ -93,32 +94,34 @@ def mask_levels(path: Path) -> NDArray[Any]:
             return np.asarray(shown)
         has_alpha = shown.mode in ("LA", "La", "PA", "RGBA", "RGBa")
         if has_alpha or "transparency" in shown.info:
-            values = np.asarray(shown.convert("RGBA"))
-            alpha = values[..., 3]
-            is_drawn = 0 in alpha and len(np.unique(alpha)) == 2
-            if is_drawn or ((values[..., :3] == values[0, 0, :3]).all() and alpha.min() < 255):
-                return alpha
-        return _of_colours(shown if shown.mode == "RGB" else shown.convert("RGB"))
+            if shown.mode != "RGBA":
+                shown = shown.convert("RGBA")
+            ranges = cast(tuple[tuple[int, int], ...], shown.getextrema())
+            alpha = shown.getchannel("A")
+            counts = alpha.histogram()
+            is_drawn = counts[0] and sum(count > 0 for count in counts) == 2
+            if is_drawn or (all(low == high for low, high in ranges[:3]) and ranges[3][0] < 255):
+                return np.asarray(alpha)
+        return _of_colours(shown)
 
 
 def _of_colours(picture: Image.Image) -> NDArray[Any]:
-    """Levels of an RGB picture: the brightest channel, or ranks of frequency without a black.
+    """Levels of a picture: the brightest of its colours, or ranks of frequency without a black.
 
     Band by band, for masks may be as large as photos.
     """
-    bands = picture.split()
-    bright = ImageChops.lighter(ImageChops.lighter(bands[0], bands[1]), bands[2])
-    dark = ImageChops.darker(ImageChops.darker(bands[0], bands[1]), bands[2])
-    is_grey = ImageChops.difference(bright, dark).getbbox() is None
-    del dark
-    colours = None if is_grey or bright.getextrema()[0] == 0 else picture.getcolors(MAX_LEVELS)
+    tint, bright = tint_of(picture)
+    if not tint or not bright.min():
+        return bright
+    picture = picture.convert("RGB")
+    colours = picture.getcolors(MAX_LEVELS)
     if not colours or len(colours) == 1:
-        return np.asarray(bright)
-    levels = np.zeros(bright.size[::-1], np.uint8)
+        return bright
+    levels = np.zeros(bright.shape, np.uint8)
     for rank, (_, colour) in enumerate(sorted(colours, key=lambda one: -one[0])):
         is_it = np.ones(levels.shape, np.bool_)
-        for band, value in zip(bands, cast(tuple[int, int, int], colour), strict=True):
-            is_it &= np.asarray(band) == value
+        for band, value in enumerate(cast(tuple[int, int, int], colour)):
+            is_it &= np.asarray(picture.getchannel(band)) == value
         levels[is_it] = rank
     return levels
 
@@ -165,7 +168,12 @@ def is_mask(path: Path) -> bool:
 
 
 def _levels(values: NDArray[Any]) -> set[float]:
-    return set(np.unique(values).tolist())
+    """Levels of a mask `[H, W]`; of very many the lowest ones and the highest."""
+    found = values[:1, :1].ravel()
+    for top, bottom in bands(*values.shape):
+        found = np.union1d(found, values[top:bottom])
+        found = np.concatenate([found[:-1][: 2 * MAX_LEVELS], found[-1:]])
+    return set(found.tolist())
 
 
 def _is_lossy(levels: set[float], path: Path) -> bool:

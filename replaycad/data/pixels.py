@@ -1,6 +1,6 @@
 """Picture files to RGB of eight bits, upright; and the range of those that have more bits."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -20,6 +20,7 @@ MANY = 0.05  # share of pixels above white: an image of more has another range, 
 FEW = 0.001  # share of the pixels of a training image that may be above white: hot ones
 MOST = 0.75  # share of the training images that must end at white
 DARK = 8.0  # times below white: an image that ends there may have another range
+BAND = 2**22  # pixels of a huge picture that are worked on at once
 NOTE = "note"  # key of what there is to say, in the `info` of a picture that was read
 DARKEST_WHITE = 64  # of 255: colours of 14 or more bits come up to it
 _BITS_PER_SAMPLE = 258  # of TIFF
@@ -82,8 +83,11 @@ def read_picture(path: Path, white: float | None = None) -> Image.Image:
                 f"{white:g}",
                 "save it in the range of the others",
             )
-        scaled = values.astype(np.float64) * (255.0 / white) + 0.5
-        shown = Image.fromarray(scaled.clip(0, 255).astype(np.uint8)).convert("RGB")
+        levels = np.empty(values.shape, np.uint8)
+        for top, bottom in bands(*values.shape):
+            scaled = values[top:bottom].astype(np.float64) * (255.0 / white) + 0.5
+            levels[top:bottom] = scaled.clip(0, 255)
+        shown = Image.fromarray(levels).convert("RGB")
         if highest > white:
             shown.info[NOTE] = f"its levels reach {highest:g}, and what is above {white:g} is white"
         elif is_known and highest < white / DARK:
@@ -179,10 +183,8 @@ def strange(path: Path, picture: Image.Image, expected: str) -> str:
     is_grey = expected and _depth(path) in ("grey", "deep")
     if expected == "colours" and is_grey:
         return "it is grey, and its class was learned in colours"
-    if expected == "grey" and not is_grey:
-        values = np.asarray(picture).astype(np.int16)
-        if (values.max(axis=-1) - values.min(axis=-1)).max() > TINT:
-            return "it has colours, and its class was learned from grey photos"
+    if expected == "grey" and not is_grey and tint_of(picture)[0] > TINT:
+        return "it has colours, and its class was learned from grey photos"
     return str(picture.info.get(NOTE, ""))
 
 
@@ -199,7 +201,8 @@ def _levels(path: Path, _mtime_ns: int) -> _Levels:
     with opened(path) as file:
         values, is_broken = np.asarray(file), file.mode == "F"
     end = _highest(values, path)
-    return _Levels(end, float(np.quantile(values, 1.0 - FEW, method="lower")), is_broken)
+    place = int((values.size - 1) * (1.0 - FEW))
+    return _Levels(end, float(np.partition(values, place, axis=None)[place]), is_broken)
 
 
 def _check_colours(deep: Iterable[Path]) -> None:
@@ -235,12 +238,13 @@ def _depth(path: Path) -> Literal["grey", "colours", "deep", "colours of 16 bits
 
 
 def _highest(values: NDArray[Any], path: Path) -> float:
-    if not np.isfinite(values).all() or values.min() < 0:
+    lowest, highest = values.min(), values.max()
+    if not np.isfinite(lowest) or not np.isfinite(highest) or lowest < 0:
         raise DatasetError(
             f"{path} holds levels below 0 or none at all, so its range is unknown",
             "save it with 8 or 16 bits",
         )
-    return float(values.max())
+    return float(highest)
 
 
 def _is_deep(mode: str) -> bool:
@@ -248,9 +252,35 @@ def _is_deep(mode: str) -> bool:
 
 
 def _to_rgb(picture: Image.Image) -> Image.Image:
+    """The same in RGB, transparency laid over white band by band: a whole layer more is much."""
     has_alpha = picture.mode in ("LA", "La", "PA", "RGBA", "RGBa")
-    if has_alpha or "transparency" in picture.info:
-        opaque = picture.convert("RGBA")
+    if not has_alpha and "transparency" not in picture.info:
+        if picture.mode != "RGB":
+            return picture.convert("RGB")
+        picture.load()  # before its file is closed
+        return picture
+    shown = Image.new("RGB", picture.size)
+    for top, bottom in bands(picture.height, picture.width):
+        opaque = picture.crop((0, top, picture.width, bottom)).convert("RGBA")
         white = Image.new("RGBA", opaque.size, "white")
-        return Image.alpha_composite(white, opaque).convert("RGB")
-    return picture.convert("RGB")
+        shown.paste(Image.alpha_composite(white, opaque).convert("RGB"), (0, top))
+    return shown
+
+
+def tint_of(picture: Image.Image) -> tuple[int, NDArray[np.uint8]]:
+    """How far the colours of a pixel differ at most, and the brightest of each, `[H, W]`."""
+    bright, tint = np.empty((picture.height, picture.width), np.uint8), 0
+    for top, bottom in bands(*bright.shape):
+        part = picture.crop((0, top, picture.width, bottom)).convert("RGB")
+        red, green, blue = (np.asarray(band) for band in part.split())
+        own = bright[top:bottom]
+        np.maximum(np.maximum(red, green, out=own), blue, out=own)
+        tint = max(tint, int((own - np.minimum(np.minimum(red, green), blue)).max()))
+    return tint, bright
+
+
+def bands(height: int, width: int) -> Iterator[tuple[int, int]]:
+    """First row of each band of some `BAND` pixels, and the row after its last."""
+    rows = max(1, BAND // width)
+    for top in range(0, height, rows):
+        yield top, min(top + rows, height)
