@@ -9,6 +9,11 @@ from replaycad.data.levels import Cut, cut_of, is_black, is_mask, num_levels
 from replaycad.data.samples import Sample
 from replaycad.errors import DatasetError
 
+
+@pytest.fixture(autouse=True, params=[2**22, 5], ids=["whole", "in bands"])
+def _pixels_at_once(request, monkeypatch):
+    monkeypatch.setattr("replaycad.data.pixels.BAND", request.param)
+
 TRUTH = np.zeros((16, 24), np.bool_)
 TRUTH[5:11, 7:13] = True
 
@@ -223,3 +228,10 @@ def test_photos_are_no_masks(tmp_path):
 
     assert not is_mask(tmp_path / "a.png")
     assert num_levels(tmp_path / "b.png") == 4
+
+
+def test_of_many_levels_the_lowest_and_the_highest_count(tmp_path):
+    levels = np.arange(200, dtype=np.uint8).reshape(20, 10) + 20
+    Image.fromarray(levels[::-1]).save(tmp_path / "a.png")
+
+    assert cut_of([[tmp_path / "a.png"]]).middle == (20 + 219) / 2

@@ -7,8 +7,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from replaycad.data.pixels import range_of, read_picture, strange, white_of
+from replaycad.data.pixels import range_of, read_picture, strange, tint_of, white_of
 from replaycad.errors import DatasetError
+
+
+@pytest.fixture(autouse=True, params=[2**22, 5], ids=["whole", "in bands"])
+def _pixels_at_once(request, monkeypatch):
+    monkeypatch.setattr("replaycad.data.pixels.BAND", request.param)
 
 GREY = np.arange(256, dtype=np.uint8).reshape(16, 16)
 
@@ -169,3 +174,36 @@ def test_hot_pixels_do_not_stretch_the_range_and_two_ranges_are_told(tmp_path):
     assert found.note.endswith("level 4095 is shown as white; 1 of 6 have pixels above it")
     assert mixed.white == 65535
     assert mixed.note.endswith("3 of 6 end below 8191.88: is that one range?")
+
+
+def test_the_brightest_colour_of_each_pixel_and_the_largest_difference():
+    colours = np.array([[[9, 2, 5], [7, 7, 7]], [[0, 0, 0], [1, 3, 2]], [[4, 4, 5], [8, 9, 9]]])
+
+    tint, bright = tint_of(Image.fromarray(colours.astype(np.uint8)))
+
+    assert tint == 9 - 2
+    assert bright.tolist() == [[9, 7], [0, 3], [5, 9]]
+
+
+def test_what_is_transparent_is_white_in_all_rows(tmp_path):
+    pixels = np.zeros((6, 3, 4), np.uint8)
+    pixels[..., 0], pixels[..., 3] = 100, np.arange(6)[:, None] * 51  # opaque in the last row
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+
+    found = np.asarray(read_picture(tmp_path / "a.png"))
+
+    share = np.arange(6) / 5
+    for channel, colour in enumerate((100, 0, 0)):
+        expected = 255 + (colour - 255) * share
+        assert np.abs(found[:, 1, channel] - expected).max() <= 1
+    assert found[-1].tolist() == [[100, 0, 0]] * 3
+
+
+def test_sixteen_bits_become_eight_in_all_rows(tmp_path):
+    levels = np.arange(42, dtype=np.uint16).reshape(7, 6) * 97
+    Image.fromarray(levels).save(tmp_path / "a.png")
+
+    found = np.asarray(read_picture(tmp_path / "a.png", white=4095.0))
+
+    expected = np.floor(levels.astype(float) * 255 / 4095 + 0.5)
+    assert (found == expected[..., None]).all()

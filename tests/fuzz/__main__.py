@@ -3,8 +3,8 @@
 libFuzzer watches which branches an input takes, and stops at a crash, at a hang of 5 s, at one
 allocation of 1 GB and at 2.75 GB beyond the 0.75 that the imported packages take: the largest
 picture that PIL opens, 179 million pixels, takes up to 2.5 as a mask with transparency, 1.5 as a
-photo. Each target runs in a process of its own, two at a time. The last line reads `N inputs, F findings`, and the exit code
-says it.
+photo. Each target runs in a process of its own, two at a time. The last line reads `N inputs, F
+findings`, and the exit code says it.
 """
 
 import argparse
