@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from replaycad.data.decoding import opened
-from replaycad.data.pixels import bands, tint_of
+from replaycad.data.pixels import array_of, bands, tint_of
 from replaycad.errors import DatasetError
 
 BoolArray = NDArray[np.bool_]
@@ -91,7 +91,7 @@ def mask_levels(path: Path) -> NDArray[Any]:
         ImageOps.exif_transpose(file, in_place=True)  # a copy of a huge file is much
         shown: Image.Image = file
         if shown.mode in ("1", "L", "F") or shown.mode.startswith("I"):
-            return np.asarray(shown)
+            return array_of(shown)
         has_alpha = shown.mode in ("LA", "La", "PA", "RGBA", "RGBa")
         if has_alpha or "transparency" in shown.info:
             if shown.mode != "RGBA":
@@ -101,7 +101,7 @@ def mask_levels(path: Path) -> NDArray[Any]:
             counts = alpha.histogram()
             is_drawn = counts[0] and sum(count > 0 for count in counts) == 2
             if is_drawn or (all(low == high for low, high in ranges[:3]) and ranges[3][0] < 255):
-                return np.asarray(alpha)
+                return array_of(alpha)
         return _of_colours(shown)
 
 

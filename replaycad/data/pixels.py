@@ -58,7 +58,7 @@ def read_picture(path: Path, white: float | None = None) -> Image.Image:
                     "save it in the range of the others",
                 )
             return _to_rgb(picture)
-        values = np.asarray(picture)
+        values = array_of(picture)
         if white == 0.0:
             raise DatasetError(
                 f"{path} has more than 8 bits, but its class was learned from pictures of 8 bits",
@@ -199,7 +199,7 @@ class _Levels(NamedTuple):
 @lru_cache(maxsize=65_536)
 def _levels(path: Path, _mtime_ns: int) -> _Levels:
     with opened(path) as file:
-        values, is_broken = np.asarray(file), file.mode == "F"
+        values, is_broken = array_of(file), file.mode == "F"
     end = _highest(values, path)
     place = int((values.size - 1) * (1.0 - FEW))
     return _Levels(end, float(np.partition(values, place, axis=None)[place]), is_broken)
@@ -277,6 +277,15 @@ def tint_of(picture: Image.Image) -> tuple[int, NDArray[np.uint8]]:
         np.maximum(np.maximum(red, green, out=own), blue, out=own)
         tint = max(tint, int((own - np.minimum(np.minimum(red, green), blue)).max()))
     return tint, bright
+
+
+def array_of(picture: Image.Image) -> NDArray[Any]:
+    """Levels `[H, W]` of a picture of one channel; NumPy alone holds three copies meanwhile."""
+    first = np.asarray(picture.crop((0, 0, 1, 1)))
+    levels = np.empty((picture.height, picture.width), first.dtype)
+    for top, bottom in bands(*levels.shape):
+        levels[top:bottom] = np.asarray(picture.crop((0, top, picture.width, bottom)))
+    return levels
 
 
 def bands(height: int, width: int) -> Iterator[tuple[int, int]]:
