@@ -46,7 +46,7 @@ class Cut:
         """
         values = mask_levels(path)
         limit = self.middle if _is_lossy(_levels(values), path) else self.above
-        return cast(BoolArray, values > limit)
+        return cast(BoolArray, np.greater(values, limit))
 
 
 BLACK_IS_NORMAL = Cut()
@@ -121,7 +121,7 @@ def _of_colours(picture: Image.Image) -> NDArray[Any]:
     for rank, (_, colour) in enumerate(sorted(colours, key=lambda one: -one[0])):
         is_it = np.ones(levels.shape, np.bool_)
         for band, value in enumerate(cast(tuple[int, int, int], colour)):
-            is_it &= np.asarray(picture.getchannel(band)) == value
+            is_it &= np.equal(np.asarray(picture.getchannel(band)), value)
         levels[is_it] = rank
     return levels
 

@@ -77,7 +77,7 @@ def read_picture(path: Path, white: float | None = None) -> Image.Image:
                 f"whole ones up to {white:g}",
                 "save it in the range of the others",
             )
-        if (values > white).mean() > MANY:
+        if np.greater(values, white).mean() > MANY:
             raise DatasetError(
                 f"{path} has levels up to {highest:g}, but the pictures of its class end at "
                 f"{white:g}",
