@@ -177,7 +177,7 @@ CHANGES = [
            "pictures of 12 bits are dark", "tests/data/test_pixels.py"),
     Change("data/pixels.py", "ImageOps.exif_transpose(file, in_place=True)", "file.load()",
            "images are not upright", _IMAGES),
-    Change("data/levels.py", "values > limit", "values > max(limit, 127)",
+    Change("data/levels.py", "np.greater(values, limit)", "np.greater(values, max(limit, 127))",
            "faint numbers in a mask are no defect", _IMAGES),
     Change("data/images.py", "    if is_turned and _same_shape(size, stored):",
            "    if False:", "masks are not turned with their images", "tests/data/test_levels.py"),
