@@ -108,9 +108,9 @@ class Encoder(nn.Module):
 
         On a CPU that is done a few images at a time.
         """
-        few = len(images)
-        if self.device.type == "cpu":
-            few = max(1, round(CPU_PIXELS / (images.shape[-2] * images.shape[-1])))
+        if self.device.type != "cpu" or torch.jit.is_tracing():  # a traced shape is no number
+            return self(self.normalize(images))
+        few = max(1, round(CPU_PIXELS / (images.shape[-2] * images.shape[-1])))
         if len(images) <= few:
             return self(self.normalize(images))
         parts = [self(self.normalize(chunk)) for chunk in images.split(few)]
