@@ -20,7 +20,8 @@ ByteArray = NDArray[np.uint8]
 SIDE = 24  # px of the small copies that are compared
 BLANK = 1.0  # standard deviation in grey levels of what shows nothing
 ROWS = 512  # images whose distances to all are in memory at a time
-MASK_SIDE = 128  # px at which masks are looked at
+MASK_SIDE = 256  # px at which masks are looked at
+SAMPLED = 256  # rows and columns of pixels, evenly spaced, that a blank image is told by
 LARGE = 0.5  # share of an image, above which a defect is implausible
 COMPARED = 100  # images of a class that are held against those of others
 ALIKE = 1.5  # times the distance within a class, up to which two classes look the same
@@ -73,8 +74,8 @@ def look_through(train: Sequence[Sample], test: Sequence[Sample]) -> Look:
         )
     blank = [
         one.image_id for one, small in zip(samples, found, strict=True)
-        if not isinstance(small, str) and small.std() < BLANK
-    ]  # fmt: skip
+        if not isinstance(small, str) and small.std() < BLANK and _is_blank(one, found_range.white)
+    ]
     if blank:
         shows = "1 image shows" if len(blank) == 1 else f"{len(blank)} images show"
         problems.append(f"{shows} one colour only ({listed(blank)}): remove")
@@ -117,7 +118,7 @@ def look_at_masks(test: Sequence[Sample]) -> MaskLook:
         test: test images.
     """
     readable = [sample for sample in test if sample.mask_paths]
-    wrong, empty, large = [], [], []
+    wrong, empty, tiny, large = [], [], [], []
     try:
         cut = masks_cut(readable)
     except DatasetError:
@@ -131,14 +132,19 @@ def look_at_masks(test: Sequence[Sample]) -> MaskLook:
         except DatasetError as error:
             wrong.append(error.message)
             continue
-        empty += [sample.image_id] if share == 0 else []
+        if share == 0:
+            marked = any(cut.defects(path).any() for path in sample.mask_paths)
+            (tiny if marked else empty).append(sample.image_id)
         large += [sample.image_id] if share > LARGE else []
     found, useless = [], []
     if wrong:
         useless.append(f"{counted(len(wrong), 'anomaly mask')} {_is(wrong)} of no use: {wrong[0]}")
     if empty:
-        told = f"{counted(len(empty), 'anomaly mask')} {_is(empty)} empty or tiny"
+        told = f"{counted(len(empty), 'anomaly mask')} {_is(empty)} empty"
         found.append(f"{told} ({listed(empty)})")
+    if tiny:
+        told = f"{counted(len(tiny), 'anomaly mask')} mark{'s' * (len(tiny) == 1)} less than a pixel"
+        found.append(f"{told} at {MASK_SIDE} px ({listed(tiny)})")
     if 2 * len(large) > len(readable):
         told = f"{counted(len(large), 'anomaly mask')} cover{'s' * (len(large) == 1)}"
         found.append(f"{told} more than half of the image: are black and white exchanged?")
@@ -209,6 +215,12 @@ def _opens(sample: Sample) -> bool:
     except DatasetError:
         return False
     return True
+
+
+def _is_blank(sample: Sample, white: float) -> bool:
+    """Whether pixels of a readable image are alike: a small copy of a fine texture is blank too."""
+    some = read_picture(sample.path, white).resize((SAMPLED, SAMPLED), Image.Resampling.NEAREST)
+    return bool(np.asarray(some).std() < BLANK)
 
 
 def _small(sample: Sample, white: float) -> ByteArray | str:

@@ -219,8 +219,26 @@ def test_masks_are_looked_at(folder):
     again = problems(folder)
 
     assert "1 anomaly mask is of no use: " in found
-    assert "1 anomaly mask is empty or tiny (test/spot/001.png)" in found
+    assert "1 anomaly mask is empty (test/spot/001.png)" in found
     assert "000_mask.png has 32 x 20 px" in again
+
+
+def test_a_speck_is_not_called_empty(tmp_path):
+    draw_many(tmp_path, "nut", 9)
+    for name, side in (("speck", 8), ("spot", 20)):  # of 2048 px: one and 2.5 px of 256
+        image = tmp_path / "nut" / "test" / name / "0.png"
+        mask = tmp_path / "nut" / "ground_truth" / name / "0_mask.png"
+        for path in (image, mask):
+            path.parent.mkdir(parents=True)
+        Image.new("L", (2048, 2048), 90).save(image)
+        marked = Image.new("L", (2048, 2048))
+        marked.paste(255, (1004, 1004, 1004 + side, 1004 + side))
+        marked.save(mask)
+
+    found = problems(tmp_path, "nut")
+
+    assert "1 anomaly mask marks less than a pixel at 256 px (test/speck/0.png)" in found
+    assert "empty" not in found
 
 
 def test_inverted_masks_are_told(folder):
@@ -239,6 +257,15 @@ def test_blank_images_are_told(tmp_path):
 
     told = "1 image shows one colour only (train/good/black.png): remove"
     assert told in problems(tmp_path, "nut")
+
+
+def test_a_fine_texture_is_not_blank(tmp_path):
+    good = draw_many(tmp_path, "nut", 9)
+    # A pixel of the small copy is the mean of 100 x 100 of 108 or 148: it deviates by 0.2 levels.
+    noise = np.random.default_rng(0).choice([108, 148], (2400, 2400)).astype(np.uint8)
+    Image.fromarray(noise).save(good / "steel.png")
+
+    assert "one colour" not in problems(tmp_path, "nut")
 
 
 def test_the_command_prints_a_table_or_one_document(folder, tmp_path):
