@@ -118,7 +118,10 @@ def look_at_masks(test: Sequence[Sample]) -> MaskLook:
         test: test images.
     """
     readable = [sample for sample in test if sample.mask_paths]
-    wrong, empty, tiny, large = [], [], [], []
+    wrong: list[str] = []
+    empty: list[str] = []
+    tiny: list[str] = []
+    large: list[str] = []
     try:
         cut = masks_cut(readable)
     except DatasetError:
@@ -143,8 +146,8 @@ def look_at_masks(test: Sequence[Sample]) -> MaskLook:
         told = f"{counted(len(empty), 'anomaly mask')} {_is(empty)} empty"
         found.append(f"{told} ({listed(empty)})")
     if tiny:
-        told = f"{counted(len(tiny), 'anomaly mask')} mark{'s' * (len(tiny) == 1)} less than a pixel"
-        found.append(f"{told} at {MASK_SIDE} px ({listed(tiny)})")
+        told = f"{counted(len(tiny), 'anomaly mask')} mark{'s' * (len(tiny) == 1)} less than"
+        found.append(f"{told} a pixel at {MASK_SIDE} px ({listed(tiny)})")
     if 2 * len(large) > len(readable):
         told = f"{counted(len(large), 'anomaly mask')} cover{'s' * (len(large) == 1)}"
         found.append(f"{told} more than half of the image: are black and white exchanged?")
