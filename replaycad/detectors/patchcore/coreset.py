@@ -33,12 +33,13 @@ def greedy_coreset(
         projection = torch.randn(width, projection_width, generator=generator)
         vectors = vectors @ (projection / projection_width**0.5).to(vectors)
     start = torch.randperm(num_vectors, generator=generator)[:NUM_START_POINTS]
-    nearest = torch.cdist(vectors, vectors[start.to(vectors.device)]).mean(dim=1)
+    points = vectors[start.to(vectors.device)]
+    chunks = vectors.split(DISTANCES // NUM_START_POINTS)  # of which cdist makes a copy
+    nearest = torch.cat([torch.cdist(chunk, points).mean(dim=1) for chunk in chunks])
     picks = torch.empty(0, dtype=torch.int64, device=vectors.device)
     while len(picks) < num_picks:
         farthest = _pick_among_far(vectors, nearest, num_picks - len(picks))
-        distances = nearest_squared_distances(vectors, vectors[farthest]).sqrt_()
-        nearest = torch.minimum(nearest, distances)
+        _bring_up_to_date(nearest, vectors, vectors[farthest])
         picks = torch.cat([picks, farthest])
     return picks
 
@@ -74,6 +75,20 @@ def _pick_among_far(
         distances = torch.addmv(squares + squares[place], own, own[place], alpha=-2)
         near = torch.minimum(near, distances.clamp_min_(0).sqrt_())
     return candidates[chosen]
+
+
+def _bring_up_to_date(nearest: torch.Tensor, vectors: torch.Tensor, picked: torch.Tensor) -> None:
+    """Lower distances `[N]` of vectors `[N, D]` to those to `[P, D]`, where these are nearer.
+
+    All distances are computed in the same memory: with new memory for each part, what was given
+    back was left in holes too small for the next, up to 2 GB for 400,000 vectors.
+    """
+    squares, rows = picked.square().sum(dim=1), max(1, DISTANCES // len(picked))
+    memory = vectors.new_empty(min(rows, len(vectors)), len(picked))
+    for chunk, near in zip(vectors.split(rows), nearest.split(rows), strict=True):
+        partial = torch.addmm(squares, chunk, picked.T, alpha=-2, out=memory[: len(chunk)])
+        distances = partial.amin(dim=1) + chunk.square().sum(dim=1)
+        torch.minimum(near, distances.clamp_min_(0).sqrt_(), out=near)
 
 
 def nearest_squared_distances(
