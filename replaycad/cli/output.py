@@ -138,7 +138,10 @@ def show_verdict(told: Mapping[str, Any], as_json: bool) -> None:
     elif "error" in told:
         text = f"error: {told['error']}"
     else:
-        text = f"{told['verdict']:<9}  {told['score']:7.3f}  {told['image']}"
+        width = 15 if "class" in told else 9  # of `unknown product`, or of `anomalous`
+        text = f"{told['verdict']:<{width}}  {told['score']:7.3f}  "
+        text += f"{told['class']}  " if "class" in told else ""
+        text += told["image"]
         text += f"  (note: {told['note']})" if "note" in told else ""
     print_line(text.replace("\n", "\\n"))
     sys.stdout.flush()

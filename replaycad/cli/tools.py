@@ -36,7 +36,7 @@ def predict(
         str, typer.Option("--name", help="Use this detector (default: the only one).")
     ] = "",
     class_name: Annotated[
-        str, typer.Option("--class", help="Use the threshold of this class.")
+        str, typer.Option("--class", help="Expect this class; call anything else unknown.")
     ] = "",
     out: Annotated[
         Path | None, typer.Option("--out", help="Write heat maps over the images to this folder.")

@@ -17,7 +17,7 @@ from replaycad.data.images import evenly_spaced
 from replaycad.data.mixture import Mixture
 from replaycad.detectors.encoders import Encoder
 from replaycad.detectors.feature_cache import FeatureCache
-from replaycad.detectors.limits import NormalScores, measured, together
+from replaycad.detectors.limits import LIMITS, NormalScores, measured, together
 from replaycad.detectors.patchcore.network import PatchCore
 from replaycad.progress import Report, silent
 from replaycad.runtime import generator
@@ -87,7 +87,7 @@ def fit_banks(
     for number, index in enumerate(present, start=1):
         name = class_order[index]
         known = kept.load(name) if kept else None
-        if known is None:
+        if known is None or len(known["limits"]) != len(LIMITS):
             rows = np.flatnonzero(mixture.class_index == index)
             stream = generator(seed, "fit", name)
             found = _fit_class(detector, mixture, rows, int(index), encoder, batch_size, stream)
@@ -106,8 +106,7 @@ def fit_banks(
             scores[name] = NormalScores(
                 known["image_scores"], known["map_values"], mixture.num_tiles[int(index)]
             )
-            names = scores[name].limits()
-            limits[name] = dict(zip(names, known["limits"].tolist(), strict=True))
+            limits[name] = dict(zip(LIMITS, known["limits"].tolist(), strict=True))
         report.step("fit", number, len(present))
     return {**together(list(scores.values())).limits(), "by_class": limits}
 
@@ -146,8 +145,11 @@ def normal_scores(
     """Scores of the images that a class was fitted to, each as if it had not been among them."""
     places, found = evenly_spaced(len(rows), LIMIT_IMAGES), []
     for chunk in np.array_split(places, math.ceil(len(places) / batch_size)):
-        maps = detector.fitted_maps(features(chunk), [class_index] * len(chunk), chunk.tolist())
-        found.append(measured(detector, maps, mixture.counted(rows[chunk])))
+        maps, distances = detector.fitted(
+            features(chunk), [class_index] * len(chunk), chunk.tolist()
+        )
+        part = measured(detector, maps, mixture.counted(rows[chunk]))
+        found.append(replace(part, distances=distances.cpu().numpy()))
     return replace(together(found), num_tiles=mixture.num_tiles[class_index])
 
 

@@ -18,9 +18,10 @@ from replaycad.artifacts.atomic import replacing, write_text
 from replaycad.artifacts.store import Store
 from replaycad.data.views import view_of
 from replaycad.errors import ConfigError, ReplayCadError
-from replaycad.inference.predict import DetectorGraph, load_predictor
+from replaycad.inference.graph import DetectorGraph
+from replaycad.inference.predict import load_predictor
 
-INPUT, OUTPUTS = "images", ["image_scores", "anomaly_maps"]
+INPUT = "images"
 METADATA = "replaycad"
 TOLERANCE = 1e-3  # of scores and maps, where 1 is the threshold
 Answers = list[np.ndarray]
@@ -35,8 +36,11 @@ def export_detector(
 ) -> dict[str, Any]:
     """Write a detector with its encoder and hold what the file answers against our own.
 
-    The file takes `images`, `[1, 3, S, S]` uint8 RGB, and gives `image_scores` `[1]` and
-    `anomaly_maps` `[1, S, S]` float32, where 0 is typical of normal images and 1 the threshold.
+    The file takes `images`, `[1, 3, S, S]` uint8 RGB, and gives what `DetectorGraph.forward` does:
+    `image_scores` `[1]` and `anomaly_maps` `[1, S, S]` float32, where 0 is typical of normal images
+    and 1 the threshold. Where the detector tells classes apart also `class_index` `[1]`, the place
+    of the image's class among `classes`, and `product_distances` `[1]`, above 1 for an image of
+    none of them.
 
     Args:
         store: that holds the detector.
@@ -48,7 +52,8 @@ def export_detector(
     A file named as the target with `.json` behind it, and the file's own metadata under the name
     `replaycad` (in a torch file, as `replaycad.json`), say how pictures become such images:
     `image_size`, `channels` (the order of colours), and by class under `views` its `tile` in pixels
-    (0: whole pictures), its `fit`, and the level that becomes 255, its `white`.
+    (0: whole pictures), its `fit`, and the level that becomes 255, its `white`; `classes` are those
+    that are told apart.
 
     Returns:
         `file`, `format`, `image_size`, `views`, `num_bytes` and `max_difference` of scores and
@@ -77,7 +82,9 @@ def export_detector(
         expected = [part.numpy() for part in graph(torch.from_numpy(shown))]
         made = Path(folder) / target.name
         views = _views(predictor.header)
-        facts = {"image_size": size, "channels": "RGB", "views": views}
+        facts = {
+            "image_size": size, "channels": "RGB", "views": views, "classes": graph.classes,
+        }  # fmt: skip
         write(graph, torch.from_numpy(shown), made, json.dumps(facts))
         pairs = zip(run(made, shown), expected, strict=True)
         difference = max(float(np.abs(one - other).max()) for one, other in pairs)
@@ -110,7 +117,8 @@ def _write_onnx(
     graph: DetectorGraph, example: torch.Tensor, path: Path, facts: str
 ) -> None:
     program = torch.onnx.export(
-        graph, (example,), dynamo=True, input_names=[INPUT], output_names=OUTPUTS, verbose=False
+        graph, (example,), dynamo=True, input_names=[INPUT], output_names=list(graph.outputs),
+        verbose=False,
     )
     assert program is not None
     program.model.metadata_props[METADATA] = facts
@@ -121,7 +129,7 @@ def _run_onnx(path: Path, images: np.ndarray) -> Answers:
     import onnxruntime  # noqa: PLC0415 - an extra
 
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    return session.run(OUTPUTS, {INPUT: images})
+    return session.run(None, {INPUT: images})
 
 
 def _write_torch(
@@ -154,7 +162,7 @@ def _run_openvino(path: Path, images: np.ndarray) -> Answers:
     # Of itself OpenVINO takes 16 bits where the processor has them; that is the user's choice.
     whole = {"INFERENCE_PRECISION_HINT": "f32"}
     found = openvino.Core().compile_model(path, "CPU", whole)(images)
-    return [found[index] for index in range(len(OUTPUTS))]
+    return [found[index] for index in range(len(found))]
 
 
 @contextmanager

@@ -2,20 +2,18 @@
 
 import sys
 import time
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from copy import copy
 from dataclasses import dataclass, field, replace
 from itertools import chain, islice
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from PIL import Image
-from torch import nn
 
-from replaycad.anomaly import normalized_scores
 from replaycad.artifacts.atomic import replacing
 from replaycad.artifacts.detector import DetectorArtifact
 from replaycad.artifacts.store import Store
@@ -23,62 +21,42 @@ from replaycad.data.pixels import read_picture, strange
 from replaycad.data.samples import IMAGE_SUFFIXES, UNREAD_SUFFIXES
 from replaycad.data.stitching import stitched_maps
 from replaycad.data.views import WHOLE, View, shared_view, view_of
-from replaycad.detectors.encoders import Encoder, load_encoder
+from replaycad.detectors.encoders import load_encoder
 from replaycad.detectors.registry import preset_for
 from replaycad.engine.inputs import InputDigests
 from replaycad.engine.staleness import check_same_encoder, input_header
 from replaycad.errors import ArtifactError, ConfigError, DatasetError
+from replaycad.inference.graph import DetectorGraph
 from replaycad.inference.overlay import overlay
-from replaycad.stages.eval import picture_score, rebuild_detector
+from replaycad.stages.eval import picture_score
 
 STDIN = "-"
+UNKNOWN = "unknown product"
 TILES_AT_ONCE = 16  # at least, also of a single picture
 WATCH_SECONDS = 0.5  # between two looks into a folder that is being filled
 
 
-class DetectorGraph(nn.Module):
-    """A detector behind its encoder as one network, from bytes to verdicts.
+class Judged(NamedTuple):
+    """What a detector says of one picture.
 
-    Args:
-        trained: the detector.
-        encoder: the frozen one that it was trained with.
+    Attributes:
+        score: 0 is typical of normal images, 1 the threshold.
+        anomaly_map: `[h, w]` float32 on the same scale, minus infinity where it is ignored.
+        class_name: the class that the picture is of, or the nearest; empty where that is not told.
+        distance: to that class, above 1 for a picture of no class that is known; None likewise.
     """
 
-    def __init__(self, trained: DetectorArtifact, encoder: Encoder) -> None:
-        super().__init__()
-        self.detector, self._encoder = rebuild_detector(trained, encoder), encoder
-        self.thresholds = trained.thresholds
-        self.eval()
+    score: float
+    anomaly_map: np.ndarray
+    class_name: str = ""
+    distance: float | None = None
 
-    def of_class(self, name: str) -> "DetectorGraph":
-        """The same with the thresholds of one class.
-
-        Raises:
-            ConfigError: if it has none of that class.
-        """
-        by_class = self.thresholds.get("by_class", {})
-        if name not in by_class:
-            hint = f"it has thresholds for: {', '.join(by_class)}" if by_class else "train it again"
-            raise ConfigError(f"the detector has no threshold for class '{name}'", hint)
-        own = copy(self)  # shares the networks
-        own.thresholds = by_class[name]
-        return own
-
-    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Image scores `[B]` and anomaly maps `[B, S, S]` of `[B, 3, S, S]` uint8 RGB.
-
-        Both float32 on the scale where 0 is typical of normal images and 1 the threshold.
-        """
-        maps = self.raw_maps(images)
-        scores = self.detector.image_scores(maps)
-        return (
-            normalized_scores(scores, self.thresholds),
-            normalized_scores(maps, self.thresholds, "pixel"),
-        )
-
-    def raw_maps(self, images: torch.Tensor) -> torch.Tensor:
-        """Anomaly maps `[B, S, S]` float32 of `[B, 3, S, S]` uint8 RGB as they come."""
-        return self.detector.anomaly_maps(self._encoder.encode_images(images))
+    @property
+    def verdict(self) -> str:
+        """`normal`, `anomalous` or `unknown product`."""
+        if self.distance is not None and self.distance > 1:
+            return UNKNOWN
+        return "anomalous" if self.score > 1 else "normal"
 
 
 @dataclass(frozen=True)
@@ -109,7 +87,7 @@ class Predictor:
     def __call__(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Judge `[B, S, S, 3]` uint8 RGB: scores `[B]` and maps `[B, S, S]` as of `graph`."""
         batch = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
-        scores, maps = self.graph(batch.to(self.device))
+        scores, maps, *_ = self.graph(batch.to(self.device))
         return scores.cpu().numpy(), maps.cpu().numpy()
 
     def one_view(self) -> View:
@@ -129,32 +107,56 @@ class Predictor:
     @torch.inference_mode()
     def judge(
         self, pictures: Iterable[tuple[str, Image.Image]], batch_size: int
-    ) -> Iterator[tuple[float, np.ndarray]]:
-        """Judge RGB pictures of any size, by name: score and map `[h, w]`, as of `graph`.
+    ) -> Iterator[Judged]:
+        """Judge RGB pictures of any size, by name.
 
-        The map of a picture that is squashed is square; any other has the picture's shape. It is
-        minus infinity where the picture is ignored.
+        The map of a picture that is squashed is square; any other has the picture's shape.
 
         Raises:
             ConfigError: if it depends on the class how pictures are seen.
             DatasetError: if a picture has another size than the view demands.
         """
         view = self.one_view()
-        thresholds = self.graph.thresholds
+        means: deque[np.ndarray] = deque()  # of the windows of pictures that are not yet told
+        lows: deque[np.ndarray] = deque()
 
         def maps_of(images: np.ndarray) -> np.ndarray:
             batch = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
-            return self.graph.raw_maps(batch.to(self.device)).cpu().numpy()
+            maps, near = self.graph.raw_maps(batch.to(self.device))
+            if near is not None:
+                means.extend(near.means.cpu().numpy())
+                lows.extend(near.lows.cpu().numpy())
+            return maps.cpu().numpy()
 
         named = ((name, view.blanked(picture, name)) for name, picture in pictures)
         at_once = max(batch_size, TILES_AT_ONCE) if view.tile else batch_size
         for _, stitched in stitched_maps(named, view, self.image_size, at_once, maps_of):
+            class_name, distance = self._class_of(means, lows, len(stitched.windows))
             whole = stitched.whole()
             score = torch.tensor(picture_score(self.graph.detector, stitched, whole))
-            shown = normalized_scores(torch.from_numpy(whole), thresholds, "pixel").numpy()
+            shown = self.graph.normalized(torch.from_numpy(whole), "pixel", class_name).numpy()
             if stitched.counted is not None:
                 shown = np.where(stitched.counted, shown, np.float32(-np.inf))
-            yield float(normalized_scores(score, thresholds)), shown
+            judged = float(self.graph.normalized(score, "image", class_name))
+            yield Judged(judged, shown, class_name, distance)
+
+    def _class_of(
+        self, means: deque[np.ndarray], lows: deque[np.ndarray], num_windows: int
+    ) -> tuple[str, float | None]:
+        """The class of the next picture, of so many windows, and how far from it its middle one is.
+
+        Where a class was named it is that one.
+        """
+        classes = self.graph.classes
+        if not classes:
+            return "", None
+        mean, low = (
+            np.stack([part.popleft() for _ in range(num_windows)]) for part in (means, lows)
+        )
+        row = int(mean.mean(axis=0).argmin())
+        if self.graph.named:
+            row = classes.index(self.graph.named)
+        return classes[row], float(np.median(low[:, row]))
 
 
 def load_predictor(
@@ -264,6 +266,7 @@ class Tally:
     """What a prediction came to: counts, and seconds of each image from file to verdict."""
 
     alarms: int = 0
+    unknown: int = 0
     failures: int = 0
     seconds: list[float] = field(default_factory=list)
     start: float = field(default_factory=time.monotonic)
@@ -277,7 +280,8 @@ class Tally:
         broken = f", {self.failures} could not be read" if self.failures else ""
         images = f"{count} image{'s' * (count != 1)}"
         alarms = f"{self.alarms} alarm{'s' * (self.alarms != 1)}"
-        return f"{images}, {alarms}{broken}{latency}, {rate}"
+        unknown = f", {self.unknown} of an unknown product" if self.unknown else ""
+        return f"{images}, {alarms}{unknown}{broken}{latency}, {rate}"
 
 
 def predict(
@@ -293,9 +297,10 @@ def predict(
         tally: counts.
 
     Yields:
-        Per image `image` (its path), `score` (1 is the threshold), `verdict` (`normal` or
-        `anomalous`), `note` if it has other channels or levels than its class and, with `out`,
-        `overlay`; or `image` and `error` if it cannot be read.
+        Per image `image` (its path), `score` (1 is the threshold), `verdict` (`normal`, `anomalous`
+        or `unknown product`), `class` and `class_distance` (above 1 for an unknown product) where
+        the detector tells classes apart, `note` if it has other channels or levels than its class
+        and, with `out`, `overlay`; or `image` and `error` if it cannot be read.
 
     Raises:
         DatasetError: as `find_images`.
@@ -317,19 +322,22 @@ def predict(
                 yield {"image": str(found.path), "error": str(error)}
         if not read:
             continue
-        judged = predictor.judge([(str(found.path), one) for found, one in read], batch_size)
-        scores, maps = zip(*judged, strict=True)
+        judged = list(
+            predictor.judge([(str(found.path), one) for found, one in read], batch_size)
+        )
         spent = (time.monotonic() - start) / len(read)
-        for (found, picture), score, one_map in zip(read, scores, maps, strict=True):
+        for (found, picture), one in zip(read, judged, strict=True):
             tally.seconds.append(spent)
-            tally.alarms += bool(score > 1)
-            told = {"image": str(found.path), "score": round(float(score), 4),
-                    "verdict": "anomalous" if score > 1 else "normal"}  # fmt: skip
+            tally.alarms += one.verdict == "anomalous"
+            tally.unknown += one.verdict == UNKNOWN
+            told = {"image": str(found.path), "score": round(one.score, 4), "verdict": one.verdict}
+            if one.distance is not None:
+                told |= {"class": one.class_name, "class_distance": round(one.distance, 4)}
             note = strange(found.path, picture, view.colours)
             told |= {"note": note} if note else {}
             if out is not None:
                 target = _unused(out / found.target, taken)
-                _save(overlay(picture, one_map), target, found.path)
+                _save(overlay(picture, one.anomaly_map), target, found.path)
                 told["overlay"] = str(target)
             yield told
 

@@ -64,8 +64,8 @@ def extremes(
 
 def _shown(what: str, sample: Sample, predictor: Predictor) -> dict[str, Any]:
     picture = read_picture(sample.path, predictor.one_view().white)
-    ((score, one_map),) = predictor.judge([(str(sample.path), picture)], 1)
+    (judged,) = predictor.judge([(str(sample.path), picture)], 1)
     return {
-        "what": what, "name": sample.image_id, "score": score,
-        "image": as_data(picture.copy()), "overlay": as_data(overlay(picture, one_map)),
+        "what": what, "name": sample.image_id, "score": judged.score,
+        "image": as_data(picture.copy()), "overlay": as_data(overlay(picture, judged.anomaly_map)),
     }  # fmt: skip

@@ -18,7 +18,7 @@ from replaycad.data.mixture import Mixture, Source
 from replaycad.data.samples import Sample
 from replaycad.detectors.encoders import Encoder
 from replaycad.detectors.feature_cache import FeatureCache
-from replaycad.detectors.limits import NormalScores
+from replaycad.detectors.limits import LIMITS
 from replaycad.detectors.patchcore.network import PatchCore
 from replaycad.detectors.registry import build_detector, preset_for
 from replaycad.errors import BudgetError
@@ -72,7 +72,7 @@ def keep_features(
         "levels": list(preset_for(FEATURES_SERVE, train.preset).levels),
     }  # fmt: skip
     # Numbers of many digits, so that the limits, which are found later, take no more bytes.
-    guessed = dict.fromkeys(NormalScores(*np.ones((2, 1))).limits(), 1.2345678901234567e-10)
+    guessed = dict.fromkeys(LIMITS, 1.2345678901234567e-10)
     empty = ConditionsArtifact(
         class_name=class_name,
         semantic_embedding=np.zeros((0, 0), np.float32),

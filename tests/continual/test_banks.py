@@ -8,7 +8,7 @@ from replaycad.artifacts.store import Store
 from replaycad.continual import banks
 from replaycad.continual.banks import fit_banks
 from replaycad.data.mixture import Mixture, Source
-from replaycad.detectors.limits import NormalScores, together
+from replaycad.detectors.limits import LIMITS, NormalScores, together
 from replaycad.detectors.patchcore.network import PatchCore
 from replaycad.detectors.patchcore.preset import PatchCorePreset
 from replaycad.engine import banks as kept_banks
@@ -134,3 +134,32 @@ def test_quantiles_stand_for_the_pixels_of_classes_taken_together():
     assert found["pixel"] == pytest.approx(1.98, abs=2e-3)
     assert found["typical_pixel"] == pytest.approx(1.0, abs=2e-3)
     assert banks.LIMIT_IMAGES > 100, "one in a hundred is to be told from none"
+
+
+def test_beyond_one_and_a_half_of_the_farthest_normal_image_it_is_another_product():
+    distances = np.arange(1, 102, dtype=np.float32)  # 1 % of them exceed 100
+    scores = NormalScores(distances, distances, distances=distances)
+
+    assert scores.limits()["product"] == pytest.approx(150.0)
+    assert "product" not in together([scores.sketched(), scores.sketched()]).limits()
+
+
+def test_each_class_has_a_limit_for_other_products():
+    detector, limits = filled([Pictures(0), Pictures(1)], ["a", "b"])
+
+    for index, name in enumerate("ab"):
+        assert tuple(limits["by_class"][name]) == LIMITS
+        assert limits["by_class"][name]["product"] > 0
+        assert index in detector.known_classes()
+    assert "product" not in limits
+
+
+def test_banks_kept_without_a_limit_for_other_products_are_filled_anew(tmp_path):
+    kept = KeptBanks(Store(tmp_path), {"a": "1" * 64})
+    _, expected = filled([Pictures(1)], ["a"], kept)
+    old = dict(kept.load("a"))
+    kept.save("a", {**old, "limits": old["limits"][:-1]})
+
+    _, limits = filled([Pictures(1)], ["a"], kept)
+
+    assert limits == expected

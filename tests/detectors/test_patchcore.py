@@ -284,12 +284,45 @@ def test_banks_of_different_sizes_lie_side_by_side_without_a_row_that_is_none():
     detector.fit([[level[:1] for level in far]], 1, stream())
     zeros = [torch.zeros_like(level[:1]) for level in near]
 
-    distances = detector._nearest(detector._patches(zeros)[0])
+    distances, *_ = detector._nearest(detector._patches(zeros)[0])
 
     bank, _ = detector.bank_of(0)
     assert detector._banks.shape[:2] == (2, len(bank))
     brute = torch.cdist(detector._patches(zeros)[0], bank).square().amin(dim=1)
     torch.testing.assert_close(distances, brute)
+
+
+def test_the_distance_to_a_class_is_what_a_quarter_of_the_patches_stays_below():
+    patches = torch.tensor([[0.0], [1.0], [2.0], [3.0]])
+    firsts = torch.tensor([[[0.0], [9.0]], [[10.0], [0.0]]])  # the last row is filled up
+    squares = torch.tensor([[0.0, 81.0], [100.0, torch.inf]])
+
+    means, lows = network._class_distances(patches, firsts, squares)
+
+    # To 0: 0, 1, 4, 9; to 10: 100, 81, 64, 49.
+    assert means.tolist() == [3.5, 73.5]
+    assert lows.tolist() == [1.0, 64.0]
+
+
+def test_images_are_routed_to_the_class_that_is_nearest_and_held_against_it_without_themselves():
+    pyramids = [random_pyramid(seed, offset=4.0 * seed) for seed in range(3)]
+    detector = routed_over(pyramids)
+
+    for index, pyramid in enumerate(pyramids):
+        maps, means, lows = detector.routed_maps(pyramid)
+        count = len(maps)
+        _, distances = detector.fitted(pyramid, [index] * count, range(count))
+
+        assert means.argmin(dim=1).tolist() == [index] * count
+        # All patches are in the bank: an image is no distance from itself, and some from others.
+        assert lows[:, index].abs().max() < 1e-3
+        patches = detector._patches(pyramid)
+        for row in range(count):
+            others = torch.cat([patches[other] for other in range(count) if other != row])
+            nearest = torch.cdist(patches[row], others).square().amin(dim=1)
+            expected = nearest.sort().values[len(nearest) // 4]
+            torch.testing.assert_close(distances[row], expected, rtol=1e-3, atol=1e-3)
+    assert detector.known_classes() == [0, 1, 2]
 
 
 def test_a_bank_that_was_kept_gives_what_the_class_gave():

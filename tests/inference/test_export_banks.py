@@ -19,6 +19,12 @@ def images_of(mean, seed):
     return noise.clip(0, 255).astype(np.uint8)
 
 
+def limits(scale):
+    """Limits of a class, a different one of each kind."""
+    return {"typical_image": scale, "image": 3 * scale, "typical_pixel": scale / 2,
+            "pixel": 2 * scale, "product": 5 * scale}  # fmt: skip
+
+
 @pytest.mark.parametrize("form", [
     "torch", "onnx", pytest.param("openvino", marks=pytest.mark.long),
 ])  # fmt: skip
@@ -33,7 +39,7 @@ def test_a_file_routes_each_image_as_the_detector_does(form, tmp_path):
         detector="patchcore", preset="standard", encoder=ENCODER, image_size=SIZE,
         class_order=["dark", "light"], header={},
         state={name: value.numpy() for name, value in detector.state_dict().items()},
-        thresholds={"image": 1.0, "pixel": 1.0, "typical_image": 0.0, "typical_pixel": 0.0},
+        thresholds={**limits(1.0), "by_class": {"dark": limits(2.0), "light": limits(4.0)}},
     )  # fmt: skip
     graph = DetectorGraph(trained, encoder)
     suffix, _, write, run = FORMATS[form]
@@ -44,5 +50,9 @@ def test_a_file_routes_each_image_as_the_detector_does(form, tmp_path):
         for mean in (60, 190):
             image = images_of(mean, 101)
             wanted = graph(torch.from_numpy(image))
-            for found, expected in zip(run(path, image), wanted, strict=True):
+            scores, maps, row, distance = run(path, image)
+            assert row.item() == (mean == 190)
+            for found, expected in zip(
+                (scores, maps, distance), (wanted[0], wanted[1], wanted[3]), strict=True
+            ):
                 assert np.abs(found - expected.numpy()).max() < 1e-3 * expected.abs().max()

@@ -1,0 +1,132 @@
+"""A detector behind its encoder as one network: from the bytes of images to verdicts."""
+
+from collections.abc import Mapping
+from copy import copy
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from replaycad.anomaly import normalized_scores
+from replaycad.artifacts.detector import DetectorArtifact
+from replaycad.detectors.encoders import Encoder
+from replaycad.detectors.patchcore.network import PatchCore
+from replaycad.errors import ConfigError
+from replaycad.stages.eval import rebuild_detector
+
+OUTPUTS = ("image_scores", "anomaly_maps")
+TOLD = ("class_index", "product_distances")  # by a detector that tells classes apart
+
+
+class Nearness(NamedTuple):
+    """How far images are from the classes that a detector tells apart.
+
+    Attributes:
+        means: `[B, K]` float32; the class with the least is theirs.
+        lows: `[B, K]` float32, in parts of what images of that class may have: above 1 an image is
+            of no such product.
+    """
+
+    means: torch.Tensor
+    lows: torch.Tensor
+
+
+class DetectorGraph(nn.Module):
+    """A detector behind its encoder as one network.
+
+    A detector that routes images to classes judges each by the thresholds of its class; any other
+    by those over all classes. `of_class` has one class's thresholds for all images.
+
+    Args:
+        trained: the detector.
+        encoder: the frozen one that it was trained with.
+    """
+
+    _limits: torch.Tensor
+    _products: torch.Tensor
+
+    def __init__(self, trained: DetectorArtifact, encoder: Encoder) -> None:
+        super().__init__()
+        self.detector, self._encoder = rebuild_detector(trained, encoder), encoder
+        self.thresholds: Mapping[str, Any] = trained.thresholds
+        self.named = ""
+        self.classes: list[str] = []  # that it tells apart, in the order of `Nearness`
+        by_class = trained.thresholds.get("by_class", {})
+        if isinstance(self.detector, PatchCore) and self.detector.is_separate:
+            names = [trained.class_order[index] for index in self.detector.known_classes()]
+            self.classes = names if all(name in by_class for name in names) else []
+        limits = [
+            [by_class[name][kind] for kind in ("typical_image", "image", "typical_pixel", "pixel")]
+            for name in self.classes
+        ]
+        products = [by_class[name].get("product", torch.inf) for name in self.classes]
+        for name, values in (("_limits", limits), ("_products", products)):
+            tensor = torch.tensor(values, dtype=torch.float32, device=encoder.device)
+            self.register_buffer(name, tensor, persistent=False)
+        self.eval()
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """What `forward` gives."""
+        return (*OUTPUTS, *TOLD) if self.classes else OUTPUTS
+
+    def of_class(self, name: str) -> "DetectorGraph":
+        """The same with the thresholds of one class.
+
+        Raises:
+            ConfigError: if it has none of that class.
+        """
+        by_class = self.thresholds.get("by_class", {})
+        if name not in by_class:
+            hint = f"it has thresholds for: {', '.join(by_class)}" if by_class else "train it again"
+            raise ConfigError(f"the detector has no threshold for class '{name}'", hint)
+        own = copy(self)  # shares the networks
+        own.thresholds, own.named = by_class[name], name
+        return own
+
+    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Judge `[B, 3, S, S]` uint8 RGB.
+
+        Returns:
+            image scores `[B]` and anomaly maps `[B, S, S]`, float32 on the scale where 0 is typical
+            of normal images and 1 the threshold. Where `classes` are told apart also the row of the
+            class of each image among them, `[B]` int64, and how far the image is from it, `[B]`
+            float32: above 1 it is of no class that is known.
+        """
+        maps, near = self.raw_maps(images)
+        scores = self.detector.image_scores(maps)
+        if near is None:
+            return self.normalized(scores), self.normalized(maps, "pixel")
+        row = near.means.argmin(dim=1)
+        if self.named:
+            row = torch.full_like(row, self.classes.index(self.named))
+        own = self._limits.index_select(0, row)
+        low, low_pixel = own[:, 0], own[:, 2, None, None]
+        spread = (own[:, 1] - low).clamp_min(1e-12)
+        pixel_spread = (own[:, 3, None, None] - low_pixel).clamp_min(1e-12)
+        distances = near.lows.gather(1, row[:, None])[:, 0]
+        return (scores - low) / spread, (maps - low_pixel) / pixel_spread, row, distances
+
+    def raw_maps(self, images: torch.Tensor) -> tuple[torch.Tensor, Nearness | None]:
+        """Anomaly maps `[B, S, S]` float32 of `[B, 3, S, S]` uint8 RGB as they come.
+
+        With them how far images are from classes, None where these are not told apart.
+        """
+        features = self._encoder.encode_images(images)
+        if not self.classes:
+            return self.detector.anomaly_maps(features), None
+        assert isinstance(self.detector, PatchCore)
+        maps, means, lows = self.detector.routed_maps(features)
+        return maps, Nearness(means, lows / self._products)
+
+    def normalized(
+        self, values: torch.Tensor, kind: str = "image", class_name: str = ""
+    ) -> torch.Tensor:
+        """Scores or maps on the scale where 1 is the threshold.
+
+        That of the class of `of_class`, of the class named here, or over all classes.
+        """
+        named = class_name and not self.named
+        return normalized_scores(
+            values, self.thresholds["by_class"][class_name] if named else self.thresholds, kind
+        )
