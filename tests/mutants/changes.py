@@ -35,6 +35,7 @@ _MIXTURE = "tests/data/test_mixture.py"
 _PENALTIES = "tests/continual/test_penalties.py"
 _EXEMPLARS = "tests/continual/test_exemplars.py"
 _PACKAGED = "tests/detectors/test_packaged_encoders.py"
+_PRODUCTS = "tests/inference/test_products.py tests/inference/test_export_banks.py"
 _BANKS = "tests/detectors/test_patchcore.py tests/continual/test_banks.py"
 _FEATURES = "tests/continual/test_features.py"
 _KEYS = "tests/engine/test_staleness.py"
@@ -229,11 +230,21 @@ CHANGES = [
            "self.bank.new_full((len(classes), size), torch.inf)",
            "self.bank.new_zeros(len(classes), size)",
            "rows that fill a smaller bank up are near to dark images", _BANKS),
-    Change("detectors/patchcore/network.py", "nearest.sum(dim=0).argmin()",
-           "nearest.sum(dim=0).argmax()", "images go to the class farthest from them", _BANKS),
+    Change("detectors/patchcore/network.py", "route = means.argmin()",
+           "route = means.argmax()", "images go to the class farthest from them", _BANKS),
     Change("detectors/patchcore/network.py", "among = own if self.preset.is_routed else",
            "among = torch.ones_like(own) if self.preset.is_routed else",
            "limits of a class depend on the others", _BANKS),
+    Change("detectors/patchcore/network.py", "firsts = patches[::ROUTE_EVERY], bank[None,",
+           "firsts = patches[::ROUTE_EVERY], self.bank[None,",
+           "an image is no distance from its class, being in its bank", _BANKS),
+    Change("inference/graph.py", "row = near.means.argmin(dim=1)\n        if self.named:",
+           "row = near.means.argmin(dim=1)\n        if not self.named:",
+           "an exported file judges by the limits of one class", _PRODUCTS),
+    Change("inference/predict.py", "classes.index(self.graph.named)", "row",
+           "another product than the one named is normal", _PRODUCTS),
+    Change("inference/predict.py", "np.median(low[:, row])", "np.max(low[:, row])",
+           "one odd tile makes a picture an unknown product", _PRODUCTS),
     Change("engine/banks.py", '"view": view, "seed": seed,', '"view": view,',
            "a bank of another seed is taken for this one", _ENGINE),
     Change("continual/banks.py", "if kept else None", "if kept and False else None",
