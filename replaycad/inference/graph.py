@@ -122,11 +122,17 @@ class DetectorGraph(nn.Module):
     def normalized(
         self, values: torch.Tensor, kind: str = "image", class_name: str = ""
     ) -> torch.Tensor:
-        """Scores or maps on the scale where 1 is the threshold.
+        """Scores `[B]` or maps `[B, H, W]` on the scale where 1 is the threshold.
 
         That of the class of `of_class`, of the class named here, or over all classes.
         """
+        return normalized_scores(values, self._own(class_name), kind)
+
+    def alarm(self, class_name: str = "") -> float:
+        """What the limit of image scores is on the scale of `normalized` maps."""
+        limit = torch.tensor(self._own(class_name)["image"], dtype=torch.float64)
+        return float(normalized_scores(limit, self._own(class_name), "pixel"))
+
+    def _own(self, class_name: str) -> Mapping[str, float]:
         named = class_name and not self.named
-        return normalized_scores(
-            values, self.thresholds["by_class"][class_name] if named else self.thresholds, kind
-        )
+        return self.thresholds["by_class"][class_name] if named else self.thresholds

@@ -28,6 +28,7 @@ from replaycad.engine.staleness import check_same_encoder, input_header
 from replaycad.errors import ArtifactError, ConfigError, DatasetError
 from replaycad.inference.graph import DetectorGraph
 from replaycad.inference.overlay import overlay
+from replaycad.inference.regions import find_regions
 from replaycad.stages.eval import picture_score
 
 STDIN = "-"
@@ -44,10 +45,12 @@ class Judged(NamedTuple):
         anomaly_map: `[h, w]` float32 on the same scale, minus infinity where it is ignored.
         class_name: the class that the picture is of, or the nearest; empty where that is not told.
         distance: to that class, above 1 for a picture of no class that is known; None likewise.
+        alarm: what the limit of image scores is on the scale of the map.
     """
 
     score: float
     anomaly_map: np.ndarray
+    alarm: float
     class_name: str = ""
     distance: float | None = None
 
@@ -138,7 +141,7 @@ class Predictor:
             if stitched.counted is not None:
                 shown = np.where(stitched.counted, shown, np.float32(-np.inf))
             judged = float(self.graph.normalized(score, "image", class_name))
-            yield Judged(judged, shown, class_name, distance)
+            yield Judged(judged, shown, self.graph.alarm(class_name), class_name, distance)
 
     def _class_of(
         self, means: deque[np.ndarray], lows: deque[np.ndarray], num_windows: int
@@ -298,8 +301,9 @@ def predict(
 
     Yields:
         Per image `image` (its path), `score` (1 is the threshold), `verdict` (`normal`, `anomalous`
-        or `unknown product`), `class` and `class_distance` (above 1 for an unknown product) where
-        the detector tells classes apart, `note` if it has other channels or levels than its class
+        or `unknown product`), of an anomalous one its `regions` as `find_regions` gives them,
+        `class` and `class_distance` (above 1 for an unknown product) where the detector tells
+        classes apart, `note` if it has other channels or levels than its class
         and, with `out`, `overlay`; or `image` and `error` if it cannot be read.
 
     Raises:
@@ -326,18 +330,23 @@ def predict(
             predictor.judge([(str(found.path), one) for found, one in read], batch_size)
         )
         spent = (time.monotonic() - start) / len(read)
-        for (found, picture), one in zip(read, judged, strict=True):
+        for (source, picture), one in zip(read, judged, strict=True):
             tally.seconds.append(spent)
             tally.alarms += one.verdict == "anomalous"
             tally.unknown += one.verdict == UNKNOWN
-            told = {"image": str(found.path), "score": round(one.score, 4), "verdict": one.verdict}
+            told: dict[str, Any] = {
+                "image": str(source.path), "score": round(one.score, 4), "verdict": one.verdict,
+            }  # fmt: skip
+            if one.verdict == "anomalous":
+                marked = find_regions(one.anomaly_map, one.alarm, *picture.size)
+                told["regions"] = [region._asdict() for region in marked]
             if one.distance is not None:
                 told |= {"class": one.class_name, "class_distance": round(one.distance, 4)}
-            note = strange(found.path, picture, view.colours)
+            note = strange(source.path, picture, view.colours)
             told |= {"note": note} if note else {}
             if out is not None:
-                target = _unused(out / found.target, taken)
-                _save(overlay(picture, one.anomaly_map), target, found.path)
+                target = _unused(out / source.target, taken)
+                _save(overlay(picture, one.anomaly_map), target, source.path)
                 told["overlay"] = str(target)
             yield told
 

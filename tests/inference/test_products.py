@@ -1,5 +1,7 @@
 """Which product an image is of, or none that is known; and whose threshold it is judged by."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -91,7 +93,7 @@ def test_what_no_class_is_like_is_an_unknown_product(predictor):
         assert told.verdict == "unknown product"
 
 
-def test_a_defect_leaves_a_part_the_product_that_it_is(predictor):
+def test_a_defect_leaves_a_part_the_product_that_it_is_and_has_a_place(predictor, tmp_path):
     picture = striped(PERIODS["coarse"], 100)
     picture[:10, :10] = 255
 
@@ -99,6 +101,18 @@ def test_a_defect_leaves_a_part_the_product_that_it_is(predictor):
 
     assert told.class_name == "coarse"
     assert told.verdict == "anomalous"
+    # On the scale of the map, the limit of image scores is where the highest pixel makes score 1.
+    scale = (told.anomaly_map.max() - told.alarm) * (told.score - 1)
+    assert scale > 0
+    Image.fromarray(picture).save(tmp_path / "part.png")
+    found = Found(tmp_path / "part.png", Path("part"))
+    (line,) = predict(predictor, iter([found]), None, 4, Tally())
+    region = line["regions"][0]
+    left, top, right, bottom = region["box"]
+    assert left < 10
+    assert top < 10
+    assert region["area"] <= (right - left) * (bottom - top)
+    assert region["percent"] < 50
 
 
 def test_another_product_than_the_one_named_is_unknown(predictor):
