@@ -55,7 +55,7 @@ OPTIONS = {
     "run": (SHARED_OPTIONS - {"--seed", "--force"})
     | {"--strategy", "--detector", "--budget", "--orders", "--seeds", "--name", "--tile"},
     "predict": {"--name", "--class", "--out", "--watch", "--batch-size", "--encoder", "--store"}
-    | {"--device", "--json", "--quiet"},
+    | {"--device", "--exit-code", "--json", "--quiet"},
     "report": {"--name", "--out", "--data", "--store", "--encoder", "--device", "--json"},
     "export": {"--class", "--token", "--name", "--format", "--encoder", "--out", "--store"}
     | {"--json"},

@@ -44,6 +44,10 @@ def predict(
     watch: Annotated[
         bool, typer.Option("--watch", help="Keep watching the folders for new files until Ctrl-C.")
     ] = False,
+    exit_code: Annotated[
+        bool,
+        typer.Option("--exit-code", help="Exit with 3 after an alarm, 4 after an unknown product."),
+    ] = False,
     batch_size: BatchSize = 0,
     encoder: Encoder = "",
     store: StoreRoot = STORE,
@@ -80,6 +84,8 @@ def predict(
             typer.echo(tally.summary(), err=True)
         if tally.failures:
             raise typer.Exit(1)
+        if exit_code:
+            raise typer.Exit(tally.worst)
 
 
 def report(
@@ -160,8 +166,8 @@ def export(
             found = exported
             lines = [
                 f"written: {out}: images [1, 3, {found['image_size']}, {found['image_size']}] "
-                "uint8 RGB -> image_scores, anomaly_maps (1 is the threshold)",
-                f"its scores and maps differ from ours by at most {found['max_difference']:.1g}",
+                f"uint8 RGB -> {', '.join(exported['outputs'])} (1 is the threshold)",
+                f"its answers differ from ours by at most {found['max_difference']:.1g}",
                 *(
                     f"an image of {name} is a tile of {view['tile']} px"
                     for name, view in exported["views"].items() if view["tile"]

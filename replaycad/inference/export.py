@@ -56,8 +56,8 @@ def export_detector(
     that are told apart.
 
     Returns:
-        `file`, `format`, `image_size`, `views`, `num_bytes` and `max_difference` of scores and
-        maps.
+        `file`, `format`, `image_size`, `views`, `outputs`, `num_bytes` and `max_difference` of
+        the outputs.
 
     Raises:
         ConfigError: an unknown format, a file name that does not end as it should, or missing
@@ -99,7 +99,8 @@ def export_detector(
     write_text(target.with_name(f"{target.name}.json"), json.dumps(facts, indent=1) + "\n")
     return {
         "file": str(target), "format": form, "image_size": size, "views": views,
-        "num_bytes": target.stat().st_size, "max_difference": difference,
+        "outputs": list(graph.outputs), "num_bytes": target.stat().st_size,
+        "max_difference": difference,
     }  # fmt: skip
 
 

@@ -274,6 +274,11 @@ class Tally:
     seconds: list[float] = field(default_factory=list)
     start: float = field(default_factory=time.monotonic)
 
+    @property
+    def worst(self) -> int:
+        """0 if all images were normal, 3 if one was anomalous, 4 if one was of no known class."""
+        return 4 if self.unknown else 3 if self.alarms else 0
+
     def summary(self) -> str:
         """One sentence."""
         count = len(self.seconds)

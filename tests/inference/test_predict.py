@@ -5,6 +5,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -226,3 +227,18 @@ def test_an_image_is_never_replaced_by_its_overlay(call, tmp_path):
     assert result.exit_code == 1
     assert "would overwrite the image" in result.stderr
     assert (tmp_path / "a.png.png").read_bytes() == before
+
+
+def test_the_exit_code_is_that_of_the_worst_verdict_on_request(call, store, data, tmp_path):
+    path = store / "detectors" / "plate.safetensors"
+    trained = DetectorArtifact.load(path)
+    low = {**trained.thresholds, "image": trained.thresholds["typical_image"] + 1e-6}
+    replace(trained, thresholds=low).save(path)
+    images = data / "plate" / "test"
+    assert "anomalous" in {one["verdict"] for one in lines(call(images))}
+
+    assert call(images).exit_code == 0
+    assert call(images, "--exit-code").exit_code == 3
+    draw_object("plate", 0).save(tmp_path / "a.png")
+    (tmp_path / "b.png").write_bytes(b"no image")
+    assert call(tmp_path, "--exit-code").exit_code == 1

@@ -164,3 +164,4 @@ def test_predict_tells_class_and_distance_and_counts_unknown_products(predictor,
     assert other["verdict"] == "unknown product"
     assert (tally.alarms, tally.unknown) == (0, 1)
     assert "2 images, 0 alarms, 1 of an unknown product" in tally.summary()
+    assert [Tally(alarms=2).worst, Tally().worst, tally.worst] == [3, 0, 4]
