@@ -7,10 +7,12 @@ import re
 from html.parser import HTMLParser
 from xml.etree import ElementTree
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from replaycad.report import plots
+from replaycad.report.rates import interval, rates
 from tests.conftest import invoke
 from tests.toy import write_toy
 
@@ -155,3 +157,29 @@ def test_plots_take_the_pages_ink_and_are_the_same_each_time():
     assert drawn == plots.curves(lines, "step", "score")
     assert "currentColor" in drawn
     assert "#010203" not in drawn
+
+
+def test_rates_have_the_interval_that_tables_give():
+    # 0 of 20: 0.025 = (1 - p)^20 at p = 0.168; the others from printed tables.
+    assert interval(0, 20) == pytest.approx((0.0, 1 - 0.025 ** (1 / 20)))
+    assert interval(20, 20) == pytest.approx((0.025 ** (1 / 20), 1.0))
+    assert interval(1, 20) == pytest.approx((0.0013, 0.2487), abs=1e-4)
+    assert interval(5, 10) == pytest.approx((0.1871, 0.8129), abs=1e-4)
+
+
+def test_false_alarms_and_defects_found_are_counted_above_the_limit():
+    scores = np.array([0.2, 1.0, 1.1, 0.9, 3.0], np.float32)
+    labels = np.array([False, False, False, True, True])
+
+    told = rates(scores, labels, 0.01)
+
+    assert told == (
+        "1 of 3 normal test images is called anomalous: 0.8 to 90.6 % of all with 95 % confidence, "
+        "where the limit allows 1 %; 1 of 2 defective ones is found."
+    )
+    assert rates(scores[:0], labels[:0], 0.01) == ""
+
+
+def test_the_page_tells_false_alarms_of_every_class(page):
+    assert page.count("By the limit of this class ") == 2
+    assert "normal test image" in page

@@ -22,6 +22,7 @@ from replaycad.experiments.tables import METRICS, TITLES, format_bytes, fraction
 from replaycad.inference.predict import load_predictor
 from replaycad.report import plots
 from replaycad.report.pictures import extremes, pixels_as_data
+from replaycad.report.rates import rates
 
 WORDS = {"mean": "mean", "mean_past": "past", "fm": "forgetting", "joint_gap": "gap to joint"}
 _LOW, _HIGH = (178, 24, 43), (33, 102, 172)  # red and blue, which few eyes confuse
@@ -181,6 +182,7 @@ def _cards(
         relative = normalized_scores(raw, own.graph.thresholds)
         labels = scores.image_labels[rows].astype(bool)
         values = relative.numpy()
+        card["rates"] = rates(values, labels, own.graph.thresholds["false_alarm_rate"])
         card["histogram"] = plots.histogram(values[~labels].tolist(), values[labels].tolist())
         card["kept"] = format_bytes(entry["bytes_per_class"][name])
         cards.append(card)
