@@ -79,7 +79,8 @@ def fit_banks(
 
     Returns:
         limits over all classes, and under `by_class` of each, from its images held against the
-        bank of all others of it.
+        bank of all others of it. A class that was replayed has none for `product`: real images lie
+        farther from replays than replays from each other, and would be of no product.
     """
     scores: dict[str, NormalScores] = {}
     limits: dict[str, Any] = {}
@@ -107,6 +108,8 @@ def fit_banks(
                 known["image_scores"], known["map_values"], mixture.num_tiles[int(index)]
             )
             limits[name] = dict(zip(LIMITS, known["limits"].tolist(), strict=True))
+        if index in mixture.replayed:
+            limits[name].pop("product")
         report.step("fit", number, len(present))
     return {**together(list(scores.values())).limits(), "by_class": limits}
 

@@ -84,6 +84,7 @@ class Mixture:
         image_size: as above.
         class_index: `[N]` int64, place of each image's class in the class order.
         num_tiles: class index -> how many images make one picture of that class.
+        replayed: indices of the classes whose images are replays.
 
     Raises:
         DatasetError: if an image cannot be read or there is no image at all.
@@ -103,6 +104,9 @@ class Mixture:
         self.num_tiles: dict[int, int] = {
             source.class_index: source.num_tiles for source in self._sources
         }
+        self.replayed = frozenset(
+            source.class_index for source in self._sources if source.replays is not None
+        )
         self._file = tempfile.TemporaryFile(prefix="replaycad-")  # noqa: SIM115 (lives as long as self)
         self._file_starts: list[int] = []
         self._counted: dict[int, BoolArray] = {}  # of real images some of which does not count

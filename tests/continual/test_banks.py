@@ -45,11 +45,13 @@ class Pooling:
         return [torch.nn.functional.avg_pool2d(pixels, stride) for stride in self.strides]
 
 
-def filled(pictures, names, kept=None, seed=0):
+def filled(pictures, names, kept=None, seed=0, replayed=()):
     detector = PatchCore(Pooling.channels, Pooling.strides, 32, ROUTED)
     sources = [Source(class_index=i, replays=one) for i, one in enumerate(pictures)]
-    limits = fit_banks(detector, Mixture(sources, 32), names, Pooling(), 4, seed, kept)
-    return detector, limits
+    mixture = Mixture(sources, 32)
+    assert mixture.replayed == set(range(len(names)))
+    mixture.replayed = frozenset(replayed)  # the others as if they were real
+    return detector, fit_banks(detector, mixture, names, Pooling(), 4, seed, kept)
 
 
 def test_limits_are_quantiles_of_each_image_held_against_all_others_of_its_class():
@@ -152,6 +154,17 @@ def test_each_class_has_a_limit_for_other_products():
         assert limits["by_class"][name]["product"] > 0
         assert index in detector.known_classes()
     assert "product" not in limits
+
+
+def test_how_far_real_images_are_from_replays_is_not_known(tmp_path):
+    pictures = [Pictures(0), Pictures(1)]
+    kept = KeptBanks(Store(tmp_path), {"a": "1" * 64, "b": "2" * 64})
+
+    for _ in range(2):  # filled, then kept
+        _, limits = filled(pictures, ["a", "b"], kept, replayed=[0])
+
+        assert "product" not in limits["by_class"]["a"]
+        assert limits["by_class"]["b"]["product"] > 0
 
 
 def test_banks_kept_without_a_limit_for_other_products_are_filled_anew(tmp_path):

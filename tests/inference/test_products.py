@@ -49,7 +49,9 @@ def trained():
     encoder = load_encoder("efficientnet-lite0", levels=(2, 3))
     detector = build_detector("patchcore", "standard", encoder.channels, encoder.strides, SIZE)
     sources = [Source(class_index=i, replays=Stripes(p)) for i, p in enumerate(PERIODS.values())]
-    limits = fit_banks(detector, Mixture(sources, SIZE), list(PERIODS), encoder, 4, seed=0)
+    mixture = Mixture(sources, SIZE)
+    mixture.replayed = frozenset()  # as if they were photos
+    limits = fit_banks(detector, mixture, list(PERIODS), encoder, 4, seed=0)
     limits["by_class"]["fine"]["image"] *= 3  # so that it tells which of them is used
     artifact = DetectorArtifact(
         detector="patchcore", preset="standard", encoder="efficientnet-lite0", image_size=SIZE,
