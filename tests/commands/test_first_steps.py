@@ -19,4 +19,5 @@ def test_the_first_steps_print_what_the_readme_shows(tmp_path):
 
 def _words(transcript: str) -> list[list[str]]:
     """Words of each line; figures, which differ from machine to machine, are blanked."""
-    return [re.sub(r"\d[\d.,]*", "0", line).split() for line in transcript.splitlines()]
+    without = (re.sub(r"\d[\d.,]*( [kMG]B)?", "0", line) for line in transcript.splitlines())
+    return [line.split() for line in without]
