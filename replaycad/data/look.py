@@ -4,6 +4,7 @@ import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -74,14 +75,15 @@ def look_through(train: Sequence[Sample], test: Sequence[Sample]) -> Look:
         )
     blank = [
         one.image_id for one, small in zip(samples, found, strict=True)
-        if not isinstance(small, str) and small.std() < BLANK and _is_blank(one, found_range.white)
-    ]
+        if not isinstance(small, str) and small.is_blank
+    ]  # fmt: skip
     if blank:
         shows = "1 image shows" if len(blank) == 1 else f"{len(blank)} images show"
         problems.append(f"{shows} one colour only ({listed(blank)}): remove")
     learned = [
-        (one, small) for one, small in zip(train, found, strict=False) if not isinstance(small, str)
-    ]
+        (one, small.pixels) for one, small in zip(train, found, strict=False)
+        if not isinstance(small, str)
+    ]  # fmt: skip
     if not learned:
         return Look(problems, found_range.note)
     stack = np.stack([small for _, small in learned])
@@ -220,17 +222,23 @@ def _opens(sample: Sample) -> bool:
     return True
 
 
-def _is_blank(sample: Sample, white: float) -> bool:
-    """Whether pixels of a readable image are alike: a small copy of a fine texture is blank too."""
-    some = read_picture(sample.path, white).resize((SAMPLED, SAMPLED), Image.Resampling.NEAREST)
-    return bool(np.asarray(some).std() < BLANK)
+class _Small(NamedTuple):
+    """A small copy of a picture `[SIDE, SIDE, 3]` uint8; whether the picture shows one colour."""
+
+    pixels: ByteArray
+    is_blank: bool
 
 
-def _small(sample: Sample, white: float) -> ByteArray | str:
-    """A small copy `[SIDE, SIDE, 3]`, uint8; or what is wrong with the file."""
+def _small(sample: Sample, white: float) -> _Small | str:
+    """A small copy of a picture; or what is wrong with the file."""
     try:
         picture = read_picture(sample.path, white)
     except DatasetError as error:
         return str(error)
     shrunk = picture.resize((SIDE, SIDE), Image.Resampling.BOX, reducing_gap=2.0)
-    return np.asarray(shrunk, np.uint8)
+    pixels = np.asarray(shrunk, np.uint8)
+    if pixels.std() >= BLANK:
+        return _Small(pixels, is_blank=False)
+    # Not by the copy, in which a fine texture averages out.
+    some = picture.resize((SAMPLED, SAMPLED), Image.Resampling.NEAREST)
+    return _Small(pixels, bool(np.asarray(some).std() < BLANK))

@@ -308,8 +308,8 @@ def predict(
         Per image `image` (its path), `score` (1 is the threshold), `verdict` (`normal`, `anomalous`
         or `unknown product`), of an anomalous one its `regions` as `find_regions` gives them,
         `class` and `class_distance` (above 1 for an unknown product) where the detector tells
-        classes apart, `note` if it has other channels or levels than its class
-        and, with `out`, `overlay`; or `image` and `error` if it cannot be read.
+        classes apart, `note` if it has other channels or levels than its class and, with `out`,
+        `overlay`; or `image` and `error` if it cannot be read.
 
     Raises:
         DatasetError: as `find_images`.
@@ -335,23 +335,23 @@ def predict(
             predictor.judge([(str(found.path), one) for found, one in read], batch_size)
         )
         spent = (time.monotonic() - start) / len(read)
-        for (source, picture), one in zip(read, judged, strict=True):
+        for (found, picture), one in zip(read, judged, strict=True):
             tally.seconds.append(spent)
             tally.alarms += one.verdict == "anomalous"
             tally.unknown += one.verdict == UNKNOWN
             told: dict[str, Any] = {
-                "image": str(source.path), "score": round(one.score, 4), "verdict": one.verdict,
+                "image": str(found.path), "score": round(one.score, 4), "verdict": one.verdict,
             }  # fmt: skip
             if one.verdict == "anomalous":
                 marked = find_regions(one.anomaly_map, one.alarm, *picture.size)
                 told["regions"] = [region._asdict() for region in marked]
             if one.distance is not None:
                 told |= {"class": one.class_name, "class_distance": round(one.distance, 4)}
-            note = strange(source.path, picture, view.colours)
+            note = strange(found.path, picture, view.colours)
             told |= {"note": note} if note else {}
             if out is not None:
-                target = _unused(out / source.target, taken)
-                _save(overlay(picture, one.anomaly_map), target, source.path)
+                target = _unused(out / found.target, taken)
+                _save(overlay(picture, one.anomaly_map), target, found.path)
                 told["overlay"] = str(target)
             yield told
 

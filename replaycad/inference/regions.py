@@ -36,7 +36,8 @@ def find_regions(
 
     Args:
         anomaly_map: `[h, w]` float32; minus infinity where nothing counts.
-        level: above 0. Where no pixel comes so high, half of the highest is the level.
+        level: half of the highest value stands in for it where no pixel comes so high, or where it
+            is not above 0: the scores of some detectors are on another scale than their maps.
         width, height: of the picture, whose shape the map may have at another size, or squashed.
 
     Returns:
@@ -45,11 +46,11 @@ def find_regions(
     highest = float(anomaly_map.max())
     if highest <= 0:
         return []
-    cut = level if highest > level else highest / 2
+    cut = level if 0 < level < highest else highest / 2
     marked, count = ndimage.label(anomaly_map > cut, TOUCHING)
     numbers = range(1, count + 1)
     peaks = ndimage.maximum(anomaly_map, marked, numbers)
-    sizes = ndimage.sum_labels(np.ones_like(marked), marked, numbers)
+    sizes = np.bincount(marked.ravel())[1:]
     across, down = width / anomaly_map.shape[1], height / anomaly_map.shape[0]
     found = []
     for place, peak, size in zip(ndimage.find_objects(marked), peaks, sizes, strict=True):

@@ -38,9 +38,10 @@ def test_where_no_pixel_is_above_the_level_the_highest_place_is_told():
     drawn[4:6, 4] = 1.2, 0.7
     drawn[0, 0] = 0.5  # less than half of the highest
 
-    (found,) = find_regions(drawn, 2.0, 10, 10)
+    for level in (2.0, 0.0, -3.0):
+        (found,) = find_regions(drawn, level, 10, 10)
 
-    assert (found.box, found.peak) == ((4, 4, 5, 6), pytest.approx(1.2))
+        assert (found.box, found.peak) == ((4, 4, 5, 6), pytest.approx(1.2))
 
 
 def test_ignored_pixels_are_in_no_region():
