@@ -60,7 +60,8 @@ OPTIONS = {
     "export": {"--class", "--token", "--name", "--format", "--encoder", "--out", "--store"}
     | {"--json"},
     "import": {"--class", "--backbone", "--store", "--force", "--json"},
-    "inspect": {"--verify", "--audit", "--data", "--json"},
+    "inspect": {"--verify", "--audit", "--lacks", "--data", "--json"},
+    "forget": {"--remove-detectors", "--store", "--dry-run", "--json", "--quiet"},
     "fetch": {"--recipe", "--class", "--data", "--backbone", "--segmenter", "--encoder"}
     | {"--detector", "--from", "--dry-run", "--json", "--quiet"},
     "doctor": {"--data", "--json", "--quick", "--sheet"},

@@ -6,7 +6,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from replaycad.artifacts.format import damaged, read, write
+from replaycad.artifacts.format import content_id, damaged, read, write
 from replaycad.artifacts.schema import Schema, TensorSpec
 
 MODEL, PENALTY = "model.", "penalty."
@@ -70,14 +70,22 @@ class DetectorArtifact:
     std: tuple[float, ...] = IMAGENET_STD
     penalty: Arrays = field(default_factory=dict)
 
+    @property
+    def content_id(self) -> str:
+        """The content id that a file of it has."""
+        return content_id(self._tensors)
+
+    @property
+    def _tensors(self) -> Arrays:
+        tensors = {MODEL + name: values for name, values in self.state.items()}
+        return tensors | {PENALTY + name: values for name, values in self.penalty.items()}
+
     def save(self, path: str | Path) -> str:
         """Write the file and return its content id.
 
         Raises:
             ArtifactError: it cannot be written, or a parameter is NaN or infinite.
         """
-        tensors = {MODEL + name: values for name, values in self.state.items()}
-        tensors |= {PENALTY + name: values for name, values in self.penalty.items()}
         own = {
             "detector": self.detector,
             "preset": self.preset,
@@ -88,7 +96,7 @@ class DetectorArtifact:
             "mean": list(self.mean),
             "std": list(self.std),
         }
-        return write(path, DETECTOR, tensors, {**self.header, **own})
+        return write(path, DETECTOR, self._tensors, {**self.header, **own})
 
     @classmethod
     def load(cls, path: str | Path) -> "DetectorArtifact":

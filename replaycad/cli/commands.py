@@ -43,6 +43,7 @@ from replaycad.cli.tools import (
     doctor,
     export,
     fetch,
+    forget,
     import_embedding,
     inspect,
     predict,
@@ -299,6 +300,7 @@ app.command()(report)
 app.command()(export)
 app.command("import")(import_embedding)
 app.command()(inspect)
+app.command()(forget)
 app.command()(fetch)
 app.command()(doctor)
 app.command("help")(show_help)

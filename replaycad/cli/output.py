@@ -175,6 +175,55 @@ def show_audit(facts: Mapping[str, Any], as_json: bool) -> None:
         print_line(f"its conditions also hold {facts['num_kept_images']} real images")
 
 
+def show_traces(
+    class_name: str, found: Mapping[str, Sequence[str]], as_json: bool
+) -> None:
+    """Print where the artifacts of a store name a class.
+
+    Args:
+        class_name: the class.
+        found: as `artifacts.traces.traces_of` gives it.
+        as_json: print one document instead of lines.
+    """
+    if as_json:
+        print_json({"class_name": class_name, "files": {one: [*of] for one, of in found.items()}})
+        return
+    for file, places in found.items():
+        print_line(f"{file}: " + (f"names it in {', '.join(places)}" if places else "-"))
+    count = sum(map(bool, found.values()))
+    print_line(f"{count} of {len(found)} files name {class_name}")
+
+
+def show_forgotten(found: Mapping[str, Any], as_json: bool) -> None:
+    """Print what a store lost with a class, and whether anything is left.
+
+    Args:
+        found: as `engine.forget.forget` gives it.
+        as_json: print it as one document.
+    """
+    if as_json:
+        print_json(dict(found))
+        return
+    name, is_done = found["class_name"], "left" in found
+    for file in found["removed"]:
+        print_line(f"{'removed' if is_done else 'would remove'}: {file}")
+    for old, new in found["reduced"].items():
+        called = f" and is called {new}" if new != old else ""
+        print_line(f"{'lost' if is_done else 'would lose'} {name}: detectors/{old}{called}")
+    for one in found.get("trained", ()):
+        print_line(f"cannot lose {name}: detectors/{one} (--remove-detectors removes it)")
+    if not is_done:
+        return
+    size, files = format_bytes(found["num_bytes"]), {one["file"] for one in found["left"]}
+    for one in found["left"]:
+        print_line(f"left: {one['file']} {one['what']}")
+    rest = f"some are left in {len(files)} files" if files else "none is left"
+    print_line(
+        f"searched {found['num_files']} files, {size}, for {found['num_pieces']} pieces of what "
+        f"was kept of {name}: {rest}"
+    )
+
+
 def _row(outcome: Outcome) -> list[str]:
     peak = outcome.peak_memory_bytes
     return [

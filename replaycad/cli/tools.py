@@ -1,4 +1,4 @@
-"""The commands around the stages: predict, report, export, inspect, fetch, doctor, help."""
+"""The commands around the stages: predict, report, export, inspect, forget, fetch, doctor, help."""
 
 import shlex
 from pathlib import Path
@@ -206,13 +206,18 @@ def import_embedding(
 
 
 def inspect(
-    file: Annotated[Path, typer.Argument(help="Artifact to look into.")],
+    file: Annotated[
+        Path, typer.Argument(help="Artifact to look into, or with --lacks the store.")
+    ],
     verify: Annotated[
         bool, typer.Option("--verify", help="Recompute every digest.")
     ] = False,
     audit: Annotated[
         bool, typer.Option("--audit", help="Measure how close replays come to training images.")
     ] = False,
+    lacks: Annotated[
+        str, typer.Option("--lacks", help="Exit with 1 if any file of a store names this class.")
+    ] = "",
     data: Data = DATA,
     as_json: AsJson = False,
 ) -> None:
@@ -224,6 +229,13 @@ def inspect(
         from replaycad.artifacts import inspection
         from replaycad.cli import output
 
+        if lacks:
+            from replaycad.artifacts.store import Store
+            from replaycad.artifacts.traces import traces_of
+
+            found = traces_of(Store(file), lacks)
+            output.show_traces(lacks, found, as_json)
+            raise typer.Exit(int(any(found.values())))
         if audit:
             from replaycad.audit import audit_file
 
@@ -231,6 +243,36 @@ def inspect(
             return
         checked = inspection.verify(file) if verify else {}
         output.show_artifact(inspection.describe(file), checked, as_json)
+
+
+def forget(
+    class_name: Annotated[str, typer.Argument(metavar="CLASS", help="Class to forget.")],
+    remove_detectors: Annotated[
+        bool,
+        typer.Option("--remove-detectors", help="Also remove detectors that cannot lose it."),
+    ] = False,
+    store: StoreRoot = STORE,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="List what would go, and change nothing.")
+    ] = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Forget a class: remove what is kept of it and its part of every detector.
+
+    Afterwards it searches every file for the bytes that it removed.
+
+    Example: replaycad forget bottle
+    """
+    with one_line_errors():
+        from replaycad.artifacts.store import Store
+        from replaycad.cli import console, output
+        from replaycad.engine.forget import forget as remove_class
+
+        with console.TerminalReport(quiet) as told:
+            found = remove_class(Store(store), class_name, remove_detectors, dry_run, told)
+        output.show_forgotten(found, as_json)
+        raise typer.Exit(int(bool(found.get("left"))))
 
 
 def fetch(

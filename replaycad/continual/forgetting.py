@@ -1,0 +1,78 @@
+"""Takes one class out of a detector whose memory banks are apart."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from replaycad.artifacts.detector import DetectorArtifact
+
+BANK, INDEX = "bank", "bank_class_index"
+
+Limits = Mapping[str, Any]
+
+
+def rows_of(artifact: DetectorArtifact, class_name: str) -> NDArray[np.float32]:
+    """The bank of a class `[M, D]`, in the order of its picks; M is 0 if it has none.
+
+    Raises:
+        ValueError: the detector does not know the class.
+    """
+    own = artifact.state[INDEX] == artifact.class_order.index(class_name)
+    bank: NDArray[np.float32] = artifact.state[BANK][own]
+    return bank
+
+
+def without_class(artifact: DetectorArtifact, class_name: str) -> DetectorArtifact:
+    """A detector whose banks are apart, without one of its classes.
+
+    What it says of images of the other classes stays the same: their banks and their limits do.
+    Only of its bank does it lose rows, so it is the network that a training without the class
+    gives. The limits over all classes are measured on images, which are not at hand. As where
+    features are kept (`banks.with_kept`), they become those of the class that has the highest, and
+    what is typical becomes the mean over classes; no image is judged by them.
+
+    Args:
+        artifact: knows the class and others; its header is left as it is, but for `views`.
+        class_name: the class.
+
+    Returns:
+        the same with the classes behind it one place farther in front.
+
+    Raises:
+        ValueError: the detector does not know the class.
+    """
+    gone = artifact.class_order.index(class_name)
+    index = artifact.state[INDEX]
+    kept = index != gone
+    left = index[kept]
+    state = {
+        **artifact.state,
+        BANK: artifact.state[BANK][kept],
+        INDEX: left - (left > gone).astype(left.dtype),
+    }
+    views = {n: v for n, v in artifact.header.get("views", {}).items() if n != class_name}
+    header = {**artifact.header, "views": views} if "views" in artifact.header else artifact.header
+    return replace(
+        artifact,
+        class_order=[name for name in artifact.class_order if name != class_name],
+        state=state,
+        thresholds=_limits_without(artifact.thresholds, class_name),
+        header=header,
+    )
+
+
+def _limits_without(thresholds: Limits, class_name: str) -> dict[str, Any]:
+    """Limits without those of a class; those over all classes are of the classes that have some."""
+    by_class: dict[str, Limits] = dict(thresholds.get("by_class", {}))
+    if class_name not in by_class:
+        return dict(thresholds)
+    del by_class[class_name]
+    overall = {name: value for name, value in thresholds.items() if name != "by_class"}
+    for name in ("image", "pixel"):
+        values = [own[name] for own in by_class.values()]
+        typical = [own[f"typical_{name}"] for own in by_class.values()]
+        overall |= {name: max(values), f"typical_{name}": sum(typical) / len(typical)}
+    return {**overall, "by_class": by_class}
