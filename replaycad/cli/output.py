@@ -205,7 +205,10 @@ def show_forgotten(found: Mapping[str, Any], as_json: bool) -> None:
         print_json(dict(found))
         return
     name, is_done = found["class_name"], "left" in found
-    for file in found["removed"]:
+    shown = [file for file in found["removed"] if file[0] != "." and ".shards/" not in file]
+    num_others = len(found["removed"]) - len(shown)
+    others = [f"{num_others} shards, kept banks, unfinished work and the like"] * bool(num_others)
+    for file in (*shown, *others):
         print_line(f"{'removed' if is_done else 'would remove'}: {file}")
     for old, new in found["reduced"].items():
         called = f" and is called {new}" if new != old else ""
