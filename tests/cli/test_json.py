@@ -23,6 +23,7 @@ COMMANDS = {
     "export": ("--name", "plate", "--format", "torch", "--out", "OUT"),
     "import": ("TOKEN", "--class", "token", "--backbone", "TINY"),
     "inspect": ("FILE",),
+    "forget": ("disc", "--dry-run"),
     "fetch": ("--recipe", "mini"),
     "doctor": (),
     "help": ("classes",),
