@@ -1,16 +1,12 @@
-"""Finds what a store still holds of a class: its name, and pieces of what was kept of it."""
+"""Says where a store names a class: in headers and in names of files."""
 
-import contextlib
 import json
-import mmap
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
-
-from safetensors import SafetensorError, safe_open
+from typing import Any
 
 from replaycad.artifacts.format import read_header
 from replaycad.artifacts.store import KINDS, Store
@@ -18,13 +14,6 @@ from replaycad.errors import ArtifactError, ConfigError
 
 OF_ONE_CLASS = ("masks", "conditions", "replays")
 """Kinds whose artifacts are of one class each, which their header tells as `class_name`."""
-PIECE_BYTES = 64
-LEAST_BYTES = 16  # of a tensor that is looked for at all: a few bytes stand anywhere by chance
-LEAST_VALUES = 4  # different bytes in a piece, likewise
-MAX_PIECES = 256
-
-Entry = TypeVar("Entry")
-
 _KEYED = ("inputs", "views", "by_class", "classes")
 """Fields of headers whose keys may be names of classes; other keys are words of the program."""
 _WORDS = frozenset((
@@ -63,34 +52,6 @@ class Held:
         one = self.header.get("class_name")
         found = [one] if one else self.header.get("class_order", self.header.get("classes", []))
         return [str(name) for name in found] if isinstance(found, list) else []
-
-
-@dataclass(frozen=True)
-class Piece:
-    """Some bytes of what was kept of a class.
-
-    Attributes:
-        origin: the artifact, and what of it.
-        content: the bytes.
-    """
-
-    origin: str
-    content: bytes
-
-
-@dataclass(frozen=True)
-class Search:
-    """What a search of files came to.
-
-    Attributes:
-        num_files: that were read.
-        num_bytes: of them.
-        found: file and the piece in it.
-    """
-
-    num_files: int = 0
-    num_bytes: int = 0
-    found: list[tuple[Path, Piece]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -213,71 +174,6 @@ def traces_of(
 def all_files(store: Store) -> list[Path]:
     """Every file of a store, hidden ones too."""
     return sorted(path for path in store.root.rglob("*") if path.is_file())
-
-
-def pieces_of(path: Path, origin: str) -> list[Piece]:
-    """Pieces of every tensor of an artifact, of as many as can be read of a damaged one."""
-    found = []
-    with (
-        contextlib.suppress(OSError, ValueError, SafetensorError),
-        safe_open(path, "numpy", backend="pread") as file,
-    ):
-        for name in file.keys():  # noqa: SIM118
-            raw = file.get_tensor(name).tobytes()
-            found += [Piece(f"{origin} {name}", one) for one in telling(raw)]
-    return found
-
-
-def telling(raw: bytes, count: int = 4) -> list[bytes]:
-    """At most `count` pieces of some bytes, evenly spaced, none of which is all but constant."""
-    size = min(PIECE_BYTES, len(raw))
-    found = []
-    for part in range(count if len(raw) >= LEAST_BYTES else 0):
-        start, stop = (len(raw) * place // count for place in (part, part + 1))
-        for begin in range(start, max(start + 1, stop - size), max(1, (stop - start) // 16)):
-            piece = raw[begin : begin + size]
-            if len(set(piece)) >= LEAST_VALUES and len(piece) >= LEAST_BYTES:
-                found.append(piece)
-                break
-    return list(dict.fromkeys(found))
-
-
-def number_pieces(limits: Mapping[str, Any], origin: str) -> list[Piece]:
-    """The numbers of a class as JSON has them, but for round ones."""
-    texts = {name: repr(value) for name, value in limits.items() if isinstance(value, float)}
-    return [
-        Piece(f"{origin} {name}", text.encode())
-        for name, text in texts.items() if len(text) >= LEAST_BYTES - 4
-    ]  # fmt: skip
-
-
-def few(entries: Sequence[Entry], limit: int = MAX_PIECES) -> list[Entry]:
-    """At most `limit` of them, evenly spaced."""
-    count = min(len(entries), limit)
-    return [entries[number * len(entries) // count] for number in range(count)]
-
-
-def search(paths: Iterable[Path], pieces: Sequence[Piece]) -> Search:
-    """Look for pieces in every byte of some files.
-
-    Raises:
-        ArtifactError: a file cannot be read.
-    """
-    num_files, num_bytes, found = 0, 0, []
-    for path in paths:
-        try:
-            size = path.stat().st_size
-            num_files, num_bytes = num_files + 1, num_bytes + size
-            if not size:
-                continue
-            with (
-                path.open("rb") as file,
-                mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as raw,
-            ):
-                found += [(path, piece) for piece in pieces if raw.find(piece.content) >= 0]
-        except OSError as error:
-            raise ArtifactError(f"{path} cannot be searched: {error}") from None
-    return Search(num_files, num_bytes, found)
 
 
 def _texts(place: str, value: Any) -> Iterator[tuple[str, str]]:

@@ -8,20 +8,15 @@ from typing import Any
 
 from replaycad.artifacts.atomic import cannot_write, remove_leftovers
 from replaycad.artifacts.detector import DetectorArtifact
+from replaycad.artifacts.pieces import Piece, few, number_pieces, pieces_of, search, telling
 from replaycad.artifacts.store import SUFFIX, Store
 from replaycad.artifacts.traces import (
     OF_ONE_CLASS,
     Held,
     Names,
-    Piece,
     all_files,
-    few,
     names_of,
-    number_pieces,
-    pieces_of,
-    search,
     survey,
-    telling,
     traces_of,
 )
 from replaycad.continual.forgetting import INDEX, rows_of, without_class
@@ -140,7 +135,8 @@ def _planned(store: Store, class_name: str, held: list[Held], remove_detectors: 
         if names.is_own(folder.stem):
             kept += sorted(path for path in folder.iterdir() if path.is_file())
     kept += [one.path for one in own]
-    if not knowing and not kept:
+    is_there = any(names.in_place(path.relative_to(store.root)) for path in kept)
+    if not (knowing or own or is_there):
         known = sorted({name for one in held for name in one.classes})
         there = f"it knows {', '.join(known)}" if known else "it knows none"
         raise ConfigError(f"{store.root} knows no class '{class_name}'", there)

@@ -15,10 +15,11 @@ from replaycad.artifacts.conditions import ConditionsArtifact
 from replaycad.artifacts.detector import DetectorArtifact
 from replaycad.artifacts.format import read_header
 from replaycad.artifacts.masks import MasksArtifact
+from replaycad.artifacts.pieces import PIECE_BYTES, Piece, search, telling
 from replaycad.artifacts.replays import ReplaysReader, ReplaysWriter
 from replaycad.artifacts.scores import ScoresArtifact
 from replaycad.artifacts.store import Store
-from replaycad.artifacts.traces import Piece, names_of, search, survey, telling
+from replaycad.artifacts.traces import names_of, survey
 from replaycad.engine import forget as forgetting
 from replaycad.engine.forget import forget
 from replaycad.engine.recorded import Others, header_without
@@ -502,9 +503,46 @@ def test_pieces_are_telling_and_none_is_shared_with_another_class(small):
 
     assert forget(Store(small), "bottle")["left"] == [], "the masks of grid are its own"
 
-    found = search([small / "copy"], [Piece("a", b"corners"), Piece("b", b"absent")])
+    found = search([small / "copy"], [Piece("a", b"area_fraction"), Piece("b", b"not in there")])
     assert [piece.origin for _, piece in found.found] == ["a"]
     assert (found.num_files, found.num_bytes) == (1, (small / "copy").stat().st_size)
+
+
+def test_a_piece_is_found_wherever_it_lies_in_a_file(tmp_path, monkeypatch):
+    block = 1000
+    monkeypatch.setattr("replaycad.artifacts.pieces.BLOCK_BYTES", block)
+    numbers = np.random.default_rng(0)
+    pieces = [Piece(str(size), numbers.bytes(size)) for size in (12, 13, 40, 63, PIECE_BYTES)]
+    zeros = bytes(30) + b"abcdef" + bytes(10)
+    pieces.append(Piece("zeros", zeros))
+    size = 2 * block + 101
+    (tmp_path / "none").write_bytes(bytes(100))
+    (tmp_path / "empty").write_bytes(b"")
+    for place in (0, 1, 777, block - 20, block - 1, 2 * block, size - PIECE_BYTES):
+        for piece in pieces:
+            raw = bytearray(size)
+            raw[place : place + len(piece.content)] = piece.content
+            (tmp_path / "file").write_bytes(raw[:size])
+
+            found = search([tmp_path / "none", tmp_path / "file", tmp_path / "empty"], pieces)
+
+            assert found.found == [(tmp_path / "file", piece)], (place, piece.origin)
+            assert (found.num_files, found.num_bytes) == (3, size + 100)
+    (tmp_path / "file").write_bytes(numbers.bytes(5) + pieces[2].content[1:] + zeros[1:-1])
+    assert search([tmp_path / "file"], pieces).found == []
+    assert search([tmp_path / "file"], []).num_files == 1
+
+
+def test_unfinished_work_alone_makes_no_class(small):
+    (small / ".locks/masks").mkdir()
+    (small / ".locks/masks/cap-2.lock").write_text("")
+
+    with pytest.raises(ConfigError, match="knows no class 'cap'"):
+        forget(Store(small), "cap")
+    assert forget(Store(small), "cap-2")["removed"] == [
+        ".digests.json", ".banks/0123.safetensors",
+        ".partial/detectors/any.0123456789abcdef.safetensors", ".locks/masks/cap-2.lock",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(
