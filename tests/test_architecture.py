@@ -34,8 +34,8 @@ FORBIDDEN_NAMES = {"utils", "common", "helpers", "base", "core", "misc", "types"
 TORCH_FREE = [
     "errors", "config.recipes", "config.stages", "config.paper_classes", "progress",
     "engine.staleness",
-    "engine.builder", "experiments.plan", "experiments.strategies", "cli.calibrate", "cli.commands", "cli.tools",
-    "cli.console", "cli.options", "cli.session", "data.samples", "data.classes",
+    "engine.builder", "experiments.plan", "experiments.strategies", "cli.commands", "cli.tools",
+    "cli.calibrate", "cli.console", "cli.options", "cli.session", "data.samples", "data.classes",
     "diffusion.presets", "diffusion.memory", "segmentation.presets", "detectors.registry",
     "detectors.settings", "detectors.encoder_files", "fetch.parts", "fetch.transfer", "fetch.hub",
     "fetch.work",
