@@ -191,11 +191,11 @@ def test_the_page_promises_no_more_than_a_calibration(results, data, models, tmp
     document = json.loads((store / "results" / "run.json").read_text())
     names = {entry["artifacts"]["detector"] for entry in document["strategies"].values()}
     for name in names:
-        result = invoke(["calibrate", data / "disc" / "test" / "good", "--class", "disc", "--name",
+        result = invoke(["calibrate", data / "plate" / "test" / "good", "--class", "plate", "--name",
                          name, "--store", store, "--encoder", models.encoder])  # fmt: skip
         assert result.exit_code == 0, result.output
 
     page = write(store, data, models, tmp_path)
 
-    assert page.count("where the limit allows 33.3 %") == 1  # of disc, by 2 photos
+    assert page.count("where the limit allows 33.3 %") == 1  # of plate, by 2 photos
     assert page.count("where the limit allows 1 %") == 1
