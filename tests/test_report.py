@@ -191,8 +191,8 @@ def test_the_page_promises_no_more_than_a_calibration(results, data, models, tmp
     document = json.loads((store / "results" / "run.json").read_text())
     names = {entry["artifacts"]["detector"] for entry in document["strategies"].values()}
     for name in names:
-        result = invoke(["calibrate", data / "plate" / "test" / "good", "--class", "plate", "--name",
-                         name, "--store", store, "--encoder", models.encoder])  # fmt: skip
+        typed = [data / "plate" / "test" / "good", "--class", "plate", "--name", name]
+        result = invoke(["calibrate", *typed, "--store", store, "--encoder", models.encoder])
         assert result.exit_code == 0, result.output
 
     page = write(store, data, models, tmp_path)
