@@ -35,7 +35,7 @@ TORCH_FREE = [
     "errors", "config.recipes", "config.stages", "config.paper_classes", "progress",
     "engine.staleness",
     "engine.builder", "experiments.plan", "experiments.strategies", "cli.commands", "cli.tools",
-    "cli.console", "cli.options", "cli.session", "data.samples", "data.classes",
+    "cli.calibrate", "cli.console", "cli.options", "cli.session", "data.samples", "data.classes",
     "diffusion.presets", "diffusion.memory", "segmentation.presets", "detectors.registry",
     "detectors.settings", "detectors.encoder_files", "fetch.parts", "fetch.transfer", "fetch.hub",
     "fetch.work",
@@ -56,6 +56,8 @@ OPTIONS = {
     | {"--strategy", "--detector", "--budget", "--orders", "--seeds", "--name", "--tile"},
     "predict": {"--name", "--class", "--out", "--watch", "--batch-size", "--encoder", "--store"}
     | {"--device", "--exit-code", "--json", "--quiet"},
+    "calibrate": {"--class", "--name", "--target-false-alarms", "--encoder", "--store"}
+    | {"--device", "--dry-run", "--json", "--quiet"},
     "report": {"--name", "--out", "--data", "--store", "--encoder", "--device", "--json"},
     "export": {"--class", "--token", "--name", "--format", "--encoder", "--out", "--store"}
     | {"--json"},

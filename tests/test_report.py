@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import re
+import shutil
 from html.parser import HTMLParser
 from xml.etree import ElementTree
 
@@ -183,3 +184,18 @@ def test_false_alarms_and_defects_found_are_counted_above_the_limit():
 def test_the_page_tells_false_alarms_of_every_class(page):
     assert page.count("By the limit of this class ") == 2
     assert "normal test image" in page
+
+
+def test_the_page_promises_no_more_than_a_calibration(results, data, models, tmp_path):
+    store = shutil.copytree(results, tmp_path / "store")
+    document = json.loads((store / "results" / "run.json").read_text())
+    names = {entry["artifacts"]["detector"] for entry in document["strategies"].values()}
+    for name in names:
+        typed = [data / "plate" / "test" / "good", "--class", "plate", "--name", name]
+        result = invoke(["calibrate", *typed, "--store", store, "--encoder", models.encoder])
+        assert result.exit_code == 0, result.output
+
+    page = write(store, data, models, tmp_path)
+
+    assert page.count("where the limit allows 33.3 %") == 1  # of plate, by 2 photos
+    assert page.count("where the limit allows 1 %") == 1

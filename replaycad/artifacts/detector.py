@@ -52,7 +52,8 @@ class DetectorArtifact:
         state: trained parameters and buffers by module path, without the encoder's.
         thresholds: `image` and `pixel`, which a normal score exceeds at `false_alarm_rate`, and the
             medians `typical_image` and `typical_pixel` of normal scores; under `by_class` the same
-            of each class.
+            of each class. One that was calibrated also has `photos`, `promised` and `trained`, as
+            `detectors.limits.calibrated` gives them.
         header: further header fields; after loading, all of them.
         mean, std: of the channels R, G, B in 0 to 1, as the encoder expects them.
         penalty: what ewc or mas need to go on, by name.

@@ -4,6 +4,7 @@ from typing import Annotated
 
 import typer
 
+from replaycad.cli.calibrate import calibrate
 from replaycad.cli.options import (
     DATA,
     RAY,
@@ -296,6 +297,7 @@ def run(
 
 
 app.command()(predict)
+app.command()(calibrate)
 app.command()(report)
 app.command()(export)
 app.command("import")(import_embedding)

@@ -57,7 +57,8 @@ def predict(
 ) -> None:
     """Score images and write heat maps.
 
-    A score above 1 is anomalous; 1 % of the normal training images score that high.
+    A score above 1 is anomalous; 1 % of the normal training images score that high, or what
+    `replaycad calibrate` says.
 
     Example: replaycad predict photos --name screw --out heatmaps
     """

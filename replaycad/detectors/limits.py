@@ -1,7 +1,10 @@
 """Limits of normal scores: what an image and a pixel of a class may have before it is an alarm."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from statistics import NormalDist
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +19,7 @@ PRODUCT_MARGIN = 1.5
 On 20 procedural classes, each also left out of the detector, 1.2 to 1.8 told every image; on six
 real ones 1.5 lost 1 of 464 images, a bottle half gone, and told all others, 1.8 lost none and took
 11 % of the others for their neighbours."""
+SLACK = 1e-3  # of the way to a limit: scores differ so much between batches, devices and exports
 PIXEL_STEP = 2  # every second pixel of every second row is looked at
 
 LIMITS = ("false_alarm_rate", "image", "typical_image", "pixel", "typical_pixel", "product")
@@ -52,19 +56,19 @@ class NormalScores:
         quantiles = np.nanquantile(self.map_values, np.linspace(0, 1, SKETCH))
         return NormalScores(self.image_scores, quantiles.astype(np.float32), self.num_tiles)
 
-    def limits(self) -> dict[str, float]:
-        """Image score and map value that 1 % of images and pixels exceed, and their medians.
+    def limits(self, rate: float = FALSE_ALARM_RATE) -> dict[str, float]:
+        """Image score and map value that `rate` of images and pixels exceed, and their medians.
 
         With distances also `product`, beyond which an image is of no class that is known.
 
         A picture of many tiles scores as its highest: where each of n stays below a limit in
         0.99^(1/n) of all cases, n of them do in 99 %.
         """
-        found = {"false_alarm_rate": FALSE_ALARM_RATE}
+        found = {"false_alarm_rate": rate}
         for name, values in (("image", self.image_scores), ("pixel", self.map_values)):
             counted = values[~np.isnan(values)]
             root = 1 / self.num_tiles if name == "image" else 1.0
-            found[name] = float(np.quantile(counted, (1 - FALSE_ALARM_RATE) ** root))
+            found[name] = float(np.quantile(counted, (1 - rate) ** root))
             typical = np.median(counted) if root == 1 else np.quantile(counted, 0.5**root)
             found[f"typical_{name}"] = float(typical)
         if len(self.distances):
@@ -101,3 +105,71 @@ def measured(
         seen = counted[:, ::PIXEL_STEP, ::PIXEL_STEP].reshape(values.shape)
         values = np.where(seen, values, np.float32(np.nan))
     return NormalScores(detector.image_scores(maps).cpu().numpy(), values)
+
+
+def rank(num_photos: int, rate: float) -> int:
+    """Which of the scores of good photos, in rising order from 1, a new one exceeds so rarely.
+
+    A good photo is as likely to come first as second or last among them and itself. So the k-th
+    lowest of n is exceeded by (n + 1 - k) / (n + 1) of all, in the mean over sets of n (conformal
+    prediction). More than n: no score of a photo is rare enough.
+    """
+    return math.ceil(round((num_photos + 1) * (1 - rate), 6))
+
+
+def promised(num_photos: int, rate: float) -> float:
+    """False alarms that a limit from so many photos allows at most, in the mean; in 0..1."""
+    return (num_photos + 1 - min(rank(num_photos, rate), num_photos)) / (num_photos + 1)
+
+
+def needed_photos(rate: float) -> int:
+    """From how many photos on that is `rate` or less."""
+    return math.ceil(round(1 / rate - 1, 6))
+
+
+def calibrated(
+    photos: NormalScores, before: Mapping[str, Any], rate: float = FALSE_ALARM_RATE
+) -> dict[str, Any]:
+    """Limits of a class from good photos that the detector was not trained on.
+
+    From `needed_photos` on, the limit of image scores is that of `rank`. Below, it is the highest
+    score, which promises 1 / (n + 1), or the limit of training times how much higher the median of
+    the photos is than that of training, if that is more. Measured on good test images of six real
+    classes, drawn at random, at a target of 1 %: with 10, 20 and 50 photos the highest score alone
+    had 9.1, 4.9 and 2.0 % false alarms, this limit 3.0, 2.4 and 1.7 %; of pictures made darker,
+    blurred and compressed, where the limit of training had 65 %, 2.2, 1.7 and 1.7 %. A log-normal
+    prediction limit from the photos alone had 3.9 % with 10 and found fewer defects (76 % for
+    78 %); with 3 photos it found 41 % for 78 %.
+
+    Args:
+        photos: their scores, at least one.
+        before: limits of the class, of training or of an earlier calibration.
+        rate: of false alarms that is wanted, in 0..1.
+
+    Returns:
+        limits as `NormalScores.limits`, with `photos`, their number; `promised`, as the function;
+        and `trained`, the limits of training, which every later calibration starts from.
+    """
+    trained = before.get("trained", before)
+    found: dict[str, Any] = photos.limits(rate)
+    scores, typical = np.sort(photos.image_scores), found["typical_image"]
+    place = rank(len(scores), rate)
+    limit = float(scores[min(place, len(scores)) - 1])
+    if place > len(scores):
+        limit = max(limit, _carried(typical, trained, rate))
+    found["image"] = limit + SLACK * (limit - typical)
+    found |= {"photos": len(scores), "promised": promised(len(scores), rate)}
+    return {**found, "trained": dict(trained)}
+
+
+def _carried(typical: float, trained: Mapping[str, float], rate: float) -> float:
+    """The limit of photos with this median, whose spread is that of training.
+
+    Scores are taken for log-normal, which brings the limit to another rate; where scores are not
+    above 0 they are taken for normal.
+    """
+    usual, limit = trained["typical_image"], trained["image"]
+    stretch = NormalDist().inv_cdf(rate) / NormalDist().inv_cdf(trained["false_alarm_rate"])
+    if min(usual, limit, typical) > 0:
+        return float(typical * (limit / usual) ** stretch)
+    return float(typical + (limit - usual) * stretch)

@@ -180,19 +180,43 @@ def load_predictor(
         ArtifactError: no such detector, or another encoder than its own.
         WeightsError: if the encoder's files are missing.
     """
-    if not name:
-        found = store.list("detectors")
-        if len(found) != 1:
-            if not found:
-                raise ConfigError(f"{store.root} holds no detector", "run `replaycad train`")
-            message = f"{store.root} holds several detectors: {', '.join(found)}"
-            raise ConfigError(message, "choose one with --name")
-        name = found[0]
+    trained, encoder = open_detector(store, detector_name(store, name), encoder)
+    return predictor_of(trained, encoder, device, class_name)
+
+
+def detector_name(store: Store, name: str) -> str:
+    """The name that was given, or that of the only detector of a store.
+
+    Raises:
+        ConfigError: no name, and not exactly one detector.
+    """
+    found = [name] if name else store.list("detectors")
+    if len(found) == 1:
+        return found[0]
+    if not found:
+        raise ConfigError(f"{store.root} holds no detector", "run `replaycad train`")
+    message = f"{store.root} holds several detectors: {', '.join(found)}"
+    raise ConfigError(message, "choose one with --name")
+
+
+def open_detector(store: Store, name: str, encoder: str) -> tuple[DetectorArtifact, str]:
+    """A detector of the store and the encoder that it is to be used with.
+
+    Raises:
+        ArtifactError: as `load_predictor`, like the rest.
+    """
     path = store.path("detectors", name)
     input_header(path, "detectors")  # or say which detectors there are
     trained = DetectorArtifact.load(path)
     encoder = encoder or trained.encoder
     check_same_encoder(path, trained.header, InputDigests(store).encoder(encoder), encoder)
+    return trained, encoder
+
+
+def predictor_of(
+    trained: DetectorArtifact, encoder: str, device: torch.device, class_name: str = ""
+) -> Predictor:
+    """A detector behind its encoder; arguments as of `load_predictor`."""
     levels = preset_for(trained.detector, trained.preset).levels
     graph = DetectorGraph(trained, load_encoder(encoder, device, levels))
     graph = graph.of_class(class_name) if class_name else graph

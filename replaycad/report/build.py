@@ -182,7 +182,9 @@ def _cards(
         relative = normalized_scores(raw, own.graph.thresholds)
         labels = scores.image_labels[rows].astype(bool)
         values = relative.numpy()
-        card["rates"] = rates(values, labels, own.graph.thresholds["false_alarm_rate"])
+        limits = own.graph.thresholds
+        promised = limits.get("promised", limits["false_alarm_rate"])  # of few photos it is more
+        card["rates"] = rates(values, labels, promised)
         card["histogram"] = plots.histogram(values[~labels].tolist(), values[labels].tolist())
         card["kept"] = format_bytes(entry["bytes_per_class"][name])
         cards.append(card)

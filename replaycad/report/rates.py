@@ -32,7 +32,7 @@ def rates(scores: NDArray[np.float32], labels: NDArray[np.bool_], promised: floa
         told.append(
             f"{false} of {normal} normal test images {_is(false)} called anomalous: "
             f"{low} to {high} % of all with {100 * CONFIDENCE:g} % confidence, "
-            f"where the limit allows {100 * promised:g} %"
+            f"where the limit allows {100 * promised:.3g} %"
         )
     if defective:
         found = int(alarms[labels].sum())

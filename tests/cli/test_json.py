@@ -19,6 +19,7 @@ COMMANDS = {
     "train": ("--class", "plate", "--past", "disc"),
     "eval": ("--class", "disc,plate"),
     "run": ("--class", "disc", "--strategy", "finetune"),
+    "calibrate": ("PHOTOS", "--class", "plate", "--name", "plate"),
     "report": ("--name", "run"),
     "export": ("--name", "plate", "--format", "torch", "--out", "OUT"),
     "import": ("TOKEN", "--class", "token", "--backbone", "TINY"),
@@ -36,14 +37,14 @@ def test_the_list_is_whole():
 
 
 @pytest.fixture(scope="module")
-def places(chain, models, tmp_path_factory):
+def places(chain, data, models, tmp_path_factory):
     """A store with a run in it, and what the words in capitals stand for."""
     folder = tmp_path_factory.mktemp("json")
     store = shutil.copytree(chain, folder / "store")
     save_file({"<token>": np.zeros((1, 32), np.float32)}, folder / "token.safetensors")
     words = {
         "OUT": folder / "plate.pt2", "TOKEN": folder / "token.safetensors", "TINY": models.backbone,
-        "FILE": store / "masks" / "disc.safetensors",
+        "FILE": store / "masks" / "disc.safetensors", "PHOTOS": data / "plate" / "test" / "good",
     }  # fmt: skip
     return store, words
 
@@ -61,7 +62,7 @@ def answered(places, data, models):
             typed += [option, value] if option in known else []
         if "--data" in known and command not in ("doctor", "inspect"):
             typed += ["--data", data]
-        if command in ("report", "export"):
+        if command in ("calibrate", "report", "export"):
             typed += ["--encoder", models.encoder]
         result = invoke(typed)
         assert result.exit_code == 0, result.output
