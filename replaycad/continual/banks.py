@@ -7,12 +7,14 @@ class alone. So a step of a sequence costs what is new in it, however many class
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from replaycad.continual.real_limits import RealLimits, of_real_images
 from replaycad.data.images import evenly_spaced
 from replaycad.data.mixture import Mixture
 from replaycad.detectors.encoders import Encoder
@@ -64,6 +66,7 @@ def fit_banks(
     seed: int,
     kept: Keeper | None = None,
     report: Report = silent,
+    real: Mapping[str, RealLimits | None] = MappingProxyType({}),
 ) -> dict[str, Any]:
     """Give a detector the bank of each class of the mixture.
 
@@ -76,11 +79,12 @@ def fit_banks(
         seed: of the coresets; with the name of a class it fixes its bank, whatever its place.
         kept: banks of earlier trainings; None to compute all.
         report: hears of the classes done.
+        real: by class name, how real images of replayed classes score against replays.
 
     Returns:
         limits over all classes, and under `by_class` of each, from its images held against the
-        bank of all others of it. A class that was replayed has none for `product`: real images lie
-        farther from replays than replays from each other, and would be of no product.
+        bank of all others of it; of a class that was replayed those of real images, as far as they
+        are known (`of_real_images`).
     """
     scores: dict[str, NormalScores] = {}
     limits: dict[str, Any] = {}
@@ -109,7 +113,8 @@ def fit_banks(
             )
             limits[name] = dict(zip(LIMITS, known["limits"].tolist(), strict=True))
         if index in mixture.replayed:
-            limits[name].pop("product")
+            limits[name] = of_real_images(name, limits[name], real.get(name), True, report)
+            scores[name] = scores[name].moved(limits[name])
         report.step("fit", number, len(present))
     return {**together(list(scores.values())).limits(), "by_class": limits}
 

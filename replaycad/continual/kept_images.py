@@ -12,6 +12,16 @@ from replaycad.mask_ops import Operation
 from replaycad.runtime import stream_seed
 
 
+def picked_place(seed: int, count: int) -> int:
+    """Which of so many images a seed picks."""
+    return int(_stream(seed).integers(count, size=1)[0])
+
+
+def _stream(seed: int) -> np.random.Generator:
+    """What is drawn for an image: first which of the kept ones it is made of."""
+    return np.random.default_rng(stream_seed(int(seed), "exemplar"))
+
+
 class KeptImages:
     """The real images of one class.
 
@@ -38,7 +48,7 @@ class KeptImages:
 
     def in_frame(self, seed: int) -> NDArray[np.uint8]:
         """The image that a seed picks, in the common frame: `[3, S, S]` uint8."""
-        picked = self._stream(seed).integers(len(self.images), size=1)
+        picked = _stream(seed).integers(len(self.images), size=1)
         still = np.zeros((1, 3), np.float32)
         return vary(self.images[picked], self._own[picked], still, self._beyond, (), [])[0]
 
@@ -49,7 +59,7 @@ class KeptImages:
             seed: picks the image, pose, turn and flip.
             place: of the image, where the seed shall not pick it.
         """
-        rng = self._stream(seed)
+        rng = _stream(seed)
         picked = rng.integers(len(self.images), size=1)
         if place is not None:
             picked = np.array([place])
@@ -62,6 +72,3 @@ class KeptImages:
             wanted = wanted + np.array([[rng.uniform(0, 360), 0, 0]], np.float32)
         images, own = self.images[picked], self._own[picked]
         return vary(images, own, wanted, self._beyond, self._operations, [rng])[0]
-
-    def _stream(self, seed: int) -> np.random.Generator:
-        return np.random.default_rng(stream_seed(int(seed), "exemplar"))

@@ -9,13 +9,13 @@ from replaycad.config.stages import ReplayConfig, Representation
 REPRESENTATIONS: tuple[Representation, ...] = ("features", "exemplars", "hybrid", "conditions")
 """What `auto` chooses among, what needs the least first."""
 FEATURES_SERVE = "patchcore"  # the only detector that has a use for patches
-ASKS_ENCODER: tuple[str, ...] = ("features", "exemplars", "hybrid", "auto")
+SIZED: tuple[str, ...] = ("features", "exemplars", "hybrid", "auto")  # kept as detectors see them
 ASKS_BACKBONE: tuple[str, ...] = ("conditions", "hybrid", "auto")
 MARGIN = 0.05
 """Of separation, by which a later representation must be better: two standard deviations of the
 difference between two picks of images of one class (of one pick 0.018; eight held-out procedural
 classes of 200 images, four picks of each in 100,000 bytes)."""
-DRAWING = "drawing"  # the input of a choice that says how replays would be drawn
+DRAWING = "drawing of replays"  # the input that says which ones real images are held against
 DETECTOR = "detector"  # the input that says whose banks are kept, or judge what is kept
 NEAR = MARGIN
 """Of separation below that of a bank of all other images: a form that comes so near is kept without
@@ -55,8 +55,7 @@ def tried_drawing(drawing: ReplayConfig, backbone: str) -> ReplayConfig:
 def header_alone(header: Mapping[str, Any], representation: Representation) -> dict[str, Any]:
     """The header that a class would have in this representation, had nobody chosen.
 
-    Digests of networks that only other representations need would take the room of an image; they
-    are part of the key too.
+    Digests of networks that only other representations need are part of the key too.
 
     Args:
         header: of a choice, with its config, inputs and the digests of all networks.
@@ -65,9 +64,9 @@ def header_alone(header: Mapping[str, Any], representation: Representation) -> d
     weights = {
         name: digest
         for name, digest in header["weights"].items()
-        if representation in (ASKS_ENCODER if name == "encoder" else ASKS_BACKBONE)
+        if name == "encoder" or representation in ASKS_BACKBONE
     }
-    others = {DRAWING} if representation in ASKS_ENCODER else {DRAWING, DETECTOR}
+    others = {DRAWING} if representation == "features" else set()
     inputs = {name: digest for name, digest in header["inputs"].items() if name not in others}
     config = {**header["config"], "keep": representation}
     return {**header, "config": config, "inputs": inputs, "weights": weights}

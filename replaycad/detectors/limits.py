@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from statistics import NormalDist
 from typing import Any
 
@@ -55,6 +55,15 @@ class NormalScores:
         """
         quantiles = np.nanquantile(self.map_values, np.linspace(0, 1, SKETCH))
         return NormalScores(self.image_scores, quantiles.astype(np.float32), self.num_tiles)
+
+    def moved(self, wanted: Mapping[str, float]) -> "NormalScores":
+        """The same, so stretched that medians and limits of images and pixels are those wanted."""
+        own, moved = self.limits(), []
+        for kind, values in (("image", self.image_scores), ("pixel", self.map_values)):
+            low, new_low = own[f"typical_{kind}"], wanted[f"typical_{kind}"]
+            scale = (wanted[kind] - new_low) / max(own[kind] - low, 1e-12)
+            moved.append((new_low + (values - low) * scale).astype(np.float32))
+        return replace(self, image_scores=moved[0], map_values=moved[1])
 
     def limits(self, rate: float = FALSE_ALARM_RATE) -> dict[str, float]:
         """Image score and map value that `rate` of images and pixels exceed, and their medians.

@@ -1,7 +1,7 @@
 """Keeps the memory banks of classes beside the artifacts, by what they were made from."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from typing import Any
@@ -17,6 +17,16 @@ from replaycad.errors import ArtifactError
 from replaycad.progress import Report, silent
 
 LIMIT_BYTES = 2**30  # of all banks that are kept; those not asked for longest go first
+
+
+LIMITS_OF_REAL = "limits_of_real"
+"""Field of the headers of conditions and replays: see `continual.real_limits`."""
+
+
+def bank_digest(weights: Mapping[str, str], levels: Sequence[int], image_size: int) -> str:
+    """Says how a memory bank measures: by the last two levels of an encoder at a size."""
+    facts = {"encoder": weights["encoder"], "levels": list(levels[-2:]), "size": image_size}
+    return digest_of(facts)[:16]
 
 
 def bank_key(

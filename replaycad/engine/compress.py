@@ -14,10 +14,10 @@ from replaycad.config.stages import CompressConfig, ReplayConfig, TrainConfig
 from replaycad.continual.kept import Kept
 from replaycad.continual.representations import (
     ASKS_BACKBONE,
-    ASKS_ENCODER,
     DETECTOR,
     DRAWING,
     FEATURES_SERVE,
+    SIZED,
     forms_for,
     tried_drawing,
 )
@@ -26,7 +26,7 @@ from replaycad.data.layouts import train_samples
 from replaycad.detectors.patchcore.preset import PRESETS, PatchCorePreset
 from replaycad.detectors.registry import preset_for, resolve_defaults
 from replaycad.diffusion.fitting import check_fits, shape_of
-from replaycad.engine.banks import KeptBanks, bank_key
+from replaycad.engine.banks import LIMITS_OF_REAL, KeptBanks, bank_digest, bank_key
 from replaycad.engine.builder import Builder, Stage
 from replaycad.engine.mask import prepare_masks
 from replaycad.engine.replay import draw_apart
@@ -84,11 +84,10 @@ class CompressStage(Stage):
         self._train = resolve_defaults(served[0])
         others = [one.detector for one in served if one.detector != FEATURES_SERVE]
         self._forms = forms_for(*(one.detector for one in served))
-        if config.keep in ASKS_ENCODER:  # conditions alone are drawn as large as their generator
-            config = replace(
-                config, encoder=config.encoder or self._train.encoder,
-                image_size=config.image_size or self._train.image_size,
-            )  # fmt: skip
+        config = replace(config, encoder=config.encoder or self._train.encoder)
+        if config.keep in SIZED:  # conditions alone are drawn as large as their generator
+            size = config.image_size or self._train.image_size
+            config = replace(config, image_size=size)
         self.config = config
         if config.keep == "features" and others:
             raise ConfigError(
@@ -109,11 +108,9 @@ class CompressStage(Stage):
 
     def _weights(self) -> dict[str, str]:
         """Digests of the networks that it asks; to pick real images takes no diffusion model."""
-        weights: dict[str, str] = {}
+        weights = self._builder.digests.encoder(self.config.encoder)
         if self.config.keep in ASKS_BACKBONE:
-            weights |= self._builder.digests.backbone(self.config.backbone)
-        if self.config.keep in ASKS_ENCODER:
-            weights |= self._builder.digests.encoder(self.config.encoder)
+            weights = self._builder.digests.backbone(self.config.backbone) | weights
         return weights
 
     @property
@@ -146,10 +143,12 @@ class CompressStage(Stage):
             "policy": digest_of({"policy": policy}),
             **told(class_name, stored_view(builder.header("masks", class_name))),
         }
-        if self.config.keep in ASKS_ENCODER:
-            judged = {"name": self._train.detector, "preset": asdict(self._preset)}
-            inputs[DETECTOR] = digest_of(judged)
-        if self.config.keep == "auto":
+        judged = {
+            "name": self._train.detector, "preset": asdict(self._preset),
+            "image_size": self._train.image_size,
+        }  # fmt: skip
+        inputs[DETECTOR] = digest_of(judged)
+        if self.config.keep != "features":
             inputs[DRAWING] = digest_of(portable(self._drawing))
         return inputs
 
@@ -170,9 +169,10 @@ class CompressStage(Stage):
         if self.config.keep == "auto":
             kept = self._chosen(masks, header, checkpoint)
         else:
-            kept = self._kept(masks, self.config, header, checkpoint).artifact
+            kept = self._kept(masks, self.config, header, checkpoint)
+        artifact = self._with_limits(kept)
         plan.check_inputs()
-        kept.save(plan.path)
+        artifact.save(plan.path)
         checkpoint.clear()
 
     def _kept_bank(self) -> KeptBanks:
@@ -187,7 +187,7 @@ class CompressStage(Stage):
 
     def _chosen(
         self, masks: MasksArtifact, header: dict[str, Any], checkpoint: Checkpoint
-    ) -> ConditionsArtifact:
+    ) -> Kept:
         """The class in the representation that tells images apart best."""
         from replaycad.stages.choice import choose_representation
 
@@ -218,9 +218,11 @@ class CompressStage(Stage):
                 self._seen, masks.class_name, masks.header["policy"], self._encoder(),
                 self._train, config, self._seed, header, self._kept_bank(), self._builder.report,
             )  # fmt: skip
+        from replaycad.continual.real_limits import placeholder
         from replaycad.stages.compress import within_budget  # brings diffusers
         from replaycad.stages.exemplars import keep_exemplars
 
+        header |= {LIMITS_OF_REAL: placeholder(self._bank())}
         kept, rows = None, list[int]()
         if config.keep != "exemplars":
             searched = self._searched(masks, config, header, checkpoint)
@@ -231,6 +233,42 @@ class CompressStage(Stage):
                 self._builder.report, kept, self._builder.aligner,
             )  # fmt: skip
         return Kept(kept, rows)
+
+    def _bank(self) -> str:
+        """How the memory bank measures that real images are held against."""
+        return bank_digest(self.weights, self._preset.levels, self._train.image_size)
+
+    def _with_limits(self, kept: Kept) -> ConditionsArtifact:
+        """What is kept, with the limits that real images have where its replays are learned."""
+        artifact, name = kept.artifact, self._class_name
+        if artifact.features is not None:
+            return artifact
+        import numpy as np
+
+        from replaycad.continual.exemplars import resized
+        from replaycad.continual.kept_images import picked_place
+        from replaycad.continual.real_limits import NUM_REPLAYS, measure, record
+        from replaycad.stages.replay import image_seeds
+
+        count = min(self._drawing.num_images, NUM_REPLAYS)
+        drawing = replace(self._drawing, num_images=count)
+        drawn = draw_apart(
+            self._builder, drawing, self._seed, artifact, {**artifact.header, "key": name}
+        )
+        drawn = np.stack([resized(image, self._train.image_size) for image in drawn])
+        owners = np.full(count, -1)
+        if kept.rows:
+            seeds = image_seeds(name, self._seed, count)
+            owners = np.array([picked_place(one, len(kept.rows)) for one in seeds])
+        real, replays = measure(
+            self._seen, kept.rows, drawn, owners, self._encoder(), self._preset, self._seed
+        )
+        self._builder.report.note(
+            f"{name}: real images lie {real['typical_image'] / replays['typical_image']:.1f} "
+            "times as far from replays as these from each other; limits allow for that"
+        )
+        limits = record(real, replays, self._bank())
+        return replace(artifact, header={**artifact.header, LIMITS_OF_REAL: limits})
 
     def _searched(
         self,

@@ -10,6 +10,7 @@ from replaycad.artifacts.conditions import ConditionsArtifact
 from replaycad.artifacts.format import read_header
 from replaycad.artifacts.replays import ReplaysReader, ReplaysWriter
 from replaycad.config.stages import CompressConfig, ReplayConfig
+from replaycad.engine.banks import LIMITS_OF_REAL
 from replaycad.engine.builder import Builder, Stage
 from replaycad.engine.staleness import (
     Plan,
@@ -90,6 +91,8 @@ class ReplayStage(Stage):
         header = plan.header((conditions.class_name,))
         seen = stored_view(conditions.header).as_dict()
         header |= {"view": seen} if seen else {}
+        if LIMITS_OF_REAL in conditions.header:
+            header[LIMITS_OF_REAL] = conditions.header[LIMITS_OF_REAL]
         _draw(
             self._builder, conditions, plan.path, header, self.config, self._seed,
             plan.check_inputs,
@@ -154,7 +157,7 @@ def _recorded(builder: Builder, name: str) -> dict[str, Any]:
 def _inputs(builder: Builder, name: str) -> dict[str, str]:
     content = builder.content("conditions", name)
     header = builder.header("conditions", name)
-    used = {field: header.get(field) for field in ("policy", "placement")}
+    used = {field: header.get(field) for field in ("policy", "placement", LIMITS_OF_REAL)}
     view = told(header.get("class_name", name), stored_view(header))
     return {f"conditions/{name}": content, "policy": digest_of(used), **view}
 

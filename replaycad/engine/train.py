@@ -15,7 +15,7 @@ from replaycad.data.mixture import Mixture, Source
 from replaycad.data.views import view_of
 from replaycad.detectors.registry import preset_for, resolve_defaults
 from replaycad.distributed import ranks
-from replaycad.engine.banks import KeptBanks, bank_key
+from replaycad.engine.banks import LIMITS_OF_REAL, KeptBanks, bank_digest, bank_key
 from replaycad.engine.builder import Builder, Stage
 from replaycad.engine.past import check_serves, keeps_features, read_features
 from replaycad.engine.replay import prepare_replays
@@ -100,6 +100,8 @@ class TrainStage(Stage):
                 check_serves(builder, name, config, dict(self.weights))
                 header, kind = builder.header("conditions", name), "conditions"
             inputs[f"{kind}/{name}"] = builder.content(kind, name)
+            if LIMITS_OF_REAL in header:
+                inputs[f"limits/{name}"] = digest_of({"limits": header[LIMITS_OF_REAL]})
             inputs |= told(header.get("class_name", name), stored_view(header))
         for class_name, view in self._views.items():
             inputs |= told(class_name, view)
@@ -114,6 +116,7 @@ class TrainStage(Stage):
     def run(self, plan: Plan) -> None:
         """Train the detector."""
         from replaycad.continual.banks import KeptBank
+        from replaycad.continual.real_limits import RealLimits
         from replaycad.runtime import check_compiler
         from replaycad.stages.train import train_detector
 
@@ -131,6 +134,14 @@ class TrainStage(Stage):
             one.class_name: KeptBank(one.features.decoded(), one.header["features"]["limits"])
             for one in kept if one.features is not None
         }  # fmt: skip
+        levels = preset_for(config.detector, config.preset).levels
+        bank = bank_digest(self.weights, levels, config.image_size)
+        drawn = [builder.header("replays", name) for name in self._past]
+        real = {
+            header["class_name"]: RealLimits.of(header.get(LIMITS_OF_REAL), bank)
+            for name, header in zip(self._past, drawn, strict=True)
+            if not keeps_features(builder, name)
+        }
         sources, known = self._sources(list(init.class_order) if init else [], list(banks))
         views = self._seen(sources, known, init)
         views |= {one.class_name: stored_view(one.header).as_dict() for one in kept}
@@ -142,7 +153,7 @@ class TrainStage(Stage):
         detector = train_detector(
             Mixture(sources, config.image_size, builder.report), known, encoder, config,
             self._seed, header, builder.report, checkpoint, init,
-            builder.settings.save_every_seconds, self._kept_banks(plan), banks,
+            builder.settings.save_every_seconds, self._kept_banks(plan), banks, real,
         )  # fmt: skip
         plan.check_inputs()
         if is_first:  # all ranks have the same

@@ -39,7 +39,7 @@ def choose_representation(
     load_encoder: Callable[[], Encoder],
     preset: PatchCorePreset,
     report: Report = silent,
-) -> ConditionsArtifact:
+) -> Kept:
     """Keep a class in each representation; of these, the one whose bank tells images apart best.
 
     It is the very file that this representation would be without a choice, but for what its header
@@ -104,7 +104,8 @@ def choose_representation(
     chosen = tried[best].artifact
     kept = replace(chosen, header={**chosen.header, "config": header["config"]})
     explained = replace(kept, header={**kept.header, "separations": measured})
-    return explained if explained.file_bytes() <= budget else kept
+    fits = explained.file_bytes() <= budget
+    return replace(tried[best], artifact=explained if fits else kept)
 
 
 @dataclass

@@ -13,6 +13,7 @@ from replaycad.artifacts.detector import DetectorArtifact
 from replaycad.config.stages import TrainConfig
 from replaycad.continual.banks import Keeper, KeptBank, fit_banks, with_kept
 from replaycad.continual.penalties import IMPORTANCES, Penalty, added, normalized
+from replaycad.continual.real_limits import RealLimits, of_real_images
 from replaycad.data.images import evenly_spaced
 from replaycad.data.mixture import Mixture, batches
 from replaycad.detectors.encoders import Encoder
@@ -55,6 +56,7 @@ def train_detector(
     save_every_seconds: float = 60.0,
     kept: Keeper | None = None,
     banks: Mapping[str, KeptBank] = MappingProxyType({}),
+    real: Mapping[str, RealLimits | None] = MappingProxyType({}),
 ) -> DetectorArtifact:
     """Train one detector.
 
@@ -71,6 +73,7 @@ def train_detector(
         save_every_seconds: time between two savings.
         kept: banks of earlier trainings, for a detector whose banks are apart.
         banks: by class name, memory banks that were kept in place of images.
+        real: by class name, how real images of replayed classes score against replays.
 
     Returns:
         the trained parameters, with limits of normal scores for `anomaly.normalized_scores`.
@@ -96,13 +99,15 @@ def train_detector(
         loop.run(checkpoint, save_every_seconds)
     if isinstance(detector, PatchCore) and detector.is_separate:
         thresholds = fit_banks(
-            detector, mixture, class_order, encoder, config.batch_size, seed, kept, report
+            detector, mixture, class_order, encoder, config.batch_size, seed, kept, report, real
         )
     else:
         if detector.trained_by != "loss":
             _fit(detector, mixture, class_order, features, config, seed, report)
         detector.eval()
-        thresholds = _thresholds(detector, features, mixture, class_order, config.batch_size)
+        thresholds = _thresholds(
+            detector, features, mixture, class_order, config.batch_size, real, report
+        )
     if config.penalty != "none":
         importances = _importances(detector, features, mixture, config, seed)
         remembered = added(importances, remembered) if remembered else importances
@@ -348,6 +353,8 @@ def _thresholds(
     mixture: Mixture,
     class_order: Sequence[str],
     batch_size: int,
+    real: Mapping[str, RealLimits | None],
+    report: Report,
 ) -> dict[str, Any]:
     """Limits over all training images, and under `by_class` over those of each class.
 
@@ -368,8 +375,11 @@ def _thresholds(
         found = measured(detector, maps, mixture.counted(chunk))
         for row, index in enumerate(classes[chunk].tolist()):
             parts.setdefault(index, []).append(found.of(row, mixture.num_tiles[index]))
-    by_class = {index: together(parts[index]) for index in sorted(parts)}
-    return {
-        **together(list(by_class.values())).limits(),
-        "by_class": {class_order[index]: part.limits() for index, part in by_class.items()},
-    }
+    by_class = {class_order[index]: together(parts[index]) for index in sorted(parts)}
+    limits = {name: scores.limits() for name, scores in by_class.items()}
+    is_bank = isinstance(detector, PatchCore)
+    for name in (class_order[index] for index in sorted(mixture.replayed)):
+        limits[name] = of_real_images(name, limits[name], real.get(name), is_bank, report)
+        limits[name].pop("product", None)
+        by_class[name] = by_class[name].moved(limits[name])
+    return {**together(list(by_class.values())).limits(), "by_class": limits}

