@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from replaycad.artifacts.format import content_id, damaged, read, write
 from replaycad.artifacts.schema import Schema, TensorSpec
 
-MODEL, PENALTY = "model.", "penalty."
+MODEL, PENALTY, ROUTER = "model.", "penalty.", "router."
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 NUMBERS = ("float32", "float16", "float64", "int64", "int32", "uint8", "bool")
@@ -21,6 +21,10 @@ DETECTOR = Schema(
         "model.*": TensorSpec(NUMBERS, None, "trained parameters and buffers by module path"),
         "penalty.*": TensorSpec(
             NUMBERS, None, "what ewc or mas remember, if trained with them", optional=True
+        ),
+        "router.*": TensorSpec(
+            NUMBERS, None, "banks that tell classes apart, of other detectors than banks",
+            optional=True,
         ),
     },
     command="replaycad train",
@@ -57,6 +61,7 @@ class DetectorArtifact:
         header: further header fields; after loading, all of them.
         mean, std: of the channels R, G, B in 0 to 1, as the encoder expects them.
         penalty: what ewc or mas need to go on, by name.
+        router: parameters of the memory banks that tell classes apart where the detector does not.
     """
 
     detector: str
@@ -70,6 +75,7 @@ class DetectorArtifact:
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
     penalty: Arrays = field(default_factory=dict)
+    router: Arrays = field(default_factory=dict)
 
     @property
     def content_id(self) -> str:
@@ -122,6 +128,7 @@ class DetectorArtifact:
             mean=tuple(header["mean"]),
             std=tuple(header["std"]),
             penalty=_under(PENALTY, tensors),
+            router=_under(ROUTER, tensors),
         )
 
 

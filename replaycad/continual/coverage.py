@@ -11,12 +11,9 @@ from numpy.typing import NDArray
 from replaycad.anomaly import apply_both_axes, image_scores
 from replaycad.detectors.cut_paste import windows
 from replaycad.detectors.encoders import Encoder
-from replaycad.detectors.patchcore.network import (
-    POOL_BYTES,
-    embed,
-    greedy_coreset,
-    nearest_squared_distances,
-)
+from replaycad.detectors.patchcore.coreset import greedy_coreset, nearest_squared_distances
+from replaycad.detectors.patchcore.embedding import embed
+from replaycad.detectors.patchcore.network import POOL_BYTES
 from replaycad.detectors.patchcore.preset import PatchCorePreset
 from replaycad.detectors.pyramid import smoothing_matrix
 from replaycad.mask_ops import Operation, apply_to_images, augmentations

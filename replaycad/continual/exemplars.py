@@ -10,7 +10,7 @@ from PIL import Image
 from torch.nn import functional as F
 
 from replaycad.detectors.encoders import Encoder
-from replaycad.detectors.patchcore.network import greedy_coreset
+from replaycad.detectors.patchcore.coreset import greedy_coreset
 from replaycad.diffusion.alignment import between
 from replaycad.mask_ops import Operation, apply_to_images
 

@@ -10,9 +10,8 @@ from torch import nn
 from replaycad.anomaly import normalized_scores
 from replaycad.artifacts.detector import DetectorArtifact
 from replaycad.detectors.encoders import Encoder
-from replaycad.detectors.patchcore.network import PatchCore
 from replaycad.errors import ConfigError
-from replaycad.stages.eval import rebuild_detector
+from replaycad.stages.eval import rebuild_detector, rebuild_router
 
 OUTPUTS = ("image_scores", "anomaly_maps")
 TOLD = ("class_index", "product_distances")  # by a detector that tells classes apart
@@ -34,8 +33,9 @@ class Nearness(NamedTuple):
 class DetectorGraph(nn.Module):
     """A detector behind its encoder as one network.
 
-    A detector that routes images to classes judges each by the thresholds of its class; any other
-    by those over all classes. `of_class` has one class's thresholds for all images.
+    Where classes are told apart, by the detector or a router beside it, each image is judged by the
+    thresholds of its class; else by those over all classes. `of_class` has one class's thresholds
+    for all images.
 
     Args:
         trained: the detector.
@@ -52,8 +52,9 @@ class DetectorGraph(nn.Module):
         self.named = ""
         self.classes: list[str] = []  # that it tells apart, in the order of `Nearness`
         by_class = trained.thresholds.get("by_class", {})
-        if isinstance(self.detector, PatchCore) and self.detector.is_separate:
-            names = [trained.class_order[index] for index in self.detector.known_classes()]
+        self._router = rebuild_router(trained, encoder, self.detector)
+        if self._router is not None:
+            names = [trained.class_order[index] for index in self._router.known_classes()]
             self.classes = names if all(name in by_class for name in names) else []
         limits = [
             [by_class[name][kind] for kind in ("typical_image", "image", "typical_pixel", "pixel")]
@@ -113,10 +114,13 @@ class DetectorGraph(nn.Module):
         With them how far images are from classes, None where these are not told apart.
         """
         features = self._encoder.encode_images(images)
-        if not self.classes:
+        if not self.classes or self._router is None:
             return self.detector.anomaly_maps(features), None
-        assert isinstance(self.detector, PatchCore)
-        maps, means, lows = self.detector.routed_maps(features)
+        if self._router is self.detector:
+            maps, means, lows = self._router.routed_maps(features)
+        else:
+            maps = self.detector.anomaly_maps(features)
+            means, lows = self._router.class_distances(features)
         return maps, Nearness(means, lows / self._products)
 
     def normalized(

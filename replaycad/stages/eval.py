@@ -12,6 +12,7 @@ from PIL import Image
 from replaycad.artifacts.detector import DetectorArtifact
 from replaycad.artifacts.scores import ScoresArtifact
 from replaycad.config.stages import EvalConfig
+from replaycad.continual.router import empty_bank
 from replaycad.data.images import Reader, load_anomaly_mask, load_images, picture_size, viewed
 from replaycad.data.levels import Cut
 from replaycad.data.look import MaskLook, look_at_masks
@@ -20,6 +21,7 @@ from replaycad.data.stitching import FloatArray, MapFile, Stitched, stitched_map
 from replaycad.data.views import View, view_of
 from replaycad.detectors.encoders import Encoder
 from replaycad.detectors.interface import Detector
+from replaycad.detectors.patchcore.network import PatchCore
 from replaycad.detectors.registry import build_detector
 from replaycad.errors import ArtifactError
 from replaycad.metrics import class_metrics, mean_over_classes
@@ -118,6 +120,30 @@ def rebuild_detector(trained: DetectorArtifact, encoder: Encoder) -> Detector:
             "train it again with this version",
         ) from None
     return detector.to(encoder.device).eval()
+
+
+def rebuild_router(
+    trained: DetectorArtifact, encoder: Encoder, detector: Detector
+) -> PatchCore | None:
+    """What tells the classes apart: the detector itself if it is a memory bank, or one beside it.
+
+    Returns:
+        None where nothing does.
+
+    Raises:
+        ArtifactError: if the stored parameters do not fit.
+    """
+    if isinstance(detector, PatchCore):
+        return detector
+    bank = empty_bank(encoder, trained.image_size) if trained.router else None
+    if bank is None:
+        return None
+    try:
+        bank.load_state_dict({k: torch.from_numpy(v) for k, v in trained.router.items()})
+    except RuntimeError:
+        message = "the banks that tell the detector's classes apart do not fit its encoder"
+        raise ArtifactError(message, "train it again with this version") from None
+    return bank.to(encoder.device).eval()
 
 
 def picture_score(detector: Detector, stitched: Stitched, whole: FloatArray) -> float:

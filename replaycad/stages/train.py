@@ -12,14 +12,15 @@ import torch
 from replaycad.artifacts.detector import DetectorArtifact
 from replaycad.config.stages import TrainConfig
 from replaycad.continual.banks import Keeper, KeptBank, fit_banks, with_kept
+from replaycad.continual.normal_limits import normal_limits
 from replaycad.continual.penalties import IMPORTANCES, Penalty, added, normalized
-from replaycad.continual.real_limits import RealLimits, of_real_images
+from replaycad.continual.real_limits import RealLimits
+from replaycad.continual.router import Router, fit_router
 from replaycad.data.images import evenly_spaced
 from replaycad.data.mixture import Mixture, batches
 from replaycad.detectors.encoders import Encoder
 from replaycad.detectors.feature_cache import FeatureCache
 from replaycad.detectors.interface import Detector
-from replaycad.detectors.limits import NormalScores, measured, together
 from replaycad.detectors.optimization import make_optimizers, optimize_step
 from replaycad.detectors.patchcore.network import PatchCore
 from replaycad.detectors.registry import build_detector, preset_for, resolve_defaults
@@ -29,7 +30,6 @@ from replaycad.errors import ArtifactError, ConfigError, TrainingError
 from replaycad.progress import Report, silent
 from replaycad.runtime import generator, global_stream, stream_seed
 
-THRESHOLD_IMAGES = 256  # at most, evenly_spaced over the training set
 IMPORTANCE_IMAGES = 256  # that a penalty's importances are the mean of, likewise
 
 
@@ -97,6 +97,7 @@ def train_detector(
         held = Penalty(detector, remembered, config.penalty_weight) if remembered else None
         loop = _Loop(detector, features, mixture, config, seed, report, held)
         loop.run(checkpoint, save_every_seconds)
+    routing: dict[str, torch.Tensor] = {}
     if isinstance(detector, PatchCore) and detector.is_separate:
         thresholds = fit_banks(
             detector, mixture, class_order, encoder, config.batch_size, seed, kept, report, real
@@ -105,9 +106,12 @@ def train_detector(
         if detector.trained_by != "loss":
             _fit(detector, mixture, class_order, features, config, seed, report)
         detector.eval()
-        thresholds = _thresholds(
-            detector, features, mixture, class_order, config.batch_size, real, report
+        router = _router(detector, mixture, class_order, features, encoder, config, seed, init)
+        thresholds = normal_limits(
+            detector, features, mixture, class_order, config.batch_size, router, real, report
         )
+        if router is not None and router.bank is not detector:
+            routing = router.bank.state_dict()
     if config.penalty != "none":
         importances = _importances(detector, features, mixture, config, seed)
         remembered = added(importances, remembered) if remembered else importances
@@ -123,7 +127,31 @@ def train_detector(
         mean=tuple(encoder.mean),
         std=tuple(encoder.std),
         penalty={name: values.cpu().numpy() for name, values in remembered.items()},
+        router={name: value.cpu().numpy() for name, value in routing.items()},
     )
+
+
+def _router(
+    detector: Detector,
+    mixture: Mixture,
+    class_order: Sequence[str],
+    features: FeatureCache,
+    encoder: Encoder,
+    config: TrainConfig,
+    seed: int,
+    init: DetectorArtifact | None,
+) -> Router | None:
+    """What tells the classes apart: a memory bank by itself, beside any other detector another."""
+    if not isinstance(detector, PatchCore):
+        state = init.router if init is not None else {}
+        return fit_router(
+            mixture, class_order, features, encoder, config.batch_size, seed, state
+        )
+    router = Router(detector)
+    for index in np.unique(mixture.class_index).tolist():
+        rows = np.flatnonzero(mixture.class_index == index).tolist()
+        router.places[index] = {row: place for place, row in enumerate(rows)}
+    return router
 
 
 def _start(
@@ -344,42 +372,3 @@ class _Loop:
                     key.removeprefix(start): torch.from_numpy(tensors[key]).to(parameter.device)
                     for key in own_keys
                 }
-
-
-@torch.no_grad()
-def _thresholds(
-    detector: Detector,
-    features: FeatureCache,
-    mixture: Mixture,
-    class_order: Sequence[str],
-    batch_size: int,
-    real: Mapping[str, RealLimits | None],
-    report: Report,
-) -> dict[str, Any]:
-    """Limits over all training images, and under `by_class` over those of each class.
-
-    The first serve where nobody says which class an image is of. An image that a memory holds is
-    measured as if it did not.
-    """
-    rows = evenly_spaced(len(mixture), THRESHOLD_IMAGES)
-    classes = mixture.class_index
-    places = np.empty(len(classes), np.int64)  # of each image among those of its class
-    for index in np.unique(classes):
-        own = np.flatnonzero(classes == index)
-        places[own] = np.arange(len(own))
-    parts: dict[int, list[NormalScores]] = {}
-    for chunk in np.array_split(rows, math.ceil(len(rows) / batch_size)):
-        maps = detector.fitted_maps(
-            features(chunk), classes[chunk].tolist(), places[chunk].tolist()
-        )
-        found = measured(detector, maps, mixture.counted(chunk))
-        for row, index in enumerate(classes[chunk].tolist()):
-            parts.setdefault(index, []).append(found.of(row, mixture.num_tiles[index]))
-    by_class = {class_order[index]: together(parts[index]) for index in sorted(parts)}
-    limits = {name: scores.limits() for name, scores in by_class.items()}
-    is_bank = isinstance(detector, PatchCore)
-    for name in (class_order[index] for index in sorted(mixture.replayed)):
-        limits[name] = of_real_images(name, limits[name], real.get(name), is_bank, report)
-        limits[name].pop("product", None)
-        by_class[name] = by_class[name].moved(limits[name])
-    return {**together(list(by_class.values())).limits(), "by_class": limits}

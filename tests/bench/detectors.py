@@ -7,7 +7,8 @@ from collections.abc import Callable
 import torch
 
 from replaycad.detectors.optimization import make_optimizers, optimize_step
-from replaycad.detectors.patchcore.network import embed, greedy_coreset
+from replaycad.detectors.patchcore.coreset import greedy_coreset
+from replaycad.detectors.patchcore.embedding import embed
 from replaycad.detectors.registry import build_detector, preset_for
 from tests.detectors.grouped import per_sample
 from tests.detectors.test_patchcore import embedding_by_the_published_chain

@@ -8,12 +8,9 @@ from torch.nn import functional as F
 
 from replaycad.anomaly import image_scores
 from replaycad.detectors.patchcore import coreset, network
-from replaycad.detectors.patchcore.network import (
-    PatchCore,
-    embed,
-    greedy_coreset,
-    nearest_squared_distances,
-)
+from replaycad.detectors.patchcore.coreset import greedy_coreset, nearest_squared_distances
+from replaycad.detectors.patchcore.embedding import embed
+from replaycad.detectors.patchcore.network import PatchCore
 from replaycad.detectors.patchcore.preset import PatchCorePreset
 from replaycad.detectors.registry import build_detector
 from replaycad.errors import ConfigError

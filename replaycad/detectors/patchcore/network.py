@@ -4,16 +4,15 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
-from torch.nn import functional as F
 
-from replaycad.anomaly import apply_both_axes, bilinear_matrix
+from replaycad.anomaly import apply_both_axes
 from replaycad.detectors.interface import Detector
 from replaycad.detectors.patchcore.coreset import greedy_coreset, nearest_squared_distances
+from replaycad.detectors.patchcore.embedding import PUBLISHED_WIDTH, embed
 from replaycad.detectors.patchcore.preset import PatchCorePreset
 from replaycad.detectors.pyramid import check_pyramid, smoothing_matrix
 from replaycad.errors import ConfigError
 
-PUBLISHED_WIDTH = 1024  # of the embedding of one place
 POOL_BYTES = 2**28  # of patches that a bank is picked from at once
 ROUTE_PICKS = 500
 """Patches of each bank that an image is routed by, the first of its coreset. Of 757 images of six
@@ -23,62 +22,6 @@ OWN_SHARE = 0.25
 """Of the patches of an image, which the distance to a class exceeds: defects leave these alone. On
 six real classes, in parts of the median of good images, good ones came to 1.2, defective ones to
 1.6 and the nearest image of another class to 1.8; by half of the patches to 1.2, 1.9 and 1.8."""
-
-
-def embed(middle: torch.Tensor, coarse: torch.Tensor, width: int = PUBLISHED_WIDTH) -> torch.Tensor:
-    """Neighbourhood embedding of two levels in closed form.
-
-    The published chain (3x3 unfolding, adaptive pooling per level, up-sampling, pooling of both) is
-    a fixed linear filter for the network it was written for, whose levels have `width / 2` and
-    `width` channels: a 3x3 kernel of 0.1 with centre 0.2 on `middle`, and a 3x3 mean of adjacent
-    channel pairs on `coarse`. Deviation: narrower levels keep their channels, where the chain would
-    mix them to fill `width`, and both levels count alike in a distance, as they do there; wider
-    ones are pooled to `width / 2`.
-
-    Args:
-        middle: `[B, C, H, W]` float.
-        coarse: `[B, C', H / 2, W / 2]` float.
-        width: at most so many values per place, half of them from each level.
-
-    Returns:
-        `[B, min(C, width / 2) + min(C', width / 2), H, W]`.
-    """
-    channels, coarse_channels = (min(level.shape[1], width // 2) for level in (middle, coarse))
-    size = middle.shape[-2:]
-    kernel = middle.new_full((channels, 1, 3, 3), 0.1)
-    kernel[:, :, 1, 1] = 0.2
-    # two small products per map: several times as fast on a CPU as a filter and torch's resizing
-    rows, columns = (
-        (bilinear_matrix(new, old, align_corners=False) @ _mean_matrix(old)).to(coarse)
-        for new, old in zip(size, coarse.shape[-2:], strict=True)
-    )
-    rows = rows * (channels / coarse_channels) ** 0.5  # 1 for the published widths
-    parts = []
-    # image by image: what is in between stays where the processor has it at hand; and by number,
-    # with nothing written into place, for OpenVINO converts neither
-    for row in range(len(middle)):
-        narrow = pool_channels(middle[row : row + 1], channels)
-        few = pool_channels(coarse[row : row + 1], coarse_channels)[0]
-        near = F.conv2d(narrow, kernel, padding=1, groups=channels)[0]
-        parts.append(torch.cat([near, rows @ few @ columns.T]))
-    return torch.stack(parts)
-
-
-def pool_channels(level: torch.Tensor, limit: int) -> torch.Tensor:
-    """Pool a level `[B, C, H, W]` adaptively to at most `limit` channels."""
-    channels = level.shape[1]
-    if channels <= limit:
-        return level
-    if channels == 2 * limit:
-        return level[:, ::2].add(level[:, 1::2]).mul_(0.5)
-    places = level.flatten(2).transpose(1, 2)  # [B, HW, C]
-    pooled = F.adaptive_avg_pool1d(places, limit).transpose(1, 2)
-    return pooled.reshape(len(level), limit, *level.shape[-2:])
-
-
-def _mean_matrix(size: int) -> torch.Tensor:
-    """Matrix `[size, size]`: mean of a place and its neighbours, zeros beyond the ends."""
-    return torch.ones(size, size, device="cpu").tril(1).triu(-1) / 3
 
 
 def _class_distances(
@@ -151,6 +94,9 @@ class PatchCore(Detector):
         # The same banks side by side, filled up with rows at no distance to anything.
         self.register_buffer("_banks", torch.zeros(0, 0, width), persistent=False)
         self.register_buffer("_squares", torch.zeros(0, 0), persistent=False)
+        # The first picks of each class likewise, by which images are told apart.
+        self.register_buffer("_firsts", torch.zeros(0, 0, width), persistent=False)
+        self.register_buffer("_first_squares", torch.zeros(0, 0), persistent=False)
 
     @property
     def is_separate(self) -> bool:
@@ -217,17 +163,27 @@ class PatchCore(Detector):
         self._arrange()
 
     def _arrange(self) -> None:
-        """Bring `_banks` and `_squares` up to date."""
-        if not self.preset.is_routed:
+        """Bring `_banks` and `_firsts` up to date, and their squares."""
+        if self.preset.is_routed:
+            self._banks, self._squares = self._side_by_side()
+            self._firsts = self._banks[:, :ROUTE_PICKS]
+            self._first_squares = self._squares[:, :ROUTE_PICKS]
+        else:
             self._banks, self._squares = self.bank[None], self.bank.square().sum(dim=1)[None]
-            return
+            self._firsts, self._first_squares = self._side_by_side(ROUTE_PICKS)
+
+    def _side_by_side(self, limit: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+        """Banks of the classes, `[K, M, D]`, at most `limit` patches of each; squares `[K, M]`."""
         classes, counts = self.bank_class_index.unique(return_counts=True)
         size = int(counts.max()) if len(counts) else 0
-        self._banks = self.bank.new_zeros(len(classes), size, self.bank.shape[1])
-        self._squares = self.bank.new_full((len(classes), size), torch.inf)
-        for row, (index, count) in enumerate(zip(classes, counts.tolist(), strict=True)):
-            self._banks[row, :count] = self.bank[self.bank_class_index == index]
-            self._squares[row, :count] = self._banks[row, :count].square().sum(dim=1)
+        size = size if limit is None else min(size, limit)
+        banks = self.bank.new_zeros(len(classes), size, self.bank.shape[1])
+        squares = self.bank.new_full((len(classes), size), torch.inf)
+        for row, index in enumerate(classes):
+            own = self.bank[self.bank_class_index == index][:size]
+            banks[row, : len(own)] = own
+            squares[row, : len(own)] = own.square().sum(dim=1)
+        return banks, squares
 
     def _picks(
         self, patches: torch.Tensor, num_picks: int, generator: torch.Generator
@@ -277,30 +233,47 @@ class PatchCore(Detector):
         """Maps as `anomaly_maps`, and how far images are from classes.
 
         Returns:
-            maps, `[B, image_size, image_size]` float32; the mean distance of an image to the bank
-            of each class, by which it is routed, and the distance that `OWN_SHARE` of its patches
-            stay below, both `[B, K]` float32, squared, in the order of `known_classes`. K is 1
-            where images are not routed.
+            maps, `[B, image_size, image_size]` float32, and `class_distances`.
         """
         patches = self._patches(features)
-        found = [self._nearest(patches[row]) for row in range(len(patches))]
-        nearest, means, lows = (torch.stack(parts) for parts in zip(*found, strict=True))
-        return self._to_maps(nearest, features), means, lows
+        means, lows = self._class_distances(patches)
+        nearest = [self._nearest(one, own) for one, own in zip(patches, means, strict=True)]
+        return self._to_maps(torch.stack(nearest), features), means, lows
+
+    @torch.no_grad()
+    def class_distances(
+        self, features: Sequence[torch.Tensor]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """How far images are from classes.
+
+        Returns:
+            the mean distance of an image to the bank of each class, by which it is routed, and the
+            distance that `OWN_SHARE` of its patches stay below, both `[B, K]` float32, squared, in
+            the order of `known_classes`.
+        """
+        return self._class_distances(self._patches(features))
 
     def known_classes(self) -> list[int]:
         """Indices of the classes that have a bank, in rising order."""
         return [int(index) for index in self.bank_class_index.unique()]
 
-    def _nearest(self, patches: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Squared distances `[P]` of the patches of one image `[P, D]`; means and lows `[K]`."""
-        few = patches[::ROUTE_EVERY] if len(patches) > ROUTE_PICKS else patches
-        firsts, first_squares = self._banks[:, :ROUTE_PICKS], self._squares[:, :ROUTE_PICKS]
-        means, lows = _class_distances(few, firsts, first_squares)
+    def _class_distances(self, patches: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """`class_distances` of patches `[B, P, D]`."""
+        step = ROUTE_EVERY if patches.shape[1] > ROUTE_PICKS else 1
+        found = [
+            _class_distances(patches[row, ::step], self._firsts, self._first_squares)
+            for row in range(len(patches))
+        ]
+        means, lows = (torch.stack(parts) for parts in zip(*found, strict=True))
+        return means, lows
+
+    def _nearest(self, patches: torch.Tensor, means: torch.Tensor) -> torch.Tensor:
+        """Squared distances `[P]` of the patches of one image `[P, D]` with `means` `[K]`."""
         bank, squares = self._banks[:1], self._squares[:1]
         if len(self._banks) > 1:
             route = means.argmin()[None]
             bank, squares = self._banks.index_select(0, route), self._squares.index_select(0, route)
-        return nearest_squared_distances(patches, bank[0], squares[0]), means, lows
+        return nearest_squared_distances(patches, bank[0], squares[0])
 
     @torch.no_grad()
     def fitted_maps(
@@ -327,10 +300,24 @@ class PatchCore(Detector):
                 others = among
             bank = self.bank[others]
             distances.append(nearest_squared_distances(patches, bank))
-            few, firsts = patches[::ROUTE_EVERY], bank[None, :ROUTE_PICKS]
-            few = few if len(patches) > ROUTE_PICKS else patches
-            lows.append(_class_distances(few, firsts, firsts.square().sum(dim=2))[1])
-        return self._to_maps(torch.stack(distances), features), torch.cat(lows)
+            lows.append(self._own_distance(patches, index, place))
+        return self._to_maps(torch.stack(distances), features), torch.stack(lows)
+
+    @torch.no_grad()
+    def fitted_distances(
+        self, features: Sequence[torch.Tensor], class_index: Sequence[int], places: Sequence[int]
+    ) -> torch.Tensor:
+        """The distances to the own class alone, `[B]`, as `fitted` gives them."""
+        rows = zip(self._patches(features), class_index, places, strict=True)
+        return torch.stack([self._own_distance(*row) for row in rows])
+
+    def _own_distance(self, patches: torch.Tensor, class_index: int, place: int) -> torch.Tensor:
+        """What `OWN_SHARE` of an image stays below, held against its class without itself."""
+        own = self.bank_class_index == class_index
+        others = own & (self._bank_place != place)
+        firsts = self.bank[others if others.any() else own][None, :ROUTE_PICKS]
+        few = patches[::ROUTE_EVERY] if len(patches) > ROUTE_PICKS else patches
+        return _class_distances(few, firsts, firsts.square().sum(dim=2))[1][0]
 
     def _to_maps(
         self, distances: torch.Tensor, features: Sequence[torch.Tensor]

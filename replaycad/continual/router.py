@@ -1,0 +1,88 @@
+"""Which class an image is of, for detectors that do not tell: a small memory bank of each class."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from replaycad.data.images import evenly_spaced
+from replaycad.data.mixture import Mixture
+from replaycad.detectors.encoders import Encoder
+from replaycad.detectors.feature_cache import FeatureCache
+from replaycad.detectors.patchcore.network import ROUTE_PICKS, PatchCore
+from replaycad.detectors.patchcore.preset import PatchCorePreset
+from replaycad.runtime import generator
+
+PRESET = PatchCorePreset(bank_fraction=1.0, bank_limit=ROUTE_PICKS, is_routed=True)
+ROUTER_IMAGES = 32  # of a class that its bank is filled from, evenly spaced
+
+
+class Router:
+    """Memory banks that tell the classes of a detector apart.
+
+    Attributes:
+        bank: of all classes.
+        places: class index -> row of the mixture -> which of the images in the bank it is.
+    """
+
+    def __init__(self, bank: PatchCore) -> None:
+        self.bank = bank
+        self.places: dict[int, dict[int, int]] = {}
+
+    def distances(
+        self, features: Sequence[torch.Tensor], class_index: Sequence[int], rows: Sequence[int]
+    ) -> NDArray[np.float32]:
+        """How far images are from their own class, each as if it were not in the bank, `[B]`."""
+        places = [
+            self.places.get(index, {}).get(row, -2)
+            for index, row in zip(class_index, rows, strict=True)
+        ]
+        return self.bank.fitted_distances(features, class_index, places).cpu().numpy()
+
+
+def empty_bank(encoder: Encoder, image_size: int) -> PatchCore | None:
+    """A bank of no class, on the encoder's device; None where the encoder has but one level."""
+    if len(encoder.channels) < 2:
+        return None
+    return PatchCore(encoder.channels, encoder.strides, image_size, PRESET).to(encoder.device)
+
+
+def fit_router(
+    mixture: Mixture,
+    class_order: Sequence[str],
+    features: FeatureCache,
+    encoder: Encoder,
+    batch_size: int,
+    seed: int,
+    state: dict[str, NDArray[Any]],
+) -> Router | None:
+    """Fill a bank of each class of the mixture.
+
+    Args:
+        mixture: normal images.
+        class_order: names of the classes, by their index.
+        features: of these images.
+        encoder: that they are from.
+        batch_size: images at once.
+        seed: of the coresets.
+        state: of the router of the detector that the training goes on from; may be empty.
+
+    Returns:
+        None where the encoder has but one level.
+    """
+    bank = empty_bank(encoder, mixture.image_size)
+    if bank is None:
+        return None
+    if state:
+        bank.load_state_dict({name: torch.from_numpy(value) for name, value in state.items()})
+        bank.to(encoder.device)
+    router = Router(bank)
+    for index in np.unique(mixture.class_index).tolist():
+        own = np.flatnonzero(mixture.class_index == index)
+        rows = own[evenly_spaced(len(own), ROUTER_IMAGES)]
+        chunks = np.array_split(rows, -(-len(rows) // batch_size))
+        bank.fit(map(features, chunks), index, generator(seed, "router", class_order[index]))
+        router.places[index] = {int(row): place for place, row in enumerate(rows)}
+    return router
