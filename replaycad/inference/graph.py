@@ -119,6 +119,11 @@ class DetectorGraph(nn.Module):
         maps, means, lows = self.detector.routed_maps(features)
         return maps, Nearness(means, lows / self._products)
 
+    def patches(self, images: torch.Tensor) -> torch.Tensor:
+        """What a memory bank compares, `[B, P, D]` float32, of `[B, 3, S, S]` uint8 RGB."""
+        assert isinstance(self.detector, PatchCore)
+        return self.detector.patches(self._encoder.encode_images(images))
+
     def normalized(
         self, values: torch.Tensor, kind: str = "image", class_name: str = ""
     ) -> torch.Tensor:

@@ -28,22 +28,22 @@ def spacing(bank: torch.Tensor) -> float:
     return float(torch.cat(found).clamp_min_(0).median().sqrt())
 
 
-def new_patches(bank: torch.Tensor, patches: torch.Tensor, room: int) -> tuple[torch.Tensor, int]:
+def new_patches(
+    bank: torch.Tensor, patches: torch.Tensor, room: int, reach: float
+) -> tuple[torch.Tensor, int]:
     """Patches that a bank does not hold yet, farthest first.
-
-    Each lies farther than `spacing` from the bank and from those before it.
 
     Args:
         bank: `[M, D]` float.
         patches: `[P, D]` float.
         room: how many may be added.
+        reach: each lies farther than this from the bank and from those before it.
 
     Returns:
-        rows of `patches`, int64; and how many patches still lie farther than that.
+        rows of `patches`, int64; and how many are left that lie farther.
     """
     if not len(patches):
-        return torch.empty(0, dtype=torch.int64), 0
-    reach = spacing(bank)
+        return torch.empty(0, dtype=torch.int64, device=patches.device), 0
     nearest = nearest_squared_distances(patches, bank).sqrt()
     picks = farthest_first(patches, nearest, min(room, len(patches)), reach)
     return picks, int((nearest > reach).sum())

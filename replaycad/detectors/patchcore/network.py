@@ -179,7 +179,7 @@ class PatchCore(Detector):
         images = torch.empty(0, dtype=torch.int64)  # which image each of them is from
         num_images = num_patches = 0
         for pyramid in features:
-            patches = self._patches(pyramid).flatten(0, 1)
+            patches = self.patches(pyramid).flatten(0, 1)
             batch = torch.arange(num_images, num_images + len(pyramid[-2]), device=patches.device)
             batch = batch.repeat_interleave(len(patches) // len(batch))
             num_images, num_patches = num_images + len(pyramid[-2]), num_patches + len(patches)
@@ -280,7 +280,7 @@ class PatchCore(Detector):
             stay below, both `[B, K]` float32, squared, in the order of `known_classes`. K is 1
             where images are not routed.
         """
-        patches = self._patches(features)
+        patches = self.patches(features)
         found = [self._nearest(patches[row]) for row in range(len(patches))]
         nearest, means, lows = (torch.stack(parts) for parts in zip(*found, strict=True))
         return self._to_maps(nearest, features), means, lows
@@ -316,7 +316,7 @@ class PatchCore(Detector):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Maps as `fitted_maps`, and the distances to the own class `[B]`, as `routed_maps`."""
         distances, lows = [], []
-        rows = zip(self._patches(features), class_index, places, strict=True)
+        rows = zip(self.patches(features), class_index, places, strict=True)
         for patches, index, place in rows:
             own = self.bank_class_index == index
             among = own if self.preset.is_routed else torch.ones_like(own)
@@ -337,8 +337,8 @@ class PatchCore(Detector):
         height, width = features[-2].shape[-2:]
         return apply_both_axes(distances.reshape(-1, height, width), self._to_image)
 
-    def _patches(self, features: Sequence[torch.Tensor]) -> torch.Tensor:
-        """Embedded patches `[B, H * W, D]` float32."""
+    def patches(self, features: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Embedded patches `[B, H * W, D]` float32 of levels `[B, C, H, W]`."""
         embedding = embed(features[-2].float(), features[-1].float())
         return embedding.permute(0, 2, 3, 1).flatten(1, 2)
 
