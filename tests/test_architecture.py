@@ -36,8 +36,8 @@ TORCH_FREE = [
     "engine.staleness",
     "engine.builder", "experiments.plan", "experiments.strategies", "cli.commands", "cli.tools",
     "cli.calibrate", "cli.console", "cli.feedback", "cli.options", "cli.session", "data.samples",
-    "data.classes", "diffusion.presets", "diffusion.memory", "segmentation.presets", "detectors.registry",
-    "detectors.settings", "detectors.encoder_files", "fetch.parts", "fetch.transfer", "fetch.hub",
+    "data.classes", "diffusion.presets", "diffusion.memory", "segmentation.presets",
+    "detectors.registry", "detectors.settings", "detectors.encoder_files", "fetch.parts", "fetch.transfer", "fetch.hub",
     "fetch.work",
     *(f"detectors.{path.parent.name}.preset" for path in PACKAGE.glob("detectors/*/preset.py")),
 ]  # fmt: skip

@@ -13,10 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from replaycad.artifacts.detector import DetectorArtifact
-from replaycad.continual.forgetting import BANK, INDEX
+from replaycad.continual.forgetting import BANK, INDEX, RECORDS
 from replaycad.detectors.limits import SLACK
 
-RECORDS = "feedback"  # field of the header
 GOOD, DEFECTIVE = "good", "defective"
 
 Limits = Mapping[str, Any]
