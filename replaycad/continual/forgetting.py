@@ -36,7 +36,8 @@ def without_class(artifact: DetectorArtifact, class_name: str) -> DetectorArtifa
     what is typical becomes the mean over classes; no image is judged by them.
 
     Args:
-        artifact: knows the class and others; its header is left as it is, but for `views` and `feedback`.
+        artifact: knows the class and others; its header is left as it is, but for `views` and
+            `feedback`.
         class_name: the class.
 
     Returns:

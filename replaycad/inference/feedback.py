@@ -114,7 +114,8 @@ class Feedback:
                 f"would raise alarms on {_percent(facts['needed_false_alarms'])} of good ones"
             )
         if self.num_repeated:
-            lines.append(f"{self.num_repeated} more photos were there twice and counted once")
+            were = "was" if self.num_repeated == 1 else "were"
+            lines.append(f"{self.num_repeated} more {were} repeated and counted once")
         return lines
 
 
