@@ -37,8 +37,8 @@ TORCH_FREE = [
     "engine.builder", "experiments.plan", "experiments.strategies", "cli.commands", "cli.tools",
     "cli.calibrate", "cli.console", "cli.feedback", "cli.options", "cli.session", "data.samples",
     "data.classes", "diffusion.presets", "diffusion.memory", "segmentation.presets",
-    "detectors.registry", "detectors.settings", "detectors.encoder_files", "fetch.parts", "fetch.transfer",
-    "fetch.hub", "fetch.work",
+    "detectors.registry", "detectors.settings", "detectors.encoder_files", "fetch.parts",
+    "fetch.transfer", "fetch.hub", "fetch.work",
     *(f"detectors.{path.parent.name}.preset" for path in PACKAGE.glob("detectors/*/preset.py")),
 ]  # fmt: skip
 MAX_OPTIONS = 16

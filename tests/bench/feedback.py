@@ -1,8 +1,8 @@
 """What false alarms teach a memory bank: `python -m tests.bench.feedback --data FOLDER`.
 
 Of every class a bank is filled from 10 of its training images. Of the others, those are told to be
-good that the bank finds anomalous: 13 to 20 of them, or the 13 of the highest scores where there
-are fewer. What the bank learns from them is held against a bank of all training images.
+good that the bank finds anomalous, at most 20; where there are fewer than `--photos`, so many of
+the highest scores. What the bank learns from them is held against a bank of all training images.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from replaycad.inference.feedback import GROWTH
 from replaycad.metrics import image_auroc, pixel_ap
 from tests.bench.encoders import LEVELS, Pyramids, truth
 
-NUM_IMAGES, LEAST, MOST = 10, 13, 20
+NUM_IMAGES, MOST = 10, 20
 Pyramid = list[torch.Tensor]
 FIGURES = ("image AUROC", "pixel AP")
 
@@ -65,7 +65,7 @@ class Tested:
             alarms[labels == 0].mean(), alarms[labels == 1].mean(),
         )]  # fmt: skip
 
-    def run(self, seed: int) -> tuple[list[list[float]], int, int]:
+    def run(self, seed: int, least: int) -> tuple[list[list[float]], int, int]:
         """Figures of the small bank before and after; how many photos and patches were added."""
         order = torch.randperm(len(self.train), generator=torch.Generator().manual_seed(seed))
         few = [self.train[row] for row in order[:NUM_IMAGES]]
@@ -77,8 +77,8 @@ class Tested:
         ]).limits()["image"]  # fmt: skip
         scores = small.image_scores(self.maps(small, rest)).numpy()
         alarms = np.flatnonzero(scores > limit)[:MOST]
-        if len(alarms) < LEAST:
-            alarms = np.argsort(-scores)[:LEAST]
+        if len(alarms) < least:
+            alarms = np.argsort(-scores)[:least]
         before = self.figures(small, limit)
         bank = small.bank_of(0)[0]
         patches = torch.cat([small.patches(rest[row])[0] for row in alarms])
@@ -94,6 +94,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--class", dest="classes", nargs="+")
+    parser.add_argument("--photos", type=int, default=13)
     parser.add_argument("--seeds", type=int, default=3)
     typed = parser.parse_args()
     preset, encoder = PRESETS["standard"], load_encoder("efficientnet-lite0", levels=LEVELS)
@@ -107,7 +108,7 @@ def main() -> None:
     for name in typed.classes or find_classes(typed.data):
         tested = Tested(typed.data, name, encoder, preset)
         full = tested.figures(tested.filled(tested.train, 0), np.inf)
-        runs = [tested.run(seed) for seed in range(typed.seeds)]
+        runs = [tested.run(seed, typed.photos) for seed in range(typed.seeds)]
         found = np.array([pair for pair, *_ in runs]).mean(axis=0)
         means.append([*found[:, :2], np.array(full[:2])])
         counts = [f"{np.mean([run[place] for run in runs]):.0f}" for place in (1, 2)]
