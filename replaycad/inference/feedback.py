@@ -65,10 +65,14 @@ class Feedback:
     needs_class: bool
 
     def facts(self) -> dict[str, Any]:
-        """For JSON; `limit` is on the old scale, where 1 was the limit, and rates are in 0..1."""
+        """For JSON; `limit` is on the old scale, where 1 was the limit, and rates are in 0..1.
+
+        `needed_false_alarms` would come of a limit below all the defects; None if it is there.
+        """
         old, new = self.before, self.after
         spread = max(old["image"] - old["typical_image"], 1e-12)
-        missed = self.scores_after[self.scores_after <= new["image"]]
+        is_good = self.record["kind"] == GOOD
+        missed = self.scores_after[(self.scores_after <= new["image"]) & (not is_good)]
         return {
             "file": str(self.file), "class_name": self.record["class_name"],
             "kind": self.record["kind"], "num_photos": len(self.scores),

@@ -142,6 +142,7 @@ def test_false_alarms_are_normal_afterwards_and_other_classes_are_judged_as_befo
         assert (new[: len(old)] == old).all()  # behind what images are routed by
         assert len(new) - len(old) == (facts["num_patches"] if name == "fine" else 0)
     assert 0 < facts["num_patches"] < 3 * 64 / 2
+    assert (facts["limit"], facts["needed_false_alarms"]) == (pytest.approx(1), None)
     spoiled = striped(8, 300)
     spoiled[40:56, 4:16] = 255
     defect = written(tmp_path / "defect", [spoiled])
