@@ -35,10 +35,10 @@ TORCH_FREE = [
     "errors", "config.recipes", "config.stages", "config.paper_classes", "progress",
     "engine.staleness",
     "engine.builder", "experiments.plan", "experiments.strategies", "cli.commands", "cli.tools",
-    "cli.calibrate", "cli.console", "cli.options", "cli.session", "data.samples", "data.classes",
-    "diffusion.presets", "diffusion.memory", "segmentation.presets", "detectors.registry",
-    "detectors.settings", "detectors.encoder_files", "fetch.parts", "fetch.transfer", "fetch.hub",
-    "fetch.work",
+    "cli.calibrate", "cli.console", "cli.feedback", "cli.options", "cli.session", "data.samples",
+    "data.classes", "diffusion.presets", "diffusion.memory", "segmentation.presets",
+    "detectors.registry", "detectors.settings", "detectors.encoder_files", "fetch.parts",
+    "fetch.transfer", "fetch.hub", "fetch.work",
     *(f"detectors.{path.parent.name}.preset" for path in PACKAGE.glob("detectors/*/preset.py")),
 ]  # fmt: skip
 MAX_OPTIONS = 16
@@ -58,6 +58,8 @@ OPTIONS = {
     | {"--device", "--exit-code", "--json", "--quiet"},
     "calibrate": {"--class", "--name", "--target-false-alarms", "--encoder", "--store"}
     | {"--device", "--dry-run", "--json", "--quiet"},
+    "feedback": {"--class", "--good", "--defective", "--undo", "--max-false-alarms", "--name"}
+    | {"--encoder", "--store", "--device", "--dry-run", "--json", "--quiet"},
     "report": {"--name", "--out", "--data", "--store", "--encoder", "--device", "--json"},
     "export": {"--class", "--token", "--name", "--format", "--encoder", "--out", "--store"}
     | {"--json"},

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from replaycad.report import plots
-from replaycad.report.rates import interval, rates
+from replaycad.report.rates import interval, rates, told_of_missed
 from tests.conftest import invoke
 from tests.toy import write_toy
 
@@ -199,3 +199,31 @@ def test_the_page_promises_no_more_than_a_calibration(results, data, models, tmp
 
     assert page.count("where the limit allows 33.3 %") == 1  # of plate, by 2 photos
     assert page.count("where the limit allows 1 %") == 1
+
+
+def test_missed_defects_are_told_by_the_limit_of_now():
+    said = [("plate", "defective", (0.9, 1.4)), ("plate", "good", (2.0,)),
+            ("disc", "defective", (3.0,)), ("plate", "defective", (1.5,))]  # fmt: skip
+    header = {"feedback": [
+        {"class_name": name, "kind": kind, "photos": [{"score": one} for one in found]}
+        for name, kind, found in said
+    ]}  # fmt: skip
+
+    told = told_of_missed(header, "plate", 1.0)
+
+    assert told == "Missed defects told by people: 3; 2 of them are above the limit now."
+    assert told_of_missed(header, "nut", 1.0) == told_of_missed({}, "plate", 1.0) == ""
+
+
+def test_the_page_tells_missed_defects(results, data, models, tmp_path):
+    store = shutil.copytree(results, tmp_path / "store")
+    document = json.loads((store / "results" / "run.json").read_text())
+    photos = sorted((data / "plate" / "test" / "spot").iterdir())
+    for name in {entry["artifacts"]["detector"] for entry in document["strategies"].values()}:
+        typed = [*photos, "--class", "plate", "--defective", "--name", name]
+        result = invoke(["feedback", *typed, "--store", store, "--encoder", models.encoder])
+        assert result.exit_code == 0, result.output
+
+    page = write(store, data, models, tmp_path)
+
+    assert page.count(f"Missed defects told by people: {len(photos)};") == 1

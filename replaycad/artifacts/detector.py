@@ -58,7 +58,8 @@ class DetectorArtifact:
             medians `typical_image` and `typical_pixel` of normal scores; under `by_class` the same
             of each class. One that was calibrated also has `photos`, `promised` and `trained`, as
             `detectors.limits.calibrated` gives them.
-        header: further header fields; after loading, all of them.
+        header: further header fields; after loading, all of them. `feedback` lists what people said
+            of photos, as `continual.feedback` writes it.
         mean, std: of the channels R, G, B in 0 to 1, as the encoder expects them.
         penalty: what ewc or mas need to go on, by name.
         router: parameters of the memory banks that tell classes apart where the detector does not.

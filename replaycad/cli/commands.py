@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from replaycad.cli.calibrate import calibrate
+from replaycad.cli.feedback import feedback
 from replaycad.cli.options import (
     DATA,
     RAY,
@@ -298,6 +299,7 @@ def run(
 
 app.command()(predict)
 app.command()(calibrate)
+app.command()(feedback)
 app.command()(report)
 app.command()(export)
 app.command("import")(import_embedding)

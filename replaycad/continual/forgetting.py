@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from replaycad.artifacts.detector import DetectorArtifact
 
 BANK, INDEX = "bank", "bank_class_index"
+RECORDS = "feedback"  # field of a header: what people said of photos of a class, the latest last
 
 Limits = Mapping[str, Any]
 
@@ -35,7 +36,8 @@ def without_class(artifact: DetectorArtifact, class_name: str) -> DetectorArtifa
     what is typical becomes the mean over classes; no image is judged by them.
 
     Args:
-        artifact: knows the class and others; its header is left as it is, but for `views`.
+        artifact: knows the class and others; its header is left as it is, but for `views` and
+            `feedback`.
         class_name: the class.
 
     Returns:
@@ -55,6 +57,10 @@ def without_class(artifact: DetectorArtifact, class_name: str) -> DetectorArtifa
     }
     views = {n: v for n, v in artifact.header.get("views", {}).items() if n != class_name}
     header = {**artifact.header, "views": views} if "views" in artifact.header else artifact.header
+    if RECORDS in header:  # with limits of the class and names of its photos
+        kept = [record for record in header[RECORDS] if record["class_name"] != class_name]
+        header = {name: value for name, value in header.items() if name != RECORDS}
+        header |= {RECORDS: kept} if kept else {}
     return replace(
         artifact,
         class_order=[name for name in artifact.class_order if name != class_name],

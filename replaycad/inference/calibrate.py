@@ -154,10 +154,10 @@ def calibrate(
     )  # fmt: skip
     with alone:
         trained, encoder = open_detector(store, name, encoder)
-        judging, photos = _raw(trained, encoder, device, class_name), _Photos(images)
+        judging, photos = raw_predictor(trained, encoder, device, class_name), Photos(images)
         by_class = trained.thresholds["by_class"]
         before = by_class[class_name]
-        parts = _scored(judging, class_name, photos, before, report)
+        parts = scores_of(judging, class_name, photos, before, report)
         after = calibrated(together(parts), before, rate)
         thresholds = {**trained.thresholds, "by_class": {**by_class, class_name: after}}
         is_alone = trained.class_order == [class_name]
@@ -170,8 +170,8 @@ def calibrate(
     return Calibration(path, class_name, before, after, scores, photos.num_repeated, needs_class)
 
 
-def parsed_rate(text: str) -> float:
-    """`0.5%` and `0.005` as 0.005.
+def parsed_rate(text: str, option: str = "--target-false-alarms") -> float:
+    """`0.5%` and `0.005` as 0.005; an error names the option.
 
     Raises:
         ConfigError: if it is no rate between 0 and `MOST_FALSE_ALARMS`.
@@ -183,21 +183,26 @@ def parsed_rate(text: str) -> float:
         rate = 0.0
     if not 0 < rate < MOST_FALSE_ALARMS:
         raise ConfigError(
-            f"--target-false-alarms takes a rate between 0 and 50 %, not '{text}'",
+            f"{option} takes a rate between 0 and 50 %, not '{text}'",
             "write it as 0.5% or 0.005",
         )
     return rate
 
 
-class _Photos:
+class Photos:
     """Named RGB pictures as the class is seen; a file of the same bytes as another comes once."""
 
     def __init__(self, images: Iterable[Found]) -> None:
         self._images = images
         self.num_repeated = 0
+        self.names: list[str] = []  # of the pictures, as they came
 
     def seen(self, view: View) -> Iterator[tuple[str, Image.Image]]:
-        """Read them one by one."""
+        """Read them one by one.
+
+        Raises:
+            DatasetError: if one cannot be read, or not be seen so.
+        """
         known: set[bytes] = set()
         for found in self._images:
             picture = read_picture(found.path, view.white)  # or say why not
@@ -206,10 +211,11 @@ class _Photos:
             self.num_repeated += digest in known
             if digest not in known:
                 known.add(digest)
+                self.names.append(found.path.name)
                 yield str(found.path), picture
 
 
-def _raw(
+def raw_predictor(
     trained: DetectorArtifact, encoder: str, device: torch.device, class_name: str
 ) -> Predictor:
     """Sees pictures as those of the class, and judges by no limits and by the nearest class."""
@@ -219,10 +225,21 @@ def _raw(
     return replace(judging, view=view_of(trained.header, class_name))
 
 
-def _scored(
-    predictor: Predictor, class_name: str, photos: _Photos, before: dict[str, Any], report: Report
+def scores_of(
+    predictor: Predictor, class_name: str, photos: Photos, before: dict[str, Any], report: Report
 ) -> list[NormalScores]:
-    """Scores of the photos, with distances of those that are nearest to their class."""
+    """Scores of the photos, one by one, with distances of those that are nearest to their class.
+
+    Args:
+        predictor: as of `raw_predictor`.
+        class_name: of the photos.
+        photos: at least one.
+        before: limits of the class.
+        report: hears of photos that look like another product.
+
+    Raises:
+        DatasetError: no photo, one that cannot be read, or most look like another class.
+    """
     parts: list[NormalScores] = []
     others: list[str] = []
     for one in predictor.judge(photos.seen(predictor.one_view()), BATCH_SIZE):

@@ -123,6 +123,11 @@ class DetectorGraph(nn.Module):
             means, lows = self._router.class_distances(features)
         return maps, Nearness(means, lows / self._products)
 
+    def patches(self, images: torch.Tensor) -> torch.Tensor:
+        """What a memory bank compares, `[B, P, D]` float32, of `[B, 3, S, S]` uint8 RGB."""
+        assert isinstance(self.detector, PatchCore)
+        return self.detector.patches(self._encoder.encode_images(images))
+
     def normalized(
         self, values: torch.Tensor, kind: str = "image", class_name: str = ""
     ) -> torch.Tensor:

@@ -22,7 +22,7 @@ from replaycad.experiments.tables import METRICS, TITLES, format_bytes, fraction
 from replaycad.inference.predict import load_predictor
 from replaycad.report import plots
 from replaycad.report.pictures import extremes, pixels_as_data
-from replaycad.report.rates import rates
+from replaycad.report.rates import rates, told_of_missed
 
 WORDS = {"mean": "mean", "mean_past": "past", "fm": "forgetting", "joint_gap": "gap to joint"}
 _LOW, _HIGH = (178, 24, 43), (33, 102, 172)  # red and blue, which few eyes confuse
@@ -185,6 +185,7 @@ def _cards(
         limits = own.graph.thresholds
         promised = limits.get("promised", limits["false_alarm_rate"])  # of few photos it is more
         card["rates"] = rates(values, labels, promised)
+        card["missed"] = told_of_missed(own.header, name, limits["image"])
         card["histogram"] = plots.histogram(values[~labels].tolist(), values[labels].tolist())
         card["kept"] = format_bytes(entry["bytes_per_class"][name])
         cards.append(card)

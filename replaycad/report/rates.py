@@ -1,8 +1,13 @@
 """What verdicts are worth: how many alarms were false, and how many defects were found."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
+
+from replaycad.continual.feedback import DEFECTIVE, records
 
 CONFIDENCE = 0.95
 
@@ -38,6 +43,27 @@ def rates(scores: NDArray[np.float32], labels: NDArray[np.bool_], promised: floa
         found = int(alarms[labels].sum())
         told.append(f"{found} of {defective} defective ones {_is(found)} found")
     return "; ".join(told) + "." if told else ""
+
+
+def told_of_missed(header: Mapping[str, Any], class_name: str, limit: float) -> str:
+    """A sentence on the defects of a class that people say the detector missed; empty if none.
+
+    Args:
+        header: of the detector.
+        class_name: of the class.
+        limit: of its image scores by now.
+    """
+    scores = [
+        photo["score"] for record in records(header, class_name)
+        if record["kind"] == DEFECTIVE for photo in record["photos"]
+    ]  # fmt: skip
+    if not scores:
+        return ""
+    count, found = len(scores), sum(score > limit for score in scores)
+    return (
+        f"Missed defects told by people: {count}; {found} of them {_is(found)} above the limit "
+        "now."
+    )
 
 
 def _is(count: int) -> str:

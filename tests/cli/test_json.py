@@ -20,6 +20,7 @@ COMMANDS = {
     "eval": ("--class", "disc,plate"),
     "run": ("--class", "disc", "--strategy", "finetune"),
     "calibrate": ("PHOTOS", "--class", "plate", "--name", "plate"),
+    "feedback": ("PHOTOS", "--class", "plate", "--name", "plate", "--defective"),
     "report": ("--name", "run"),
     "export": ("--name", "plate", "--format", "torch", "--out", "OUT"),
     "import": ("TOKEN", "--class", "token", "--backbone", "TINY"),
@@ -62,7 +63,7 @@ def answered(places, data, models):
             typed += [option, value] if option in known else []
         if "--data" in known and command not in ("doctor", "inspect"):
             typed += ["--data", data]
-        if command in ("calibrate", "report", "export"):
+        if command in ("calibrate", "feedback", "report", "export"):
             typed += ["--encoder", models.encoder]
         result = invoke(typed)
         assert result.exit_code == 0, result.output

@@ -60,7 +60,7 @@ def test_limits_are_quantiles_of_each_image_held_against_all_others_of_its_class
     detector, limits = filled(pictures, ["a", "b"])
 
     for index, (name, own) in enumerate(zip("ab", pictures, strict=True)):
-        patches = detector._patches(Pooling().encode_images(torch.from_numpy(own.pixels)))
+        patches = detector.patches(Pooling().encode_images(torch.from_numpy(own.pixels)))
         bank, places = detector.bank_of(index)
         maps = []
         for row, of_image in enumerate(patches):

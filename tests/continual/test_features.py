@@ -138,7 +138,7 @@ def test_kept_patches_are_a_bank_whose_distances_are_those_to_the_decoded_patche
     assert set(detector.bank_class_index.tolist()) == {0, 1}
     KeptBank(kept[:20], {}).give(detector, 0)
     KeptBank(kept[20:40], {}).give(detector, 1)
-    queries = detector._patches(levels).flatten(0, 1).numpy()
+    queries = detector.patches(levels).flatten(0, 1).numpy()
     nearest = np.square(queries[:, None] - kept[None, :40]).sum(2).min(1).reshape(2, 4, 4)
     expected = detector._to_image.numpy() @ nearest @ detector._to_image.numpy().T
     assert np.allclose(detector.anomaly_maps(levels).numpy(), expected, rtol=1e-3)

@@ -222,9 +222,9 @@ def test_shrinking_keeps_the_coreset_of_the_smaller_size_of_every_class():
 
     assert detector.bank_class_index.tolist() == [0] * 3 + [1] * 3 + [2] * 3
     for index, pyramid in enumerate(pyramids):
-        picks = greedy_coreset(detector._patches(pyramid).flatten(0, 1), 3, stream(), 128)
+        picks = greedy_coreset(detector.patches(pyramid).flatten(0, 1), 3, stream(), 128)
         own = detector.bank[detector.bank_class_index == index]
-        assert torch.equal(own, detector._patches(pyramid).flatten(0, 1)[picks])
+        assert torch.equal(own, detector.patches(pyramid).flatten(0, 1)[picks])
     assert len(whole) == 27
     detector.shrink()
     assert len(detector.bank) == 9, "what fits stays"
@@ -281,11 +281,11 @@ def test_banks_of_different_sizes_lie_side_by_side_without_a_row_that_is_none():
     detector.fit([[level[:1] for level in far]], 1, stream())
     zeros = [torch.zeros_like(level[:1]) for level in near]
 
-    distances, *_ = detector._nearest(detector._patches(zeros)[0])
+    distances, *_ = detector._nearest(detector.patches(zeros)[0])
 
     bank, _ = detector.bank_of(0)
     assert detector._banks.shape[:2] == (2, len(bank))
-    brute = torch.cdist(detector._patches(zeros)[0], bank).square().amin(dim=1)
+    brute = torch.cdist(detector.patches(zeros)[0], bank).square().amin(dim=1)
     torch.testing.assert_close(distances, brute)
 
 
@@ -313,7 +313,7 @@ def test_images_are_routed_to_the_class_that_is_nearest_and_held_against_it_with
         assert means.argmin(dim=1).tolist() == [index] * count
         # All patches are in the bank: an image is no distance from itself, and some from others.
         assert lows[:, index].abs().max() < 1e-3
-        patches = detector._patches(pyramid)
+        patches = detector.patches(pyramid)
         for row in range(count):
             others = torch.cat([patches[other] for other in range(count) if other != row])
             nearest = torch.cdist(patches[row], others).square().amin(dim=1)

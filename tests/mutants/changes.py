@@ -36,6 +36,7 @@ _PENALTIES = "tests/continual/test_penalties.py"
 _EXEMPLARS = "tests/continual/test_exemplars.py"
 _PACKAGED = "tests/detectors/test_packaged_encoders.py"
 _PRODUCTS = "tests/inference/test_products.py tests/inference/test_export_banks.py"
+_FEEDBACK = "tests/inference/test_feedback.py"
 _CALIBRATE = "tests/inference/test_calibrate.py"
 _BANKS = "tests/detectors/test_patchcore.py tests/continual/test_banks.py"
 _FEATURES = "tests/continual/test_features.py"
@@ -343,4 +344,42 @@ CHANGES = [
     Change("report/build.py", 'limits.get("promised", limits["false_alarm_rate"])',
            'limits["false_alarm_rate"]',
            "a report promises what so few photos cannot", "tests/test_report.py"),
+    Change("detectors/patchcore/growth.py", "distances[places, places + start] = torch.inf", "pass",
+           "a patch of a bank is its own neighbour, so every patch is new", _FEEDBACK),
+    Change("detectors/patchcore/growth.py", "min(room, len(patches)), reach)",
+           "min(room, len(patches)))",
+           "a bank takes patches that it holds already", _FEEDBACK),
+    Change("inference/feedback.py", "rows, num_left = new_patches(known, patches, room, reach)",
+           "rows, num_left = new_patches(known, patches, len(patches), reach)",
+           "a bank grows without a bound", _FEEDBACK),
+    Change("inference/feedback.py", 'after = _normal(before, parts)', "after = before",
+           "a photo that was confirmed as good is an alarm again", _FEEDBACK),
+    Change("inference/feedback.py", "for window in view.windows(*blanked.size):",
+           "for window in view.windows(*blanked.size)[:1]:",
+           "of a tiled picture one tile is learned", _FEEDBACK),
+    Change("continual/feedback.py",
+           "np.concatenate([state[BANK], patches.astype(state[BANK].dtype)])",
+           "np.concatenate([patches.astype(state[BANK].dtype), state[BANK]])",
+           "feedback pushes the patches that images are routed by aside", _FEEDBACK),
+    Change("continual/feedback.py", "kept[np.flatnonzero(own)[-latest[\"num_rows\"] :]] = False",
+           "kept[np.flatnonzero(own)[: latest[\"num_rows\"]]] = False",
+           "an undo takes the first patches of a bank", _FEEDBACK),
+    Change("continual/feedback.py", 'header |= {RECORDS: earlier} if earlier else {}',
+           "header |= {RECORDS: earlier}",
+           "a detector whose feedback was taken back is not the one before", _FEEDBACK),
+    Change("continual/feedback.py",
+           'is_back = thresholds["by_class"][class_name] == latest["after"]', "is_back = True",
+           "an undo drops a later calibration", _FEEDBACK),
+    Change("continual/feedback.py", "if one > max(floor, typical)", "if True",
+           "a defect that looks good makes good photos alarms", _FEEDBACK),
+    Change("continual/feedback.py", "one - SLACK * abs(one - typical)", "one",
+           "a missed defect stays normal by a hair", _FEEDBACK),
+    Change("continual/feedback.py", "max(score_at(limits, most), *good) if good else", "",
+           "a missed defect makes a photo an alarm that was called good", _FEEDBACK),
+    Change("continual/feedback.py", "if artifact.class_order == [class_name]:", "if False:",
+           "the only class has to be named for its lower limit to count", _FEEDBACK),
+    Change("continual/forgetting.py", 'if record["class_name"] != class_name]', "]",
+           "feedback on a class outlives the class", _FEEDBACK),
+    Change("report/rates.py", 'if record["kind"] == DEFECTIVE for photo', "for photo",
+           "false alarms are told as missed defects", "tests/test_report.py"),
 ]  # fmt: skip

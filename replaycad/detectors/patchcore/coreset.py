@@ -36,16 +36,33 @@ def greedy_coreset(
     points = vectors[start.to(vectors.device)]
     chunks = vectors.split(DISTANCES // NUM_START_POINTS)  # of which cdist makes a copy
     nearest = torch.cat([torch.cdist(chunk, points).mean(dim=1) for chunk in chunks])
+    return farthest_first(vectors, nearest, num_picks)
+
+
+def farthest_first(
+    vectors: torch.Tensor, nearest: torch.Tensor, num_picks: int, reach: float = -1.0
+) -> torch.Tensor:
+    """Indices of vectors, each the farthest from all that was picked before it.
+
+    Args:
+        vectors: `[N, D]` float.
+        nearest: `[N]`, distance to what is there already; afterwards also to what was picked.
+        num_picks: at most so many, and at most N.
+        reach: no vector is picked that lies this near or nearer.
+
+    Returns:
+        int64, at most `num_picks`.
+    """
     picks = torch.empty(0, dtype=torch.int64, device=vectors.device)
-    while len(picks) < num_picks:
-        farthest = _pick_among_far(vectors, nearest, num_picks - len(picks))
+    while len(picks) < num_picks and float(nearest.max()) > reach:
+        farthest = _pick_among_far(vectors, nearest, num_picks - len(picks), reach)
         _bring_up_to_date(nearest, vectors, vectors[farthest])
         picks = torch.cat([picks, farthest])
     return picks
 
 
 def _pick_among_far(
-    vectors: torch.Tensor, nearest: torch.Tensor, num_picks: int
+    vectors: torch.Tensor, nearest: torch.Tensor, num_picks: int, reach: float
 ) -> torch.Tensor:
     """The next greedy picks, as long as none but the farthest vectors can be among them.
 
@@ -57,12 +74,14 @@ def _pick_among_far(
         vectors: `[N, D]` float.
         nearest: `[N]`, distance to what has been picked.
         num_picks: at most.
+        reach: below the farthest of them; none is picked that lies this near or nearer.
 
     Returns:
         At least one index, int64.
     """
     farthest = nearest.topk(min(NUM_CANDIDATES + 1, len(nearest)))
     limit = float(farthest.values[-1]) if len(nearest) > NUM_CANDIDATES else -1.0
+    limit = max(limit, reach)
     candidates = farthest.indices[:NUM_CANDIDATES].sort().values
     near, own = nearest[candidates], vectors[candidates]
     squares = own.square().sum(dim=1)

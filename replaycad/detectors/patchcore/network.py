@@ -127,7 +127,7 @@ class PatchCore(Detector):
         images = torch.empty(0, dtype=torch.int64)  # which image each of them is from
         num_images = num_patches = 0
         for pyramid in features:
-            patches = self._patches(pyramid).flatten(0, 1)
+            patches = self.patches(pyramid).flatten(0, 1)
             batch = torch.arange(num_images, num_images + len(pyramid[-2]), device=patches.device)
             batch = batch.repeat_interleave(len(patches) // len(batch))
             num_images, num_patches = num_images + len(pyramid[-2]), num_patches + len(patches)
@@ -235,7 +235,7 @@ class PatchCore(Detector):
         Returns:
             maps, `[B, image_size, image_size]` float32, and `class_distances`.
         """
-        patches = self._patches(features)
+        patches = self.patches(features)
         means, lows = self._class_distances(patches)
         nearest = [self._nearest(one, own) for one, own in zip(patches, means, strict=True)]
         return self._to_maps(torch.stack(nearest), features), means, lows
@@ -251,7 +251,7 @@ class PatchCore(Detector):
             distance that `OWN_SHARE` of its patches stay below, both `[B, K]` float32, squared, in
             the order of `known_classes`.
         """
-        return self._class_distances(self._patches(features))
+        return self._class_distances(self.patches(features))
 
     def known_classes(self) -> list[int]:
         """Indices of the classes that have a bank, in rising order."""
@@ -291,7 +291,7 @@ class PatchCore(Detector):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Maps as `fitted_maps`, and the distances to the own class `[B]`, as `routed_maps`."""
         distances, lows = [], []
-        rows = zip(self._patches(features), class_index, places, strict=True)
+        rows = zip(self.patches(features), class_index, places, strict=True)
         for patches, index, place in rows:
             own = self.bank_class_index == index
             among = own if self.preset.is_routed else torch.ones_like(own)
@@ -308,7 +308,7 @@ class PatchCore(Detector):
         self, features: Sequence[torch.Tensor], class_index: Sequence[int], places: Sequence[int]
     ) -> torch.Tensor:
         """The distances to the own class alone, `[B]`, as `fitted` gives them."""
-        rows = zip(self._patches(features), class_index, places, strict=True)
+        rows = zip(self.patches(features), class_index, places, strict=True)
         return torch.stack([self._own_distance(*row) for row in rows])
 
     def _own_distance(self, patches: torch.Tensor, class_index: int, place: int) -> torch.Tensor:
@@ -326,8 +326,8 @@ class PatchCore(Detector):
         height, width = features[-2].shape[-2:]
         return apply_both_axes(distances.reshape(-1, height, width), self._to_image)
 
-    def _patches(self, features: Sequence[torch.Tensor]) -> torch.Tensor:
-        """Embedded patches `[B, H * W, D]` float32."""
+    def patches(self, features: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Embedded patches `[B, H * W, D]` float32 of levels `[B, C, H, W]`."""
         embedding = embed(features[-2].float(), features[-1].float())
         return embedding.permute(0, 2, 3, 1).flatten(1, 2)
 

@@ -1,0 +1,300 @@
+"""Teaches a detector what a person says of photos: false alarms, and defects that it missed."""
+
+import time
+from collections.abc import Iterable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from replaycad.artifacts.detector import DetectorArtifact
+from replaycad.artifacts.store import Store
+from replaycad.continual.feedback import (
+    DEFECTIVE,
+    GOOD,
+    RECORDS,
+    false_alarms,
+    lowered,
+    records,
+    with_feedback,
+    without_latest,
+)
+from replaycad.continual.forgetting import BANK, rows_of
+from replaycad.detectors.limits import SLACK, NormalScores
+from replaycad.detectors.patchcore.growth import new_patches, spacing
+from replaycad.detectors.patchcore.preset import PatchCorePreset
+from replaycad.detectors.registry import preset_for
+from replaycad.engine.staleness import input_header
+from replaycad.errors import ConfigError
+from replaycad.inference.calibrate import Photos, raw_predictor, scores_of
+from replaycad.inference.predict import Found, Predictor, detector_name, open_detector
+from replaycad.progress import Report, silent
+
+GROWTH = 1.25  # of the limit of a bank, up to which feedback fills it: so verdicts stay as quick
+MOST_FALSE_ALARMS = 0.05  # of good photos, that missed defects may lower a limit to
+
+
+@dataclass(frozen=True)
+class Feedback:
+    """What photos of a class taught.
+
+    Attributes:
+        file: of the detector.
+        record: as it is kept, without what an undo needs.
+        before, after: limits of the class.
+        scores: `[N]` float32, of the photos before, as the detector gives them.
+        scores_after: likewise afterwards.
+        num_rows: patches that were added.
+        num_left: patches of the photos that the bank has no room for.
+        num_repeated: photos that were there already, byte for byte.
+        needs_class: whether verdicts go by the limits of the class only where it is named.
+    """
+
+    file: Path
+    record: dict[str, Any]
+    before: dict[str, Any]
+    after: dict[str, Any]
+    scores: np.ndarray
+    scores_after: np.ndarray
+    num_rows: int
+    num_left: int
+    num_repeated: int
+    needs_class: bool
+
+    def facts(self) -> dict[str, Any]:
+        """For JSON; `limit` is on the old scale, where 1 was the limit, and rates are in 0..1.
+
+        `needed_false_alarms` would come of a limit below all the defects; None if it is there.
+        """
+        old, new = self.before, self.after
+        spread = max(old["image"] - old["typical_image"], 1e-12)
+        is_good = self.record["kind"] == GOOD
+        missed = self.scores_after[(self.scores_after <= new["image"]) & (not is_good)]
+        return {
+            "file": str(self.file), "class_name": self.record["class_name"],
+            "kind": self.record["kind"], "num_photos": len(self.scores),
+            "num_repeated": self.num_repeated, "num_patches": self.num_rows,
+            "num_patches_left": self.num_left,
+            "limit": (new["image"] - old["typical_image"]) / spread,
+            "num_alarms_before": int((self.scores > old["image"]).sum()),
+            "num_alarms": int((self.scores_after > new["image"]).sum()),
+            "expected_false_alarms": false_alarms(old, new["image"]),
+            "needed_false_alarms": false_alarms(old, float(missed.min())) if len(missed) else None,
+        }  # fmt: skip
+
+    def sentences(self) -> list[str]:
+        """What a user is told."""
+        facts, name = self.facts(), self.record["class_name"]
+        count, now = facts["num_photos"], facts["num_alarms"]
+        photos = f"{count} photo{'s' * (count != 1)}"
+        is_good = facts["kind"] == GOOD
+        lines = [
+            f"{photos} of {name}: {facts['num_alarms_before']} above its limit before, {now} now"
+        ]
+        if is_good:
+            lines.append(f"{self.num_rows} patches joined the bank of {name}")
+        if self.num_left:
+            lines.append(
+                f"{self.num_left} more are new to it and were dropped: the bank is full, train on "
+                "these photos instead"
+            )
+        if facts["limit"] != 1:
+            way = "rises" if facts["limit"] > 1 else "falls"
+            lines.append(
+                f"limit of {name}: {way} to {facts['limit']:.3g} on the old scale, where it was 1; "
+                f"{_percent(facts['expected_false_alarms'])} of good photos are expected above it"
+            )
+            if self.needs_class:
+                lines.append(
+                    "this detector does not tell its classes apart: verdicts go by the new limit "
+                    f"with --class {name}"
+                )
+        if not is_good and now < count:
+            lines.append(
+                f"{count - now} of the defects score like good photos: a limit below them all "
+                f"would raise alarms on {_percent(facts['needed_false_alarms'])} of good ones"
+            )
+        if self.num_repeated:
+            were = "was" if self.num_repeated == 1 else "were"
+            lines.append(f"{self.num_repeated} more {were} repeated and counted once")
+        return lines
+
+
+def learn(
+    store: Store,
+    name: str,
+    class_name: str,
+    images: Iterable[Found],
+    is_good: bool,
+    most: float,
+    device: torch.device,
+    encoder: str = "",
+    is_dry: bool = False,
+    report: Report = silent,
+) -> Feedback:
+    """Teach a detector what a person says of photos of one class, and keep it there.
+
+    Good photos give their new patches to the bank of the class. Defective ones lower its limit. The
+    banks and limits of other classes stay as they are. To train the detector again drops it all.
+
+    Args:
+        store: that holds the detector.
+        name: of the detector; empty where the store holds one alone.
+        class_name: of the photos.
+        images: the photos.
+        is_good: whether they are good, or else defective.
+        most: share of good photos that defective ones may make alarms, in 0..1.
+        device: where the detector runs.
+        encoder: as `eval` takes it; empty for the one that it was trained with.
+        is_dry: whether to leave the detector as it is.
+        report: hears of photos that look like another product.
+
+    Raises:
+        ConfigError: no such class, no name and not exactly one detector, or good photos for one
+            that has no memory bank.
+        DatasetError: no photos, one that cannot be read, or most look like another class.
+        ArtifactError: no such detector, or another encoder than its own; or it cannot be written.
+        WeightsError: if the encoder's files are missing.
+    """
+    name, found = detector_name(store, name), list(images)
+    path = store.path("detectors", name)
+    input_header(path, "detectors")  # or say which there are, before a lock is left
+    with _alone(store, name, is_dry, report):
+        trained, encoder = open_detector(store, name, encoder)
+        judging, photos = raw_predictor(trained, encoder, device, class_name), Photos(found)
+        before = trained.thresholds["by_class"][class_name]
+        preset = preset_for(trained.detector, trained.preset)
+        if is_good and not isinstance(preset, PatchCorePreset):
+            raise ConfigError(
+                f"only memory banks can learn from good photos, and {name} is {trained.detector}",
+                "set its limit from them with `replaycad calibrate`, or train on them",
+            )
+        parts = scores_of(judging, class_name, photos, before, report)
+        scores = _image_scores(parts)
+        record: dict[str, Any] = {
+            "class_name": class_name, "kind": GOOD if is_good else DEFECTIVE,
+            "date": time.strftime("%Y-%m-%d", time.gmtime()),
+        }  # fmt: skip
+        rows, num_left = None, 0
+        if isinstance(preset, PatchCorePreset) and is_good:
+            room = round(GROWTH * preset.bank_limit) - len(rows_of(trained, class_name))
+            rows, num_left = _new_rows(judging, trained, class_name, found, max(room, 0))
+            grown = with_feedback(trained, record, before, rows)
+            judging = raw_predictor(grown, encoder, device, class_name)
+            parts = scores_of(judging, class_name, Photos(found), before, silent)
+            after = _normal(before, parts)
+        else:
+            good = [photo["score"] for one in records(trained.header, class_name)
+                    if one["kind"] == GOOD for photo in one["photos"]]  # fmt: skip
+            after = lowered(before, scores.tolist(), most, good)
+        scores_after = _image_scores(parts)
+        pairs = zip(photos.names, scores_after.tolist(), strict=True)
+        record["photos"] = [{"name": one, "score": score} for one, score in pairs]
+        if not is_dry:
+            with_feedback(trained, record, after, rows).save(path)
+    return Feedback(
+        path, record, before, after, scores, scores_after, 0 if rows is None else len(rows),
+        num_left, photos.num_repeated,
+        not (judging.graph.classes or trained.class_order == [class_name]),
+    )  # fmt: skip
+
+
+def undo(store: Store, name: str, is_dry: bool = False, report: Report = silent) -> dict[str, Any]:
+    """Take the latest feedback back.
+
+    Args:
+        store: that holds the detector.
+        name: of the detector; empty where the store holds one alone.
+        is_dry: whether to leave the detector as it is.
+        report: hears of another command that is waited for.
+
+    Returns:
+        JSON: `file`, `class_name`, `kind`, `date`, `num_photos`, `num_patches`, `num_records` that
+        are left, and `limits_back`, false where the limits of the class were set anew since.
+
+    Raises:
+        ConfigError: no name and not exactly one detector, or it learned from nobody.
+        ArtifactError: no such detector, or it cannot be written.
+    """
+    name = detector_name(store, name)
+    path = store.path("detectors", name)
+    input_header(path, "detectors")
+    with _alone(store, name, is_dry, report):
+        trained = DetectorArtifact.load(path)
+        if not records(trained.header):
+            raise ConfigError(f"{path} holds no feedback", "it is as it was trained")
+        before, latest, is_back = without_latest(trained)
+        if not is_dry:
+            before.save(path)
+    return {
+        "file": str(path), **{part: latest[part] for part in ("class_name", "kind", "date")},
+        "num_photos": len(latest["photos"]), "num_patches": latest["num_rows"],
+        "num_records": len(before.header.get(RECORDS, [])), "limits_back": is_back,
+    }  # fmt: skip
+
+
+def told_of_undo(facts: dict[str, Any]) -> list[str]:
+    """What a user is told of it."""
+    count, name = facts["num_photos"], facts["class_name"]
+    photos = f"{count} {facts['kind']} photo{'s' * (count != 1)}"
+    lines = [
+        f"taken back: {photos} of {name} from {facts['date']}, {facts['num_patches']} patches; "
+        f"{facts['num_records']} earlier left"
+    ]
+    if not facts["limits_back"]:
+        lines.append(f"limits of {name} stay: they were set anew since")
+    return lines
+
+
+def _alone(store: Store, name: str, is_dry: bool, report: Report) -> Any:
+    """Hold the detector, unless nothing is to be written."""
+    return nullcontext() if is_dry else store.alone_with(
+        "detectors", name,
+        lambda: report.note(f"waiting: another command is making detectors/{name}"),
+    )  # fmt: skip
+
+
+def _image_scores(parts: list[NormalScores]) -> np.ndarray:
+    return np.concatenate([part.image_scores for part in parts])
+
+
+def _normal(limits: dict[str, Any], parts: list[NormalScores]) -> dict[str, Any]:
+    """Limits of a class that these photos do not exceed, no lower than before."""
+    found, highest = dict(limits), float(_image_scores(parts).max())
+    if highest > limits["image"]:
+        found["image"] = highest + SLACK * abs(highest - limits["typical_image"])
+    farthest = float(np.concatenate([part.distances for part in parts]).max(initial=0))
+    if farthest > limits.get("product", np.inf):
+        found["product"] = (1 + SLACK) * farthest
+    return found
+
+
+@torch.inference_mode()
+def _new_rows(
+    judging: Predictor, trained: DetectorArtifact, class_name: str, images: list[Found], room: int
+) -> tuple[np.ndarray, int]:
+    """Patches `[N, D]` of photos that are new to a bank, and how many more there are.
+
+    What is ignored is blank in every photo, and so is new to no bank.
+    """
+    view = judging.one_view()
+    own = torch.from_numpy(rows_of(trained, class_name)).to(judging.device)
+    reach = spacing(own)
+    known = own if judging.graph.classes else torch.from_numpy(trained.state[BANK]).to(own)
+    parts = []
+    for name, picture in Photos(images).seen(view):
+        blanked = view.blanked(picture, name)
+        for window in view.windows(*blanked.size):
+            pixels = window.pixels(blanked, judging.image_size).transpose(2, 0, 1)
+            batch = torch.from_numpy(np.ascontiguousarray(pixels[None])).to(judging.device)
+            parts.append(judging.graph.patches(batch)[0])
+    patches = torch.cat(parts)
+    rows, num_left = new_patches(known, patches, room, reach)
+    return patches[rows].cpu().numpy(), num_left
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.3g} %"
