@@ -62,6 +62,20 @@ def start_conditions(
     return conditions.to(diffusion.device, torch.float32)
 
 
+def continued(start: Conditions, before: Conditions) -> Conditions:
+    """A start of the tokens and the spatial layer that a search found before, where sizes agree.
+
+    Directions in which the class varies stay those of the start: new images have changed them, and
+    coefficients along the earlier ones would mean nothing.
+    """
+    with torch.no_grad():
+        for name, values in start.named_parameters():
+            found = dict(before.named_parameters()).get(name)
+            if found is not None and found.shape == values.shape and "variations" not in name:
+                values.copy_(found)
+    return start
+
+
 def _shape(diffusion: Diffusion) -> Shape:
     """What `fitting.shape_of` reads off the configs, of networks that are loaded."""
     trained = diffusion.spatial_init

@@ -28,6 +28,7 @@ from replaycad.detectors.registry import preset_for, resolve_defaults
 from replaycad.diffusion.fitting import check_fits, shape_of
 from replaycad.engine.banks import KeptBanks, bank_key
 from replaycad.engine.builder import Builder, Stage
+from replaycad.engine.grow import lost_photos
 from replaycad.engine.mask import prepare_masks
 from replaycad.engine.replay import draw_apart
 from replaycad.engine.staleness import Plan, digest_of, portable
@@ -153,6 +154,21 @@ class CompressStage(Stage):
             inputs[DRAWING] = digest_of(portable(self._drawing))
         return inputs
 
+    def refuse(self, plan: Plan) -> None:
+        """Keep what a class has grown by, unless the data folder has these photos too.
+
+        Raises:
+            ArtifactError: it has not, and they would be lost.
+        """
+        header = self._builder.header("conditions", self.name)
+        lost = lost_photos(header, self._samples, self._builder.digests.cache)
+        if lost:
+            raise ArtifactError(
+                f"{plan.path} stands for {lost} photos that were added to it and are not in the "
+                f"folder of {self._class_name}; made anew ({plan.reason}) it would lose them",
+                "put them into that folder first, or use --force to do without them",
+            )
+
     def run(self, plan: Plan) -> None:
         """Make of the class what is kept."""
         path = self._builder.store.path("masks", self._class_name)
@@ -165,6 +181,7 @@ class CompressStage(Stage):
         checkpoint = self._builder.checkpoint(plan)
         header = plan.header((self._class_name,))
         header |= {"view": view.as_dict()} if view.as_dict() else {}
+        header["num_images"] = len(self._samples)
         if view.tile:  # cut from a surface anywhere, tiles have no pose
             self.config = replace(self.config, alignment="none")
         if self.config.keep == "auto":
