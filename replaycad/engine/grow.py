@@ -148,7 +148,9 @@ class GrowStage(Stage):
                 "be set with it",
                 "leave that out, or compress the class anew from all its photos",
             )
-        known = {"config": {**self._header["config"], **typed}}
+        recorded = self._header["config"]
+        places = {name: text for name, text in typed.items() if recorded.get(name)}
+        known = {"config": {**recorded, **places}}
         bare = replace(settings, overrides={**settings.overrides, "compress": {}})
         return bare.config(CompressConfig, self._class_name, known)
 
