@@ -25,6 +25,7 @@ def start_conditions(
     seed: int,
     init_word: str = "",
     variation: Variation | None = None,
+    before: Conditions | None = None,
 ) -> Conditions:
     """Where the search starts: at random, from a word, or from what the set encoder sees.
 
@@ -37,6 +38,7 @@ def start_conditions(
         seed: of the subsets, the random vectors and the linear layer's random start.
         init_word: the class policy's word, used where the config names none.
         variation: of the images; with a set encoder the embedding then describes them without it.
+        before: conditions that a search found; as `continued` takes them.
 
     Returns:
         untrained conditions on the diffusion model's device, float32.
@@ -59,6 +61,7 @@ def start_conditions(
     if config.conditioning != "semantic":
         spatial_encoder = _spatial_start(diffusion, config, shape, seed)
     conditions = Conditions(embedding, spatial_encoder, config.semantic_placement, variations)
+    conditions = conditions if before is None else continued(conditions, before)
     return conditions.to(diffusion.device, torch.float32)
 
 

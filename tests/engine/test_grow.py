@@ -141,7 +141,7 @@ def test_an_image_that_stays_keeps_its_bytes_and_one_far_off_comes_first(
     stay = [one for one in after.exemplars if one in kept]
     assert 0 < len(stay) < len(after.exemplars)
     assert after.header["exemplar_quality"] == before.header["exemplar_quality"]
-    places = {one: place for one, place in zip(before.exemplars, before.exemplar_poses, strict=True)}
+    places = dict(zip(before.exemplars, before.exemplar_poses, strict=True))
     for one, place in zip(after.exemplars, after.exemplar_poses, strict=True):
         if one in places:
             assert np.array_equal(place, places[one])
@@ -205,7 +205,8 @@ def test_a_class_that_grew_stays_until_its_folder_has_the_photos_or_the_user_ins
     assert run("compress", *options, data=folder).exit_code == 0
     header = files.read_header(path)
     assert header["num_images"] == NUM_OLD + NUM_NEW + 1
-    assert "added" not in header and "added/disc" not in header["inputs"]
+    assert "added" not in header
+    assert "added/disc" not in header["inputs"]
     path.write_bytes(once)
     assert run("compress", *options, "--force").exit_code == 0
     assert files.read_header(path)["num_images"] == NUM_OLD
