@@ -25,7 +25,6 @@ def start_conditions(
     seed: int,
     init_word: str = "",
     variation: Variation | None = None,
-    before: Conditions | None = None,
 ) -> Conditions:
     """Where the search starts: at random, from a word, or from what the set encoder sees.
 
@@ -38,7 +37,6 @@ def start_conditions(
         seed: of the subsets, the random vectors and the linear layer's random start.
         init_word: the class policy's word, used where the config names none.
         variation: of the images; with a set encoder the embedding then describes them without it.
-        before: conditions that a search found; as `continued` takes them.
 
     Returns:
         untrained conditions on the diffusion model's device, float32.
@@ -61,19 +59,19 @@ def start_conditions(
     if config.conditioning != "semantic":
         spatial_encoder = _spatial_start(diffusion, config, shape, seed)
     conditions = Conditions(embedding, spatial_encoder, config.semantic_placement, variations)
-    conditions = conditions if before is None else continued(conditions, before)
     return conditions.to(diffusion.device, torch.float32)
 
 
-def continued(start: Conditions, before: Conditions) -> Conditions:
+def continued(start: Conditions, before: Conditions | None) -> Conditions:
     """A start of the tokens and the spatial layer that a search found before, where sizes agree.
 
-    Directions in which the class varies stay those of the start: new images have changed them, and
-    coefficients along the earlier ones would mean nothing.
+    None leaves the start as it is. Directions in which the class varies stay those of the start:
+    new images have changed them, and coefficients along the earlier ones would mean nothing.
     """
+    known = {} if before is None else dict(before.named_parameters())
     with torch.no_grad():
         for name, values in start.named_parameters():
-            found = dict(before.named_parameters()).get(name)
+            found = known.get(name)
             if found is not None and found.shape == values.shape and "variations" not in name:
                 values.copy_(found)
     return start

@@ -25,7 +25,7 @@ from replaycad.diffusion.conditioning import Conditions
 from replaycad.diffusion.posterior import encode_posterior
 from replaycad.diffusion.presets import BACKBONES
 from replaycad.diffusion.search import SearchCheckpoint, search
-from replaycad.diffusion.start import start_conditions
+from replaycad.diffusion.start import continued, start_conditions
 from replaycad.diffusion.variation import principal_variation
 from replaycad.errors import BudgetError
 from replaycad.mask_ops import (
@@ -101,8 +101,9 @@ def compress_class(
         # The poses say how the class moves, better than the policy's guess.
         augmentation = "none"
         found, images, resized = _into_frame(
-            images, resized, masks, seed, aligner or Aligner(), report
+            images, resized, policy["mask_rule"], seed, aligner or Aligner()
         )
+        _tell_poses(masks.class_name, found, report)
         poses = found.poses[evenly_spaced(len(samples), MAX_POSES)].numpy()
     operations = augmentations(augmentation)
     dtype = _latent_dtype(diffusion, len(operations) * len(samples))
@@ -115,9 +116,8 @@ def compress_class(
     has_places = config.conditioning != "spatial" and config.semantic_placement == "context"
     if has_places and config.num_variations:
         variation = principal_variation(encoded.mean, config.num_variations)
-    start = start_conditions(
-        diffusion, encoded, config, seed, policy["init_word"], variation, before
-    )
+    start = start_conditions(diffusion, encoded, config, seed, policy["init_word"], variation)
+    start = continued(start, before)
     coefficients = None if variation is None else variation.coefficients
     conditions = search(
         diffusion, start, encoded, encoded_masks, config, seed, report, checkpoint,
@@ -212,22 +212,20 @@ def _spoilt(object_masks: np.ndarray, config: CompressConfig, seed: int) -> np.n
     return object_masks
 
 
+def _tell_poses(class_name: str, found: Alignment, report: Report) -> None:
+    how = "turn freely" if found.is_free else "lie alike"
+    report.note(
+        f"{class_name}: images {how}; moved onto each other they keep {found.left:.0%} of their "
+        "variance"
+    )
+
+
 def _into_frame(
-    images: np.ndarray,
-    object_masks: np.ndarray,
-    masks: MasksArtifact,
-    seed: int,
-    aligner: Aligner,
-    report: Report,
+    images: np.ndarray, object_masks: np.ndarray, mask_rule: str, seed: int, aligner: Aligner
 ) -> tuple[Alignment, np.ndarray, np.ndarray]:
     """Find the poses; images `[N, 3, S, S]` and masks `[N, S, S]` moved into the class's frame."""
     found = aligner(images, seed)
-    how = "turn freely" if found.is_free else "lie alike"
-    report.note(
-        f"{masks.class_name}: images {how}; moved onto each other they keep {found.left:.0%} "
-        "of their variance"
-    )
-    fill = beyond_border(masks.header["policy"]["mask_rule"])
+    fill = beyond_border(mask_rule)
     moved = all_to_frame(torch.from_numpy(images), found.poses, fill).numpy()
     return found, moved, _masks_into_frame(object_masks, found, fill)
 

@@ -267,7 +267,11 @@ def _looked_at(
         poses=targets,
     )
     named = [[one.rotate_degrees, one.flip] for one in operations]
-    own = {"symmetries": named, "exemplar_size": config.image_size}
+    own = {
+        "symmetries": named, "exemplar_size": config.image_size,
+        # until it is chosen, so that this takes no more bytes
+        "exemplar_quality": config.exemplar_quality or QUALITIES[0],
+    }  # fmt: skip
     empty = replace(empty, header={**empty.header, **own})
     return _Found(samples, images, order, poses, empty), operations
 
