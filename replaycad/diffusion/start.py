@@ -62,21 +62,6 @@ def start_conditions(
     return conditions.to(diffusion.device, torch.float32)
 
 
-def continued(start: Conditions, before: Conditions | None) -> Conditions:
-    """A start of the tokens and the spatial layer that a search found before, where sizes agree.
-
-    None leaves the start as it is. Directions in which the class varies stay those of the start:
-    new images have changed them, and coefficients along the earlier ones would mean nothing.
-    """
-    known = {} if before is None else dict(before.named_parameters())
-    with torch.no_grad():
-        for name, values in start.named_parameters():
-            found = known.get(name)
-            if found is not None and found.shape == values.shape and "variations" not in name:
-                values.copy_(found)
-    return start
-
-
 def _shape(diffusion: Diffusion) -> Shape:
     """What `fitting.shape_of` reads off the configs, of networks that are loaded."""
     trained = diffusion.spatial_init

@@ -254,12 +254,13 @@ class GrowStage(Stage):
         self, before: ConditionsArtifact, samples: Sequence[Sample], header: dict[str, Any],
         count: int, plan: Plan,
     ) -> ConditionsArtifact:  # fmt: skip
-        """Conditions that are searched on with replays of themselves beside the new photos.
+        """Conditions that are searched anew with replays of themselves beside the new photos.
 
         What replays lack of the images of before is lost for good; every growth costs something.
+        The search starts as for any class: from the tokens of before it came out worse (one
+        procedural class of 40 images: image AUROC 58.8, not 68.1; pixel AP 33.2, not 32.8).
         """
         from replaycad.stages.compress import compress_class, searchable, within_budget
-        from replaycad.stages.replay import rebuild_conditions
 
         builder, config = self._builder, self._working
         config = replace(config, alignment="none" if before.poses is None else "auto")
@@ -272,7 +273,6 @@ class GrowStage(Stage):
             found = compress_class(
                 [*old, *new], masks, diffusion, config, self._seed, header, builder.report,
                 builder.checkpoint(plan), builder.settings.save_every_seconds, poses,
-                rebuild_conditions(before, diffusion),
             )  # fmt: skip
         return within_budget(found, config, masks)
 

@@ -25,7 +25,7 @@ from replaycad.diffusion.conditioning import Conditions
 from replaycad.diffusion.posterior import encode_posterior
 from replaycad.diffusion.presets import BACKBONES
 from replaycad.diffusion.search import SearchCheckpoint, search
-from replaycad.diffusion.start import continued, start_conditions
+from replaycad.diffusion.start import start_conditions
 from replaycad.diffusion.variation import principal_variation
 from replaycad.errors import BudgetError
 from replaycad.mask_ops import (
@@ -63,7 +63,6 @@ def compress_class(
     checkpoint: SearchCheckpoint | None = None,
     save_every_seconds: float = 60.0,
     aligner: Aligner | None = None,
-    before: Conditions | None = None,
 ) -> ConditionsArtifact:
     """Search the conditions of one class.
 
@@ -79,7 +78,6 @@ def compress_class(
         checkpoint: keeps the state of the search.
         save_every_seconds: time between two savings of it.
         aligner: finds the poses, if it does not know them; None for a new one.
-        before: conditions to search on from; None to start as the config says.
 
     Returns:
         the conditions, with M of the masks at the backbone's image size, at most `MAX_MASK_SIZE`.
@@ -117,7 +115,6 @@ def compress_class(
     if has_places and config.num_variations:
         variation = principal_variation(encoded.mean, config.num_variations)
     start = start_conditions(diffusion, encoded, config, seed, policy["init_word"], variation)
-    start = continued(start, before)
     coefficients = None if variation is None else variation.coefficients
     conditions = search(
         diffusion, start, encoded, encoded_masks, config, seed, report, checkpoint,
