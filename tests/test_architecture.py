@@ -41,14 +41,15 @@ TORCH_FREE = [
     "fetch.transfer", "fetch.hub", "fetch.work",
     *(f"detectors.{path.parent.name}.preset" for path in PACKAGE.glob("detectors/*/preset.py")),
 ]  # fmt: skip
-MAX_OPTIONS = 16
+MAX_OPTIONS = 17
 SHARED_OPTIONS = {
     "--class", "--data", "--store", "--device", "--seed", "--force", "--json", "--quiet",
     "--dry-run", "--recipe", "--set",
 }  # fmt: skip
 OPTIONS = {
     "mask": SHARED_OPTIONS | {"--segmenter", "--tile"},
-    "compress": SHARED_OPTIONS | {"--keep", "--budget", "--backbone", "--tile", "--image-size"},
+    "compress": SHARED_OPTIONS | {"--keep", "--budget", "--backbone", "--tile", "--image-size"}
+    | {"--add"},
     "replay": (SHARED_OPTIONS - {"--data"}) | {"--num", "--backbone", "--batch-size"},
     "train": SHARED_OPTIONS | {"--past", "--detector", "--encoder", "--tile", "--name"},
     "eval": SHARED_OPTIONS | {"--encoder", "--name"},

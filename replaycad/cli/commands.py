@@ -33,6 +33,7 @@ from replaycad.cli.options import (
 )
 from replaycad.cli.session import (
     Shared,
+    grown,
     session,
     show_outcomes,
     show_run,
@@ -110,6 +111,12 @@ def compress(
             "--image-size", min=0, help="Keep a class at this size in px (0: as the detector sees)."
         ),
     ] = 0,
+    add: Annotated[
+        list[str],
+        typer.Option(
+            "--add", help="Add new photos or folders to what is kept; needs no old photos."
+        ),
+    ] = [],  # noqa: B006
     settings: Settings = [],  # noqa: B006
     device: Device = "auto",
     seed: Seed = 0,
@@ -132,6 +139,9 @@ def compress(
     choices = {"keep": keep, "budget": str(*sizes), "backbone": backbone,
                "mask.tile": tile, "image_size": str(image_size or "")}  # fmt: skip
     with session(shared, "compress", choices) as builder:
+        if add:
+            show_outcomes(shared, [grown(builder, split_names(classes), add)])
+            return
         from replaycad.engine.compress import CompressStage
 
         names = builder.class_names(split_names(classes))

@@ -161,6 +161,18 @@ def _brought_at_once(
     return WeightsError(error.message, f"run: {command}")
 
 
+def grown(builder: "Builder", classes: list[str], added: list[str]) -> "Outcome":
+    """Add photos to what is kept of one class."""
+    from replaycad.engine.grow import GrowStage
+    from replaycad.inference.predict import find_images
+
+    names = builder.class_names(classes, stored=True)
+    if len(names) > 1:
+        raise ConfigError("--add takes photos of one class", "name that class alone")
+    photos = [one.path for one in find_images(added)]
+    return builder.build(GrowStage(builder, names[0], photos), force=False)
+
+
 def show_outcomes(shared: Shared, outcomes: list["Outcome"]) -> None:
     """Print what a command came to; of the processes of torchrun, the first does."""
     if ranks().rank == 0:

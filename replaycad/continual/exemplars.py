@@ -47,6 +47,12 @@ def decode(stored: bytes, size: int) -> ByteArray:
             raise ValueError(str(error)) from None
 
 
+def stored_size(stored: bytes) -> int:
+    """Side in pixels at which an image that `encode` gave is stored."""
+    with io.BytesIO(stored) as file:
+        return int(Image.open(file, formats=["AVIF"]).size[0])
+
+
 def resized(image: ByteArray, size: int) -> ByteArray:
     """An image `[3, H, W]` uint8 as `[3, size, size]` uint8, sharply (Lanczos)."""
     if image.shape[1:] == (size, size):

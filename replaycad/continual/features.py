@@ -50,6 +50,14 @@ def bank_in_bytes(
     return _first_that_fit(whole, room, num_bytes)
 
 
+def alike(patches: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Patches `[N, F]` rounded to the widest steps, as `bank_in_bytes` may round them."""
+    mean, directions, spread = principal(patches)
+    step = max(STEPS[-1] * float(np.sqrt(np.square(spread).sum() / patches.shape[1])), 1e-6)
+    wanted = max(1, int((spread > LEAST_SPREAD * step).sum()))
+    return coded(patches, mean, directions[:wanted], step).decoded()
+
+
 def _first_that_fit(
     whole: CodedFeatures, room: int, num_bytes: Callable[[CodedFeatures], int]
 ) -> CodedFeatures | None:

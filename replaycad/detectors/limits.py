@@ -96,6 +96,31 @@ def together(parts: Sequence[NormalScores]) -> NormalScores:
     )
 
 
+def combined(
+    before: Mapping[str, float], added: Mapping[str, float], num_before: int, num_added: int
+) -> dict[str, float]:
+    """Limits of a class of which some images are gone, from theirs and from those of new photos.
+
+    Of the images that are gone only quantiles are left. So a limit is the higher of the two, with
+    at most as many false alarms in either part; what is typical is the mean of both, each counted
+    by its images.
+
+    Args:
+        before: as `NormalScores.limits` gave them.
+        added: likewise, of the new photos.
+        num_before: images behind the first.
+        num_added: new photos.
+    """
+    share = num_added / (num_before + num_added)
+    found = dict(before)
+    for name in ("image", "pixel", "product"):
+        known = [part[name] for part in (before, added) if name in part]
+        found |= {name: max(known)} if known else {}
+    for name in ("typical_image", "typical_pixel"):
+        found[name] = (1 - share) * before[name] + share * added[name]
+    return found
+
+
 def measured(
     detector: Detector, maps: torch.Tensor, counted: NDArray[np.bool_] | None
 ) -> NormalScores:

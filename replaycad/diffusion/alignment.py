@@ -24,6 +24,7 @@ REACH = 0.15  # largest shift, as a fraction of the width
 STARTS = 4  # pictures tried as the first frame
 ROUNDS = 3
 FREE_GAIN = 0.7  # the whole circle is believed only if it leaves at most this much of the variance
+FREE_SPREAD = 0.1  # of the angles of a class on the circle, above which its pictures turn freely
 STEPS = 40
 MAX_KNOWN = 64  # alignments that an `Aligner` remembers; each is but the poses
 _DEGREES = 57.2958
@@ -135,6 +136,58 @@ class Aligner:
         return self._known[key]
 
 
+class FrameAligner(Aligner):
+    """Finds the poses of some images in the frame that others are known to lie in.
+
+    Args:
+        poses: `[K, 3]` float32, of the first images of every call.
+    """
+
+    def __init__(self, poses: NDArray[np.float32]) -> None:
+        super().__init__()
+        self._poses = torch.from_numpy(poses)
+
+    def __call__(self, images: NDArray[np.uint8], seed: int) -> Alignment:  # noqa: ARG002
+        """Find the poses of `[K + N, 3, S, S]` uint8 images; nothing is drawn from `seed`."""
+        all_images, count = torch.from_numpy(images), len(self._poses)
+        known, others = all_images[:count], all_images[count:]
+        is_free = bool(_spread(self._poses[:, 0]) > FREE_SPREAD)
+        poses = self._poses
+        if len(others):
+            frame = to_frame(known.float(), poses, "border").mean(0)
+            poses = torch.cat([poses, align_to(others, frame, is_free)])
+        fine = F.interpolate(all_images.float() / 127.5 - 1, (FINE, FINE), mode="area")
+        left = _variance(to_frame(fine, poses, mode="bilinear"))
+        return Alignment(poses, is_free, float(left / _variance(fine).clamp_min(1e-9)))
+
+
+def align_to(images: torch.Tensor, frame: torch.Tensor, is_free: bool) -> torch.Tensor:
+    """Find the poses of images in a frame that is known already.
+
+    Args:
+        images: `[N, 3, S, S]` uint8.
+        frame: `[3, S, S]` float in 0..255, the mean picture of the class in its frame.
+        is_free: whether to look for turns through the circle.
+
+    Returns:
+        `[N, 3]` float32, as in `Alignment`.
+    """
+    coarse, fine = (
+        F.interpolate(images.float() / 127.5 - 1, (size, size), mode="area")
+        for size in (COARSE, FINE)
+    )
+    small, mean = (
+        F.interpolate(frame[None] / 127.5 - 1, (size, size), mode="area") for size in (COARSE, FINE)
+    )
+    poses = torch.zeros(len(images), 3)
+    if is_free:
+        poses = _best_poses(coarse, small, torch.arange(0.0, 360.0, 10.0), int(REACH * COARSE))
+        moved = to_frame(fine, poses, mode="bilinear")
+        step = _best_poses(moved, mean, torch.arange(-10.0, 10.1, 2.5), 4)
+        poses = _compose(poses, step)
+    return _descend(fine, poses, mean)
+
+
 def align(images: torch.Tensor, seed: torch.Generator) -> Alignment:
     """Find the poses of a class.
 
@@ -215,19 +268,29 @@ def _best_poses(
     return poses[total.argmin()]
 
 
-def _descend(pictures: torch.Tensor, poses: torch.Tensor) -> torch.Tensor:
-    """Refine poses by gradient descent on the variance around the mean picture."""
+def _spread(angles: torch.Tensor) -> torch.Tensor:
+    """How far angles in degrees lie apart on the circle: 0 for all alike, 1 for all directions."""
+    turned = angles / _DEGREES
+    return 1 - torch.hypot(turned.cos().mean(), turned.sin().mean())
+
+
+def _descend(
+    pictures: torch.Tensor, poses: torch.Tensor, frame: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Refine poses by gradient descent on the variance around the mean picture, or a known one."""
     unit = torch.tensor([_DEGREES, 1.0, 1.0])  # half a width of turn moves the rim as far as one
     raw = (poses / unit).requires_grad_(True)
     optimizer = torch.optim.Adam([raw], betas=(0.7, 0.9))
     for step in range(STEPS):
         optimizer.param_groups[0]["lr"] = 0.02 * (1 - step / STEPS)
-        loss = _variance(to_frame(pictures, raw * unit, mode="bilinear")) * len(pictures)
+        moved = to_frame(pictures, raw * unit, mode="bilinear")
+        loss = _variance(moved, frame) * len(pictures)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         with torch.no_grad():
-            raw.copy_(_centred(raw * unit) / unit)
+            if frame is None:
+                raw.copy_(_centred(raw * unit) / unit)
             raw[:, 1:].clamp_(-REACH, REACH)
     return raw.detach() * unit
 
@@ -260,9 +323,10 @@ def _inverse(poses: torch.Tensor) -> torch.Tensor:
     return torch.cat([-poses[:, :1], shift], 1)
 
 
-def _variance(pictures: torch.Tensor) -> torch.Tensor:
-    """Mean squared distance from the mean picture inside the disc, a scalar."""
-    return (_disc(pictures.shape[-1]) * (pictures - pictures.mean(0)).square()).mean()
+def _variance(pictures: torch.Tensor, frame: torch.Tensor | None = None) -> torch.Tensor:
+    """Mean squared distance from the mean picture, or a known one, inside the disc, a scalar."""
+    middle = pictures.mean(0) if frame is None else frame
+    return (_disc(pictures.shape[-1]) * (pictures - middle).square()).mean()
 
 
 @cache

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from numpy.typing import NDArray
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from replaycad.artifacts.checkpoints import Checkpoint
 from replaycad.artifacts.store import Store
 from replaycad.config.stages import STAGE_VERSIONS, TrainConfig
+from replaycad.detectors.patchcore.preset import PRESETS, PatchCorePreset
 from replaycad.detectors.registry import preset_for
 from replaycad.engine.staleness import digest_of
 from replaycad.errors import ArtifactError
@@ -21,6 +22,20 @@ LIMIT_BYTES = 2**30  # of all banks that are kept; those not asked for longest g
 
 LIMITS_OF_REAL = "limits_of_real"
 """Field of the headers of conditions and replays: see `continual.real_limits`."""
+
+
+def bank_preset(train: TrainConfig) -> PatchCorePreset:
+    """Of the memory banks of a detector, or of those that judge what is kept for it.
+
+    Args:
+        train: of the detector, with no default left open.
+    """
+    own = preset_for(train.detector, train.preset)
+    judging = PRESETS["standard"]
+    assert isinstance(judging, PatchCorePreset)
+    if isinstance(own, PatchCorePreset):
+        return own
+    return replace(judging, levels=own.levels)
 
 
 def bank_digest(weights: Mapping[str, str], levels: Sequence[int], image_size: int) -> str:

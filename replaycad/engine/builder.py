@@ -59,6 +59,9 @@ class Stage(ABC):
     def prepare(self) -> None:  # noqa: B027 - most stages read what others are asked for
         """Build what this one reads, where that needs no command of its own."""
 
+    def refuse(self, plan: Plan) -> None:  # noqa: B027 - most may always be made anew
+        """Refuse to replace what is there by less, unless the user forces it; in a dry run too."""
+
     def complete(self, path: Path) -> None:  # noqa: B027
         """Write what belongs beside an artifact that is up to date, where a killed run did not."""
 
@@ -260,6 +263,8 @@ class Builder:
         stage.prepare()
         plan = self.plan(stage)
         due = (plan.state != "hit" or force) and plan.label not in self.handled
+        if due and not force:
+            stage.refuse(plan)
         self.handled.add(plan.label)
         peak, needs = None, {}
         if due and self.settings.dry_run:
@@ -287,7 +292,10 @@ class Builder:
                     self._finished.append(plan.path)
                     self._current = None
         if not self.settings.dry_run:
-            self._keys.setdefault(plan.label, plan.key)
+            key = plan.key
+            if plan.state == "hit":  # of a class that grew it is another
+                key = self.header(plan.kind, plan.name).get("key", key)
+            self._keys.setdefault(plan.label, key)
             if plan.state == "hit":
                 stage.complete(plan.path)
         return Outcome(

@@ -23,12 +23,14 @@ from replaycad.continual.representations import (
 )
 from replaycad.data.images import viewed
 from replaycad.data.layouts import train_samples
-from replaycad.detectors.patchcore.preset import PRESETS, PatchCorePreset
-from replaycad.detectors.registry import preset_for, resolve_defaults
+from replaycad.detectors.patchcore.preset import PatchCorePreset
+from replaycad.detectors.registry import resolve_defaults
 from replaycad.diffusion.fitting import check_fits, shape_of
-from replaycad.engine.banks import LIMITS_OF_REAL, KeptBanks, bank_digest, bank_key
+from replaycad.engine.banks import LIMITS_OF_REAL, KeptBanks, bank_digest, bank_key, bank_preset
 from replaycad.engine.builder import Builder, Stage
+from replaycad.engine.grow import lost_photos
 from replaycad.engine.mask import prepare_masks
+from replaycad.engine.real_limits import Measuring, with_real_limits
 from replaycad.engine.replay import draw_apart
 from replaycad.engine.staleness import Plan, digest_of, portable
 from replaycad.engine.views import VIEW_OF, stored_view, told
@@ -116,12 +118,7 @@ class CompressStage(Stage):
     @property
     def _preset(self) -> PatchCorePreset:
         """Of the memory banks that are kept, or that judge what is kept for other detectors."""
-        own = preset_for(self._train.detector, self._train.preset)
-        judging = PRESETS["standard"]
-        assert isinstance(judging, PatchCorePreset)
-        if isinstance(own, PatchCorePreset):
-            return own
-        return replace(judging, levels=own.levels)
+        return bank_preset(self._train)
 
     def _encoder(self) -> "Encoder":
         """The detector's, with the levels that it reads."""
@@ -152,6 +149,21 @@ class CompressStage(Stage):
             inputs[DRAWING] = digest_of(portable(self._drawing))
         return inputs
 
+    def refuse(self, plan: Plan) -> None:
+        """Keep what a class has grown by, unless the data folder has these photos too.
+
+        Raises:
+            ArtifactError: it has not, and they would be lost.
+        """
+        header = self._builder.header("conditions", self.name)
+        lost = lost_photos(header, self._samples, self._builder.digests.cache)
+        if lost:
+            raise ArtifactError(
+                f"{plan.path} stands for {lost} photos that were added to it and are not in the "
+                f"folder of {self._class_name}; made anew ({plan.reason}) it would lose them",
+                "put them into that folder first, or use --force to do without them",
+            )
+
     def run(self, plan: Plan) -> None:
         """Make of the class what is kept."""
         path = self._builder.store.path("masks", self._class_name)
@@ -164,6 +176,7 @@ class CompressStage(Stage):
         checkpoint = self._builder.checkpoint(plan)
         header = plan.header((self._class_name,))
         header |= {"view": view.as_dict()} if view.as_dict() else {}
+        header["num_images"] = len(self._samples)
         if view.tile:  # cut from a surface anywhere, tiles have no pose
             self.config = replace(self.config, alignment="none")
         if self.config.keep == "auto":
@@ -240,35 +253,12 @@ class CompressStage(Stage):
 
     def _with_limits(self, kept: Kept) -> ConditionsArtifact:
         """What is kept, with the limits that real images have where its replays are learned."""
-        artifact, name = kept.artifact, self._class_name
-        if artifact.features is not None:
-            return artifact
-        import numpy as np
-
-        from replaycad.continual.exemplars import resized
-        from replaycad.continual.kept_images import picked_place
-        from replaycad.continual.real_limits import NUM_REPLAYS, measure, record
-        from replaycad.stages.replay import image_seeds
-
-        count = min(self._drawing.num_images, NUM_REPLAYS)
-        drawing = replace(self._drawing, num_images=count)
-        drawn = draw_apart(
-            self._builder, drawing, self._seed, artifact, {**artifact.header, "key": name}
+        if kept.artifact.features is not None:
+            return kept.artifact
+        measuring = Measuring(
+            self._encoder(), self._preset, self._bank(), self._train.image_size, self._drawing
         )
-        drawn = np.stack([resized(image, self._train.image_size) for image in drawn])
-        owners = np.full(count, -1)
-        if kept.rows:
-            seeds = image_seeds(name, self._seed, count)
-            owners = np.array([picked_place(one, len(kept.rows)) for one in seeds])
-        real, replays = measure(
-            self._seen, kept.rows, drawn, owners, self._encoder(), self._preset, self._seed
-        )
-        self._builder.report.note(
-            f"{name}: real images lie {real['typical_image'] / replays['typical_image']:.1f} "
-            "times as far from replays as these from each other; limits allow for that"
-        )
-        limits = record(real, replays, self._bank())
-        return replace(artifact, header={**artifact.header, LIMITS_OF_REAL: limits})
+        return with_real_limits(self._builder, measuring, kept, self._seen, self._seed)
 
     def _searched(
         self,

@@ -132,11 +132,23 @@ def draw_apart(
     header: dict[str, Any],
 ) -> "np.ndarray":
     """Replays `[N, 3, S, S]` uint8 of conditions that are not in the store."""
+    return drawn_apart(builder, config, seed, conditions, header)[0]
+
+
+def drawn_apart(
+    builder: Builder,
+    config: ReplayConfig,
+    seed: int,
+    conditions: ConditionsArtifact,
+    header: dict[str, Any],
+) -> "tuple[np.ndarray, np.ndarray]":
+    """The same with the objects' masks `[N, S, S]` bool."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "replays.safetensors"
         _draw(builder, conditions, path, header, config, seed)
         replays = ReplaysReader(path)
-        return replays.images(range(len(replays)))
+        rows = range(len(replays))
+        return replays.images(rows), replays.object_masks(rows)
 
 
 def _config(

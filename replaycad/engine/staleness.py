@@ -19,6 +19,7 @@ from replaycad.artifacts.masks import MASKS
 from replaycad.artifacts.replays import REPLAYS
 from replaycad.artifacts.scores import SCORES
 from replaycad.config.stages import STAGE_VERSIONS, StageConfig, as_dict
+from replaycad.continual.growth import COMPRESSED
 from replaycad.diffusion.presets import split_name
 from replaycad.errors import ArtifactError
 
@@ -282,7 +283,8 @@ def _state(
         header = read(path, kind)
     except ArtifactError as error:
         return "stale", error.message
-    if header.get("key") == key and not changing:
+    # A class that grew counts as what it was compressed from: its new photos are in no folder.
+    if key in (header.get("key"), header.get(COMPRESSED)) and not changing:
         return "hit", ""
     otherwise = "it does not say how it was made"
     if header.get("form") and facts["config"].get("keep") == "auto":

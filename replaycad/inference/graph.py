@@ -10,6 +10,7 @@ from torch import nn
 from replaycad.anomaly import normalized_scores
 from replaycad.artifacts.detector import DetectorArtifact
 from replaycad.detectors.encoders import Encoder
+from replaycad.detectors.patchcore.network import PatchCore
 from replaycad.errors import ConfigError
 from replaycad.stages.eval import rebuild_detector, rebuild_router
 

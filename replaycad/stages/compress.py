@@ -101,12 +101,8 @@ def compress_class(
         found, images, resized = _into_frame(
             images, resized, policy["mask_rule"], seed, aligner or Aligner()
         )
+        _tell_poses(masks.class_name, found, report)
         poses = found.poses[evenly_spaced(len(samples), MAX_POSES)].numpy()
-        how = "turn freely" if found.is_free else "lie alike"
-        report.note(
-            f"{masks.class_name}: images {how}; moved onto each other they keep {found.left:.0%} "
-            "of their variance"
-        )
     operations = augmentations(augmentation)
     dtype = _latent_dtype(diffusion, len(operations) * len(samples))
     encoded = encode_posterior(diffusion, _augmented_images(images, operations, report), dtype)
@@ -211,6 +207,14 @@ def _spoilt(object_masks: np.ndarray, config: CompressConfig, seed: int) -> np.n
     if config.spoil_masks == "noisy":
         return perturbed(object_masks, np.random.default_rng(stream_seed(seed, "noisy-masks")))
     return object_masks
+
+
+def _tell_poses(class_name: str, found: Alignment, report: Report) -> None:
+    how = "turn freely" if found.is_free else "lie alike"
+    report.note(
+        f"{class_name}: images {how}; moved onto each other they keep {found.left:.0%} of their "
+        "variance"
+    )
 
 
 def _into_frame(

@@ -12,13 +12,27 @@ from replaycad.artifacts.masks import MasksArtifact
 from replaycad.config.stages import CompressConfig
 from replaycad.continual.budget import IMAGE_BUDGET
 from replaycad.continual.coverage import Memory, separations, symmetries
-from replaycad.continual.exemplars import coverage_order, decode, describe, encode, fill, resized
+from replaycad.continual.exemplars import (
+    coverage_order,
+    decode,
+    describe,
+    encode,
+    fill,
+    resized,
+    stored_size,
+)
+from replaycad.continual.growth import joined_rows
 from replaycad.continual.kept_images import KeptImages
 from replaycad.data.images import evenly_spaced, load_images
 from replaycad.data.samples import Sample
 from replaycad.detectors.encoders import Encoder
 from replaycad.detectors.patchcore.preset import PatchCorePreset
-from replaycad.diffusion.alignment import Aligner, all_to_frame, beyond_border
+from replaycad.diffusion.alignment import (
+    Aligner,
+    FrameAligner,
+    all_to_frame,
+    beyond_border,
+)
 from replaycad.errors import BudgetError
 from replaycad.mask_ops import Operation, augmentations
 from replaycad.progress import Report, silent
@@ -99,6 +113,8 @@ def keep_exemplars(
         aligner or Aligner(),
     )  # fmt: skip
     size, quality = _chosen(found, encoder, preset, config, budget, seed)
+    own = {**found.empty.header, "exemplar_quality": quality}
+    found = replace(found, empty=replace(found.empty, header=own))
     room = budget - found.empty.file_bytes()
     stored = list(fill(found.images, found.order, quality, room, size))
     while stored:
@@ -118,6 +134,98 @@ def keep_exemplars(
         # and for a budget of more digits in the header
         f"give {found.kept([first]).file_bytes() + 8} bytes or more",
     )
+
+
+def grow_exemplars(
+    before: ConditionsArtifact,
+    empty: ConditionsArtifact,
+    samples: Sequence[Sample],
+    encoder: Encoder,
+    config: CompressConfig,
+    seed: int,
+    num_before: int,
+    report: Report = silent,
+) -> ConditionsArtifact:
+    """Bring new photos among the images that were kept, within the same budget.
+
+    All are ordered by how they cover the class. An image that was kept before stays as the bytes
+    that it is, for every coding loses something. New photos are stored at the same size and
+    quality, and compared as they are when they are read again: sharper than the others, they would
+    else be taken for something new.
+
+    Args:
+        before: with exemplars.
+        empty: to put exemplars into: with the new header, and conditions if these lie beside.
+        samples: the new photos.
+        encoder: frozen; says which images cover the class.
+        config: that the images were kept with.
+        seed: of the order's random draws.
+        num_before: images behind what was kept.
+        report: hears how many are kept of either.
+
+    Returns:
+        at most `config.budget` bytes.
+
+    Raises:
+        BudgetError: if not a single image fits.
+        DatasetError: if a photo cannot be read.
+    """
+    assert before.exemplar_poses is not None
+    budget, side = config.budget or IMAGE_BUDGET, before.exemplar_size
+    read = evenly_spaced(len(samples), MOST_IMAGES)
+    photos = load_images([samples[row] for row in read], side)
+    size, quality = stored_size(before.exemplars[0]), _quality(before, config)
+    stored = [*before.exemplars, *(encode(resized(one, size), quality) for one in photos)]
+    images = np.stack([decode(one, side) for one in stored])
+    small = images
+    if side > POSE_SIZE:
+        small = np.stack([resized(one, POSE_SIZE) for one in images])
+    poses, framed = np.zeros((len(images), 3), np.float32), small
+    if before.poses is not None:
+        poses = FrameAligner(before.exemplar_poses)(small, seed).poses.numpy()
+        beyond = beyond_border(before.policy["mask_rule"])
+        framed = all_to_frame(torch.from_numpy(small), torch.from_numpy(poses), beyond).numpy()
+        if not empty.is_drawn:  # else the search has found those of the class
+            new = poses[len(before.exemplars) :]
+            targets = joined_rows(before.poses, new, num_before, MAX_EXEMPLAR_POSES)
+            empty = replace(empty, poses=targets)
+    order = coverage_order(describe(framed, encoder), generator(seed, "grow", "exemplars"))
+    kept = _first_in_budget(empty, stored, poses, order, budget)
+    num_old = sum(row < len(before.exemplars) for row in order[: len(kept.exemplars)])
+    report.note(
+        f"{before.class_name}: {len(kept.exemplars)} images kept, {num_old} of the "
+        f"{len(before.exemplars)} that were there and {len(kept.exemplars) - num_old} of "
+        f"{len(samples)} new ones"
+    )
+    return kept
+
+
+def _first_in_budget(
+    empty: ConditionsArtifact,
+    stored: Sequence[bytes],
+    poses: np.ndarray,
+    order: Sequence[int],
+    budget: int,
+) -> ConditionsArtifact:
+    """As many stored images, the first in the order, as fit into the file of an artifact."""
+    room, count = budget - empty.file_bytes(), 0
+    while count < len(order) and room >= len(stored[order[count]]):
+        room, count = room - len(stored[order[count]]), count + 1
+    for number in range(count, 0, -1):
+        places = list(order[:number])
+        images = tuple(stored[row] for row in places)
+        kept = replace(empty, exemplars=images, exemplar_poses=poses[places])
+        if kept.file_bytes() <= budget:
+            return kept
+    raise BudgetError(
+        f"compress: a budget of {budget} bytes holds no image of {empty.class_name}",
+        "compress the class anew with a larger one",
+    )
+
+
+def _quality(before: ConditionsArtifact, config: CompressConfig) -> int:
+    """The quality that images were stored at; older files do not say it."""
+    return int(before.header.get("exemplar_quality") or config.exemplar_quality or QUALITIES[0])
 
 
 def _looked_at(
@@ -159,7 +267,11 @@ def _looked_at(
         poses=targets,
     )
     named = [[one.rotate_degrees, one.flip] for one in operations]
-    own = {"symmetries": named, "exemplar_size": config.image_size}
+    own = {
+        "symmetries": named, "exemplar_size": config.image_size,
+        # until it is chosen, so that this takes no more bytes
+        "exemplar_quality": config.exemplar_quality or QUALITIES[0],
+    }  # fmt: skip
     empty = replace(empty, header={**empty.header, **own})
     return _Found(samples, images, order, poses, empty), operations
 

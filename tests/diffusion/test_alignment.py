@@ -4,7 +4,14 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from replaycad.diffusion.alignment import align, all_to_frame, between, to_frame, to_pose
+from replaycad.diffusion.alignment import (
+    FrameAligner,
+    align,
+    all_to_frame,
+    between,
+    to_frame,
+    to_pose,
+)
 from replaycad.runtime import generator
 
 
@@ -44,6 +51,26 @@ def test_a_single_picture_and_equal_pictures_stay_where_they_are() -> None:
         found = align(_turned(torch.zeros(count, 3)), generator(0, "align"))
         assert not found.is_free
         assert torch.allclose(found.poses, torch.zeros(count, 3), atol=1e-4)
+
+
+@pytest.mark.parametrize("reach", [360.0, 6.0])
+def test_new_pictures_are_found_in_the_frame_of_those_whose_poses_are_known(reach: float) -> None:
+    rng = generator(4, "poses")
+    poses = (torch.rand(14, 3, generator=rng) - 0.5) * torch.tensor([reach, 0.1, 0.1])
+    poses[:, 0] += 40 * (reach > 180)
+    poses[8:, 1] = 0.05  # all to one side, where the known ones do not lie in the mean
+
+    found = FrameAligner(poses[:8].numpy())(_turned(poses).numpy(), 0)
+
+    assert torch.equal(found.poses[:8], poses[:8]), "known ones stay to the bit"
+    assert found.is_free == (reach > 180)
+    # No angle is shared: the frame is that of the others.
+    turned = torch.deg2rad(found.poses[8:, 0] - poses[8:, 0])
+    assert torch.rad2deg(torch.atan2(turned.sin(), turned.cos())).abs().max() < 2
+    assert (found.poses[8:, 1:] - poses[8:, 1:]).abs().max() < 0.02
+    assert found.left < 0.1
+    alone = FrameAligner(poses[:8].numpy())(_turned(poses[:8]).numpy(), 0)
+    assert torch.equal(alone.poses, poses[:8])
 
 
 def test_the_same_seed_finds_the_same_poses() -> None:

@@ -1,0 +1,85 @@
+"""Finds, while real images are at hand, what limits they have where replays of them are learned."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from replaycad.artifacts.conditions import ConditionsArtifact
+from replaycad.config.stages import ReplayConfig
+from replaycad.continual.kept import Kept
+from replaycad.data.samples import Sample
+from replaycad.detectors.patchcore.preset import PatchCorePreset
+from replaycad.engine.banks import LIMITS_OF_REAL
+from replaycad.engine.builder import Builder
+from replaycad.engine.replay import draw_apart
+
+if TYPE_CHECKING:
+    from replaycad.detectors.encoders import Encoder
+
+
+@dataclass(frozen=True)
+class Measuring:
+    """The memory bank that real images are held against.
+
+    Attributes:
+        encoder: frozen.
+        preset: of the bank.
+        bank: digest of how it measures.
+        image_size: side of the images in pixels.
+        drawing: how its replays are drawn.
+    """
+
+    encoder: "Encoder"
+    preset: PatchCorePreset
+    bank: str
+    image_size: int
+    drawing: ReplayConfig
+
+
+def with_real_limits(
+    builder: Builder, measuring: Measuring, kept: Kept, samples: Sequence[Sample], seed: int
+) -> ConditionsArtifact:
+    """What is kept, with a record of these limits in its header.
+
+    Args:
+        builder: of the command.
+        measuring: how.
+        kept: conditions, real images or both, and which of the samples are among them.
+        samples: real images as the class is seen.
+        seed: of the replays and the bank.
+
+    Raises:
+        ConfigError: if bank and encoder do not fit together.
+        DatasetError: if an image cannot be read.
+    """
+    import numpy as np
+
+    from replaycad.continual.exemplars import resized
+    from replaycad.continual.kept_images import picked_place
+    from replaycad.continual.real_limits import NUM_REPLAYS, measure, record
+    from replaycad.stages.replay import image_seeds
+
+    artifact = kept.artifact
+    name = artifact.class_name
+    if len(measuring.encoder.channels) < 2:  # a bank needs two levels
+        header = {key: one for key, one in artifact.header.items() if key != LIMITS_OF_REAL}
+        builder.report.note(f"{name}: what limits real images have in replays is not measured")
+        return replace(artifact, header=header)
+    count = min(measuring.drawing.num_images, NUM_REPLAYS)
+    drawing = replace(measuring.drawing, num_images=count)
+    drawn = draw_apart(builder, drawing, seed, artifact, {**artifact.header, "key": name})
+    drawn = np.stack([resized(image, measuring.image_size) for image in drawn])
+    owners = np.full(count, -1)
+    if kept.rows:
+        seeds = image_seeds(name, seed, count)
+        owners = np.array([picked_place(one, len(kept.rows)) for one in seeds])
+    real, replays = measure(
+        samples, kept.rows, drawn, owners, measuring.encoder, measuring.preset, seed
+    )
+    ratio = real["typical_image"] / max(replays["typical_image"], 1e-12)
+    builder.report.note(
+        f"{name}: real images lie {ratio:.1f} times as far from replays as these from each other; "
+        "limits allow for that"
+    )
+    limits = record(real, replays, measuring.bank)
+    return replace(artifact, header={**artifact.header, LIMITS_OF_REAL: limits})
