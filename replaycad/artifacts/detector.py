@@ -85,8 +85,10 @@ class DetectorArtifact:
 
     @property
     def _tensors(self) -> Arrays:
-        tensors = {MODEL + name: values for name, values in self.state.items()}
-        return tensors | {PENALTY + name: values for name, values in self.penalty.items()}
+        groups = ((MODEL, self.state), (PENALTY, self.penalty), (ROUTER, self.router))
+        return {
+            start + name: values for start, group in groups for name, values in group.items()
+        }
 
     def save(self, path: str | Path) -> str:
         """Write the file and return its content id.

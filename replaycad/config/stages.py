@@ -101,6 +101,7 @@ class CompressConfig:
     num_variations: int = _at_least(0, 8)  # R, ways in which context tokens vary
     spoil_masks: Literal["none", "noisy", "box"] = "none"  # for the paper's Table 5
     num_masks: int = _at_least(0, 10)  # M; 0 only without a spatial encoder
+    real_limits: bool = True  # find what limits real images have by replays: asks the encoder
     alignment: Literal["auto", "none"] = "auto"  # find the poses of the images before the search
     half: bool = True  # stored in 16 bits
     stage = "compress"

@@ -66,7 +66,7 @@ def header_alone(header: Mapping[str, Any], representation: Representation) -> d
         for name, digest in header["weights"].items()
         if name == "encoder" or representation in ASKS_BACKBONE
     }
-    others = {DRAWING} if representation == "features" else set()
+    others = {DRAWING} if representation == "features" else set[str]()
     inputs = {name: digest for name, digest in header["inputs"].items() if name not in others}
     config = {**header["config"], "keep": representation}
     return {**header, "config": config, "inputs": inputs, "weights": weights}

@@ -11,6 +11,7 @@ from replaycad.data.images import evenly_spaced
 from replaycad.data.mixture import Mixture
 from replaycad.detectors.encoders import Encoder
 from replaycad.detectors.feature_cache import FeatureCache
+from replaycad.detectors.interface import Detector
 from replaycad.detectors.patchcore.network import ROUTE_PICKS, PatchCore
 from replaycad.detectors.patchcore.preset import PatchCorePreset
 from replaycad.runtime import generator
@@ -49,7 +50,8 @@ def empty_bank(encoder: Encoder, image_size: int) -> PatchCore | None:
     return PatchCore(encoder.channels, encoder.strides, image_size, PRESET).to(encoder.device)
 
 
-def fit_router(
+def router_of(
+    detector: Detector,
     mixture: Mixture,
     class_order: Sequence[str],
     features: FeatureCache,
@@ -58,21 +60,23 @@ def fit_router(
     seed: int,
     state: dict[str, NDArray[Any]],
 ) -> Router | None:
-    """Fill a bank of each class of the mixture.
+    """What tells the classes apart: a memory bank by itself, beside any other detector another.
 
     Args:
+        detector: that has learned the mixture.
         mixture: normal images.
         class_order: names of the classes, by their index.
         features: of these images.
         encoder: that they are from.
         batch_size: images at once.
         seed: of the coresets.
-        state: of the router of the detector that the training goes on from; may be empty.
+        state: of the router of the detector that the training went on from; may be empty.
 
     Returns:
         None where the encoder has but one level.
     """
-    bank = empty_bank(encoder, mixture.image_size)
+    is_bank = isinstance(detector, PatchCore)
+    bank = detector if isinstance(detector, PatchCore) else empty_bank(encoder, mixture.image_size)
     if bank is None:
         return None
     if state:
@@ -80,9 +84,17 @@ def fit_router(
         bank.to(encoder.device)
     router = Router(bank)
     for index in np.unique(mixture.class_index).tolist():
-        own = np.flatnonzero(mixture.class_index == index)
-        rows = own[evenly_spaced(len(own), ROUTER_IMAGES)]
-        chunks = np.array_split(rows, -(-len(rows) // batch_size))
-        bank.fit(map(features, chunks), index, generator(seed, "router", class_order[index]))
+        rows = np.flatnonzero(mixture.class_index == index)
+        if not is_bank:
+            rows = rows[evenly_spaced(len(rows), ROUTER_IMAGES)]
+            chunks = np.array_split(rows, -(-len(rows) // batch_size))
+            bank.fit(map(features, chunks), index, generator(seed, "router", class_order[index]))
         router.places[index] = {int(row): place for place, row in enumerate(rows)}
     return router
+
+
+def state_beside(router: Router | None, detector: Detector) -> dict[str, NDArray[Any]]:
+    """Parameters of a router; none where it is the detector itself."""
+    if router is None or router.bank is detector:
+        return {}
+    return {name: value.cpu().numpy() for name, value in router.bank.state_dict().items()}

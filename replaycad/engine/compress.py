@@ -26,11 +26,11 @@ from replaycad.data.layouts import train_samples
 from replaycad.detectors.patchcore.preset import PatchCorePreset
 from replaycad.detectors.registry import resolve_defaults
 from replaycad.diffusion.fitting import check_fits, shape_of
-from replaycad.engine.banks import LIMITS_OF_REAL, KeptBanks, bank_digest, bank_key, bank_preset
+from replaycad.engine.banks import KeptBanks, bank_digest, bank_key, bank_preset
 from replaycad.engine.builder import Builder, Stage
 from replaycad.engine.grow import lost_photos
 from replaycad.engine.mask import prepare_masks
-from replaycad.engine.real_limits import Measuring, with_real_limits
+from replaycad.engine.real_limits import Measuring, reserved_limits, with_real_limits
 from replaycad.engine.replay import draw_apart
 from replaycad.engine.staleness import Plan, digest_of, portable
 from replaycad.engine.views import VIEW_OF, stored_view, told
@@ -86,7 +86,8 @@ class CompressStage(Stage):
         self._train = resolve_defaults(served[0])
         others = [one.detector for one in served if one.detector != FEATURES_SERVE]
         self._forms = forms_for(*(one.detector for one in served))
-        config = replace(config, encoder=config.encoder or self._train.encoder)
+        if config.keep in SIZED or config.real_limits:
+            config = replace(config, encoder=config.encoder or self._train.encoder)
         if config.keep in SIZED:  # conditions alone are drawn as large as their generator
             size = config.image_size or self._train.image_size
             config = replace(config, image_size=size)
@@ -97,9 +98,9 @@ class CompressStage(Stage):
                 "keep exemplars, or use --set train.detector=patchcore",
             )
         builder.forms[self.name] = config.keep
-        self.weights = self._weights()
         if self.config.keep in ASKS_BACKBONE:
             check_fits(self.config, self.config.backbone, shape_of(self.config.backbone))
+        self.weights = self._weights()
         self._drawing = tried_drawing(
             settings.config(ReplayConfig, class_name), self.config.backbone
         )
@@ -110,10 +111,23 @@ class CompressStage(Stage):
 
     def _weights(self) -> dict[str, str]:
         """Digests of the networks that it asks; to pick real images takes no diffusion model."""
-        weights = self._builder.digests.encoder(self.config.encoder)
+        weights: dict[str, str] = {}
         if self.config.keep in ASKS_BACKBONE:
-            weights = self._builder.digests.backbone(self.config.backbone) | weights
+            weights |= self._builder.digests.backbone(self.config.backbone)
+        if self._asks_encoder:
+            weights |= self._builder.digests.encoder(self.config.encoder)
         return weights
+
+    @property
+    def _asks_encoder(self) -> bool:
+        return self.config.keep in SIZED or self.config.real_limits
+
+    @property
+    def _measures(self) -> bool:
+        """Whether real images are held against replays, or forms are by them."""
+        return self.config.keep == "auto" or (
+            self.config.real_limits and self.config.keep != "features"
+        )
 
     @property
     def _preset(self) -> PatchCorePreset:
@@ -144,8 +158,9 @@ class CompressStage(Stage):
             "name": self._train.detector, "preset": asdict(self._preset),
             "image_size": self._train.image_size,
         }  # fmt: skip
-        inputs[DETECTOR] = digest_of(judged)
-        if self.config.keep != "features":
+        if self._asks_encoder:
+            inputs[DETECTOR] = digest_of(judged)
+        if self._measures:
             inputs[DRAWING] = digest_of(portable(self._drawing))
         return inputs
 
@@ -231,11 +246,10 @@ class CompressStage(Stage):
                 self._seen, masks.class_name, masks.header["policy"], self._encoder(),
                 self._train, config, self._seed, header, self._kept_bank(), self._builder.report,
             )  # fmt: skip
-        from replaycad.continual.real_limits import placeholder
         from replaycad.stages.compress import within_budget  # brings diffusers
         from replaycad.stages.exemplars import keep_exemplars
 
-        header |= {LIMITS_OF_REAL: placeholder(self._bank())}
+        header |= reserved_limits() if config.real_limits else {}
         kept, rows = None, list[int]()
         if config.keep != "exemplars":
             searched = self._searched(masks, config, header, checkpoint)
@@ -253,7 +267,7 @@ class CompressStage(Stage):
 
     def _with_limits(self, kept: Kept) -> ConditionsArtifact:
         """What is kept, with the limits that real images have where its replays are learned."""
-        if kept.artifact.features is not None:
+        if kept.artifact.features is not None or not self.config.real_limits:
             return kept.artifact
         measuring = Measuring(
             self._encoder(), self._preset, self._bank(), self._train.image_size, self._drawing

@@ -29,7 +29,6 @@ from replaycad.continual.growth import (
     num_images,
     photo_digest,
 )
-from replaycad.continual.kept import Kept
 from replaycad.continual.representations import (
     ASKS_BACKBONE,
     FEATURES_SERVE,
@@ -39,12 +38,11 @@ from replaycad.continual.representations import (
 from replaycad.data.images import evenly_spaced, viewed
 from replaycad.data.pixels import read_picture, strange
 from replaycad.data.samples import Sample
-from replaycad.detectors.limits import combined
 from replaycad.detectors.registry import preset_for, resolve_defaults
 from replaycad.engine.banks import LIMITS_OF_REAL, bank_digest, bank_preset
 from replaycad.engine.builder import Builder, Stage
 from replaycad.engine.inputs import NO_SEGMENTER
-from replaycad.engine.real_limits import Measuring, with_real_limits
+from replaycad.engine.real_limits import Measuring, grown_limits, reserved_limits
 from replaycad.engine.replay import drawn_apart
 from replaycad.engine.settings import PER_CLASS
 from replaycad.engine.staleness import Plan, check_same_backbone, digest_of, input_header
@@ -178,8 +176,8 @@ class GrowStage(Stage):
         if self._form in ASKS_BACKBONE:
             own = digests.backbone(config.backbone)
             check_same_backbone(self._path, self._header, own, config.backbone)
-        own = digests.encoder(config.encoder) if "encoder" in self.weights else {}
-        if own and own["encoder"] != self.weights.get("encoder"):
+        known = self.weights.get("encoder")
+        if known and digests.encoder(config.encoder)["encoder"] != known:
             raise ArtifactError(
                 f"{self._path} was made with another encoder than '{config.encoder}'",
                 "name it with --set encoder=TIMM_NAME:FILE",
@@ -207,22 +205,19 @@ class GrowStage(Stage):
             told = strange(path, picture, self._view.colours)
             if told:
                 self._builder.report.note(f"{path}: {told}")
-            samples.append(Sample(
-                path=path, image_id=f"{ADDED}{digest}", class_name=self._class_name, kind="good",
-            ))  # fmt: skip
+            named, name = f"{ADDED}{digest}", self._class_name
+            samples.append(Sample(path=path, image_id=named, class_name=name, kind="good"))
             digests.append(digest)
         if not photos:
             raise DatasetError("no photo was named", "name files or folders after --add")
         return samples, digests, len(photos) - len(samples)
 
     def _grown_header(self, before: Mapping[str, Any], plan: Plan, count: int) -> dict[str, Any]:
-        from replaycad.continual.real_limits import placeholder
-
         left_out = {*_MEASURED, *_OF_TENSORS}
         header = {name: value for name, value in before.items() if name not in left_out}
         header |= plan.header((self._class_name,))
-        if LIMITS_OF_REAL in header:  # as many bytes as any: what is kept is counted with it
-            header[LIMITS_OF_REAL] = placeholder("0" * 16)
+        if LIMITS_OF_REAL in header:  # what is kept is counted with it
+            header |= reserved_limits()
         return {
             **header,
             # what changed in the code since concerns this one as before
@@ -241,25 +236,13 @@ class GrowStage(Stage):
         self, before: ConditionsArtifact, grown: ConditionsArtifact, samples: Sequence[Sample],
         count: int,
     ) -> ConditionsArtifact:  # fmt: skip
-        """The limits of real images: those of the new photos, and of the images of before."""
-        from replaycad.continual.real_limits import RealLimits, record
-
         train = self._train
         preset = bank_preset(train)
         bank = bank_digest(self.weights, preset.levels, train.image_size)
         drawing = self._builder.settings.config(ReplayConfig, self._class_name)
         drawing = tried_drawing(drawing, self.config.backbone)
-        measuring = Measuring(self._encoder(), preset, bank, train.image_size, drawing)
-        found = with_real_limits(
-            self._builder, measuring, Kept(grown), samples, self._seed
-        )
-        old = RealLimits.of(before.header[LIMITS_OF_REAL], bank)
-        new = RealLimits.of(found.header.get(LIMITS_OF_REAL), bank)
-        if old is None or new is None or not old.is_same_bank:
-            return found
-        real = combined(old.real, new.real, count, len(samples))
-        limits = record(real, new.replays, bank)
-        return replace(found, header={**found.header, LIMITS_OF_REAL: limits})
+        how = Measuring(self._encoder(), preset, bank, train.image_size, drawing)
+        return grown_limits(self._builder, how, before, grown, samples, count, self._seed)
 
     def _grown_features(
         self, before: ConditionsArtifact, samples: Sequence[Sample], header: dict[str, Any],
@@ -412,7 +395,6 @@ def _written(images: np.ndarray, folder: Path, class_name: str) -> list[Sample]:
     for number, image in enumerate(images):
         path = folder / f"{number}.png"
         Image.fromarray(image.transpose(1, 2, 0)).save(path, compress_level=1)
-        samples.append(Sample(
-            path=path, image_id=f"replay/{number}", class_name=class_name, kind="good",
-        ))  # fmt: skip
+        named = f"replay/{number}"
+        samples.append(Sample(path=path, image_id=named, class_name=class_name, kind="good"))
     return samples

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from replaycad.artifacts.conditions import ConditionsArtifact
 from replaycad.config.stages import ReplayConfig
@@ -83,3 +83,44 @@ def with_real_limits(
     )
     limits = record(real, replays, measuring.bank)
     return replace(artifact, header={**artifact.header, LIMITS_OF_REAL: limits})
+
+
+def grown_limits(
+    builder: Builder,
+    measuring: Measuring,
+    before: ConditionsArtifact,
+    grown: ConditionsArtifact,
+    photos: Sequence[Sample],
+    num_before: int,
+    seed: int,
+) -> ConditionsArtifact:
+    """What is kept of a class that grew, with limits of its new photos and of the images of before.
+
+    Args:
+        builder: of the command.
+        measuring: how.
+        before: as it was kept, with limits.
+        grown: as it is kept now.
+        photos: that were added.
+        num_before: images that it stood for.
+        seed: of the replays and the bank.
+    """
+    from replaycad.continual.real_limits import RealLimits, record
+    from replaycad.detectors.limits import combined
+
+    found = with_real_limits(builder, measuring, Kept(grown), photos, seed)
+    old, new = (
+        RealLimits.of(one.header.get(LIMITS_OF_REAL), measuring.bank) for one in (before, found)
+    )
+    if old is None or new is None or not old.is_same_bank:
+        return found
+    real = combined(old.real, new.real, num_before, len(photos))
+    limits = record(real, new.replays, measuring.bank)
+    return replace(found, header={**found.header, LIMITS_OF_REAL: limits})
+
+
+def reserved_limits() -> dict[str, Any]:
+    """A field of a header with as many bytes as limits take."""
+    from replaycad.continual.real_limits import placeholder
+
+    return {LIMITS_OF_REAL: placeholder("0" * 16)}

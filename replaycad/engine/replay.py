@@ -169,9 +169,12 @@ def _recorded(builder: Builder, name: str) -> dict[str, Any]:
 def _inputs(builder: Builder, name: str) -> dict[str, str]:
     content = builder.content("conditions", name)
     header = builder.header("conditions", name)
-    used = {field: header.get(field) for field in ("policy", "placement", LIMITS_OF_REAL)}
+    used = {field: header.get(field) for field in ("policy", "placement")}
     view = told(header.get("class_name", name), stored_view(header))
-    return {f"conditions/{name}": content, "policy": digest_of(used), **view}
+    inputs = {f"conditions/{name}": content, "policy": digest_of(used), **view}
+    if LIMITS_OF_REAL in header:
+        inputs["limits"] = digest_of({"limits": header[LIMITS_OF_REAL]})
+    return inputs
 
 
 def _draw(

@@ -15,7 +15,7 @@ from replaycad.continual.banks import Keeper, KeptBank, fit_banks, with_kept
 from replaycad.continual.normal_limits import normal_limits
 from replaycad.continual.penalties import IMPORTANCES, Penalty, added, normalized
 from replaycad.continual.real_limits import RealLimits
-from replaycad.continual.router import Router, fit_router
+from replaycad.continual.router import Router, router_of, state_beside
 from replaycad.data.images import evenly_spaced
 from replaycad.data.mixture import Mixture, batches
 from replaycad.detectors.encoders import Encoder
@@ -89,29 +89,23 @@ def train_detector(
         assert isinstance(detector, PatchCore)
         bank.give(detector, class_order.index(name))
     remembered = _remembered(init, config, encoder.device)
-    uses = _uses(config, mixture) if detector.trained_by != "fit" else 1.0
-    features = FeatureCache(
-        encoder, mixture.images, len(mixture), config.batch_size, uses, report
-    )
+    uses, size = _uses(config, mixture) if detector.trained_by != "fit" else 1.0, config.batch_size
+    features = FeatureCache(encoder, mixture.images, len(mixture), size, uses, report)
     if detector.trained_by != "fit":
         held = Penalty(detector, remembered, config.penalty_weight) if remembered else None
         loop = _Loop(detector, features, mixture, config, seed, report, held)
         loop.run(checkpoint, save_every_seconds)
-    routing: dict[str, torch.Tensor] = {}
+    router: Router | None = None
     if isinstance(detector, PatchCore) and detector.is_separate:
         thresholds = fit_banks(
-            detector, mixture, class_order, encoder, config.batch_size, seed, kept, report, real
+            detector, mixture, class_order, encoder, size, seed, kept, report, real
         )
     else:
         if detector.trained_by != "loss":
             _fit(detector, mixture, class_order, features, config, seed, report)
-        detector.eval()
-        router = _router(detector, mixture, class_order, features, encoder, config, seed, init)
-        thresholds = normal_limits(
-            detector, features, mixture, class_order, config.batch_size, router, real, report
+        router, thresholds = _judged(
+            detector, mixture, class_order, features, encoder, config, seed, init, real, report
         )
-        if router is not None and router.bank is not detector:
-            routing = router.bank.state_dict()
     if config.penalty != "none":
         importances = _importances(detector, features, mixture, config, seed)
         remembered = added(importances, remembered) if remembered else importances
@@ -127,11 +121,11 @@ def train_detector(
         mean=tuple(encoder.mean),
         std=tuple(encoder.std),
         penalty={name: values.cpu().numpy() for name, values in remembered.items()},
-        router={name: value.cpu().numpy() for name, value in routing.items()},
+        router=state_beside(router, detector),
     )
 
 
-def _router(
+def _judged(
     detector: Detector,
     mixture: Mixture,
     class_order: Sequence[str],
@@ -140,18 +134,15 @@ def _router(
     config: TrainConfig,
     seed: int,
     init: DetectorArtifact | None,
-) -> Router | None:
-    """What tells the classes apart: a memory bank by itself, beside any other detector another."""
-    if not isinstance(detector, PatchCore):
-        state = init.router if init is not None else {}
-        return fit_router(
-            mixture, class_order, features, encoder, config.batch_size, seed, state
-        )
-    router = Router(detector)
-    for index in np.unique(mixture.class_index).tolist():
-        rows = np.flatnonzero(mixture.class_index == index).tolist()
-        router.places[index] = {row: place for place, row in enumerate(rows)}
-    return router
+    real: Mapping[str, RealLimits | None],
+    report: Report,
+) -> tuple[Router | None, dict[str, Any]]:
+    """What tells the classes of a detector apart, and its limits of normal scores."""
+    detector.eval()
+    known, size = init.router if init is not None else {}, config.batch_size
+    router = router_of(detector, mixture, class_order, features, encoder, size, seed, known)
+    limits = normal_limits(detector, features, mixture, class_order, size, router, real, report)
+    return router, limits
 
 
 def _start(

@@ -215,7 +215,7 @@ SMALL = [
     part
     for text in (
         "mask.segmenter=none", "mask.image_size=32", "compress.num_steps=1",
-        "compress.num_tokens=3", "compress.init_word=screw",
+        "compress.num_tokens=3", "compress.init_word=screw", "compress.real_limits=false",
         "compress.batch_size=2", "replay.num_images=2", "replay.num_inference_steps=2",
     )
     for part in ("--set", text)

@@ -85,25 +85,37 @@ def test_a_bank_that_measures_alike_takes_the_limits_of_real_images_as_they_are(
     assert of_real_images("nut", OWN, kept, True) == {**REAL, "false_alarm_rate": 0.01}
 
 
-def test_another_measure_raises_its_own_limits_and_knows_no_product(monkeypatch):
-    monkeypatch.setattr(real_limits, "EXPONENT", 0.5)
+def test_a_bank_of_other_features_raises_its_own_limits_and_knows_no_product():
     kept = RealLimits.of(record(REAL, REPLAYS, "this"), "that")
 
-    trained = of_real_images("nut", OWN, kept, False)
     bank = of_real_images("nut", OWN, kept, True)
 
-    # four times as far; by a trained detector the root of it
-    assert (trained["image"], trained["typical_image"]) == (4.0, 2.0)
-    assert (trained["pixel"], trained["typical_pixel"]) == (3.0, pytest.approx(0.5 * 6**0.5))
-    assert (bank["image"], bank["pixel"]) == (8.0, 9.0)
-    assert "product" not in trained
+    # four times as far, of pixels nine and six times
+    assert (bank["image"], bank["typical_image"]) == (8.0, 4.0)
+    assert (bank["pixel"], bank["typical_pixel"]) == (9.0, 3.0)
     assert "product" not in bank
+
+
+def test_a_trained_detector_gets_room_for_what_it_has_not_seen(monkeypatch):
+    monkeypatch.setattr(real_limits, "UNSEEN_FACTOR", 1.5)
+    alike, other, none = (
+        of_real_images("nut", OWN, RealLimits.of(found, "this"), False)
+        for found in (record(REAL, REPLAYS, "this"), record(REAL, REPLAYS, "that"), None)
+    )
+
+    for limits in (alike, other, none):
+        assert (limits["image"], limits["typical_image"]) == (3.0, 1.5)
+        assert (limits["pixel"], limits["typical_pixel"]) == (1.5, 0.75)
+    # which class an image is of is told by a bank beside it
+    assert alike["product"] == 50.0
+    assert "product" not in other
+    assert "product" not in none
 
 
 def test_replays_that_lie_farther_than_real_images_lower_no_limit():
     kept = RealLimits.of(record(REPLAYS, REAL, "this"), "that")
 
-    assert of_real_images("nut", OWN, kept, False)["image"] == OWN["image"]
+    assert of_real_images("nut", OWN, kept, True)["image"] == OWN["image"]
 
 
 @pytest.mark.parametrize(

@@ -198,7 +198,7 @@ def test_its_presets_say_what_its_network_does(name):
     assert DETECTORS[name]["mini"].encoder == "mini"
 
 
-@pytest.mark.parametrize("name", DETECTORS)
+@pytest.mark.parametrize("name", sorted({*DETECTORS} - {"patchcore"}))  # which takes both kinds
 def test_features_of_another_kind_of_encoder_are_refused_in_one_line(name):
     largest, preset = next(iter(DETECTORS[name].items()))
     is_transformer = preset.encoder.startswith("vit")

@@ -281,7 +281,8 @@ def test_banks_of_different_sizes_lie_side_by_side_without_a_row_that_is_none():
     detector.fit([[level[:1] for level in far]], 1, stream())
     zeros = [torch.zeros_like(level[:1]) for level in near]
 
-    distances, *_ = detector._nearest(detector.patches(zeros)[0])
+    means, _ = detector.class_distances(zeros)
+    distances = detector._nearest(detector.patches(zeros)[0], means[0])
 
     bank, _ = detector.bank_of(0)
     assert detector._banks.shape[:2] == (2, len(bank))
@@ -360,7 +361,21 @@ def test_misuse_is_refused():
     with pytest.raises(ConfigError, match="no multiple of 16"):
         PatchCore((4, 6, 8), (4, 8, 16), 40, SMALL)
     with pytest.raises(ConfigError, match="halve in size"):
-        PatchCore((4, 4), (16, 16), 32, SMALL)
+        PatchCore((4, 4, 4), (4, 16, 16), 32, SMALL)
+
+
+def test_levels_of_one_size_as_transformers_have_lie_beside_each_other():
+    detector = PatchCore((4, 6), (14, 14), 56, SMALL)
+    levels = [torch.rand(3, width, 4, 4) for width in (4, 6)]
+    detector.fit([levels], 0, stream())
+
+    embedded = embed(*levels)
+
+    assert embedded.shape == (3, 10, 4, 4)
+    # inside, each level is the mean of its neighbourhood, of nine places a ninth each
+    inside = levels[1][:, :, 0:3, 1:4].mean((2, 3)) * (4 / 6) ** 0.5
+    torch.testing.assert_close(embedded[:, 4:, 1, 2], inside)
+    assert detector.anomaly_maps(levels).shape == (3, 56, 56)
 
 
 def test_a_scratch_scores_higher_than_the_texture_and_the_map_points_at_it(tiny_encoder, stripes):

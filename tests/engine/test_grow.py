@@ -44,8 +44,7 @@ def keep(run, models, path):
         typed = ["--keep", form, *options]
         if form == "features":
             typed += ["--set", "train.detector=patchcore"]
-        if form != "conditions":
-            typed += ["--set", f"train.encoder={models.encoder}"]
+        typed += ["--set", f"train.encoder={models.encoder}"]
         result = run("compress", "--class", "disc", *typed)
         assert result.exit_code == 0, result.output
         return ConditionsArtifact.load(path)
@@ -241,7 +240,7 @@ def test_what_was_made_from_a_class_is_stale_when_it_has_grown(run, keep, add, p
     grown(add(photos), path)
 
     drawn = states(run, "replay", "--class", "disc")
-    assert drawn == [("stale", "conditions/disc changed")]
+    assert drawn == [("stale", "conditions/disc changed; limits changed")]
     assert run(*train).exit_code == 0
 
 

@@ -42,7 +42,7 @@ def test_each_stage_names_all_that_it_reads(header_of):
     }  # fmt: skip
     assert inputs["replays/disc"] == {
         "conditions/disc": content["conditions/disc"], "policy": inputs["replays/disc"]["policy"],
-        "view of disc": "whole, padded",
+        "view of disc": "whole, padded", "limits": inputs["replays/disc"]["limits"],
     }  # fmt: skip
     assert inputs["detectors/plate"] == {
         "images/plate": plate, "replays/disc": content["replays/disc"],

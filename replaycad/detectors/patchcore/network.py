@@ -336,7 +336,8 @@ class PatchCore(Detector):
         for name in ("bank", "bank_class_index"):
             saved = state_dict.get(prefix + name)
             if saved is not None:
-                setattr(self, name, getattr(self, name).new_empty(saved.shape))
+                own = getattr(self, name)  # rows may be any number, their width is the encoder's
+                setattr(self, name, own.new_empty(saved.shape[:1] + own.shape[1:]))
         self._bank_place = torch.full_like(self.bank_class_index, -1)
         super()._load_from_state_dict(state_dict, prefix, *args)
         self._arrange()
