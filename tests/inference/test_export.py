@@ -91,10 +91,14 @@ def test_onnx_gives_the_score_that_predict_prints(store, exported, models, tmp_p
 
     with Image.open(image) as picture:
         pixels = np.asarray(picture.resize((SIZE, SIZE))).transpose(2, 0, 1)[None]
-    scores, maps = onnxruntime.InferenceSession(exported[0]).run(None, {"images": pixels})
+    session = onnxruntime.InferenceSession(exported[0])
+    scores, maps, index, distances = session.run(None, {"images": pixels})
 
-    assert scores[0] == pytest.approx(json.loads(told.stdout)["score"], abs=2e-3)
+    found = json.loads(told.stdout)
+    assert scores[0] == pytest.approx(found["score"], abs=2e-3)
     assert maps.shape == (1, SIZE, SIZE)
+    assert ["disc", "plate"][index[0]] == found["class"]
+    assert distances[0] == pytest.approx(found["class_distance"], rel=1e-3)
 
 
 def test_a_file_that_answers_otherwise_is_not_kept(store, models, tmp_path, monkeypatch):

@@ -41,7 +41,6 @@ def lines(result) -> list[dict]:
 def test_scores_are_those_of_eval_on_the_scale_of_the_threshold(call, store, data):
     scored = ScoresArtifact.load(store / "scores" / "plate.safetensors")
     limits = DetectorArtifact.load(store / "detectors" / "plate.safetensors").thresholds
-    width = limits["image"] - limits["typical_image"]
 
     told = lines(call(data / "plate" / "test"))
 
@@ -51,9 +50,13 @@ def test_scores_are_those_of_eval_on_the_scale_of_the_threshold(call, store, dat
         scored.image_ids, scored.image_scores, scored.class_index, strict=True
     ):
         if scored.classes[index] == "plate":
-            expected = (score - limits["typical_image"]) / width
-            assert found[image_id]["score"] == pytest.approx(expected, abs=2e-3)
-            assert (found[image_id]["verdict"] == "anomalous") == (expected > 1)
+            told_of = found[image_id]
+            own = limits["by_class"][told_of["class"]]
+            expected = (score - own["typical_image"]) / (own["image"] - own["typical_image"])
+            assert told_of["score"] == pytest.approx(expected, abs=2e-3)
+            verdict = "anomalous" if expected > 1 else "normal"
+            is_unknown = told_of["class_distance"] > 1
+            assert told_of["verdict"] == ("unknown product" if is_unknown else verdict)
 
 
 def test_a_class_that_is_named_has_a_threshold_of_its_own(call, store, data):
@@ -62,13 +65,17 @@ def test_a_class_that_is_named_has_a_threshold_of_its_own(call, store, data):
     own = limits["by_class"]["plate"]
 
     images = data / "plate" / "test"
-    for_all, for_it = lines(call(images)), lines(call(images, "--class", "plate"))
+    disc = limits["by_class"]["disc"]
+    for_disc, for_it = (
+        lines(call(images, "--class", name)) for name in ("disc", "plate")
+    )
 
-    for one, other in zip(for_all, for_it, strict=True):
-        score = limits["typical_image"] + one["score"] * (limits["image"] - limits["typical_image"])
+    for one, other in zip(for_disc, for_it, strict=True):
+        assert (one["class"], other["class"]) == ("disc", "plate")
+        score = disc["typical_image"] + one["score"] * (disc["image"] - disc["typical_image"])
         expected = (score - own["typical_image"]) / (own["image"] - own["typical_image"])
         # of the score that is printed the last digit is rounded
-        rounding = 1e-4 * (limits["image"] - limits["typical_image"])
+        rounding = 1e-4 * (disc["image"] - disc["typical_image"])
         rounding /= own["image"] - own["typical_image"]
         assert other["score"] == pytest.approx(expected, abs=1e-4 + rounding)
     refused = call(data / "plate" / "test", "--class", "screw")
@@ -235,7 +242,10 @@ def test_an_image_is_never_replaced_by_its_overlay(call, tmp_path):
 def test_the_exit_code_is_that_of_the_worst_verdict_on_request(call, store, data, tmp_path):
     path = store / "detectors" / "plate.safetensors"
     trained = DetectorArtifact.load(path)
-    low = {**trained.thresholds, "typical_image": -2.0, "image": -1.0}  # all are above 0
+    below = {"typical_image": -2.0, "image": -1.0, "product": 1e9}  # all are above 0
+    by_class = trained.thresholds["by_class"]
+    low = {**trained.thresholds,
+           "by_class": {name: {**own, **below} for name, own in by_class.items()}}  # fmt: skip
     replace(trained, thresholds=low).save(path)
     images = data / "plate" / "test"
     assert "anomalous" in {one["verdict"] for one in lines(call(images))}

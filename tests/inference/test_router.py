@@ -88,7 +88,7 @@ def test_the_bank_beside_survives_the_file_and_each_class_has_at_most_500_rows(
     assert read_header(path)["detector"] == "invad"
 
 
-def test_a_training_that_goes_on_keeps_the_bank_of_classes_that_it_does_not_see(trained, encoder):
+def test_a_training_that_goes_on_keeps_the_bank_of_classes_that_it_does_not_see(encoder):
     first = learn(["coarse"], ["coarse"], encoder)
 
     second = learn(["fine"], ["coarse", "fine"], encoder, init=first)
