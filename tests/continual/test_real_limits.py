@@ -5,11 +5,17 @@ import pytest
 import torch
 from PIL import Image
 
+from replaycad.artifacts.conditions import ConditionsArtifact
+from replaycad.artifacts.detector import DetectorArtifact
+from replaycad.artifacts.format import read_header
 from replaycad.continual import real_limits
 from replaycad.continual.real_limits import RealLimits, measure, of_real_images, record
+from replaycad.continual.router import Router
 from replaycad.data.samples import Sample
 from replaycad.detectors.limits import NormalScores
+from replaycad.detectors.patchcore.network import PatchCore
 from replaycad.detectors.patchcore.preset import PatchCorePreset
+from tests.conftest import states
 
 REAL = {"image": 40.0, "typical_image": 20.0, "pixel": 9.0, "typical_pixel": 3.0, "product": 50.0}
 REPLAYS = {"image": 10.0, "typical_image": 5.0, "pixel": 1.0, "typical_pixel": 0.5, "product": 8.0}
@@ -142,3 +148,57 @@ def test_scores_are_stretched_to_the_limits_that_are_wanted():
 
     assert {kind: limits[kind] for kind in wanted} == pytest.approx(wanted, rel=1e-5)
     assert found.moved(wanted).image_scores[0] == pytest.approx(0), "50 below are 500 below"
+
+
+@pytest.mark.parametrize("form", ["exemplars", "conditions"])
+def test_limits_travel_from_compress_to_a_detector_that_sees_replays_alone(
+    run, models, tmp_path, form
+):
+    named = ("detector=patchcore", f"encoder={models.encoder}", "image_size=32")
+    bank = [part for text in named for part in ("--set", f"train.{text}")]
+    bank += ["--set", "replay.num_images=6"]
+    assert run("compress", "--class", "disc", "--keep", form, *bank).exit_code == 0
+    kept = ConditionsArtifact.load(tmp_path / "store" / "conditions" / "disc.safetensors")
+    told = dict(zip(real_limits.MEASURED, kept.header["limits_of_real"]["real"], strict=True))
+    trained = ("train", "--class", "plate", "--past", "disc", *bank)
+    assert run(*trained).exit_code == 0
+
+    path = tmp_path / "store" / "detectors" / "plate.safetensors"
+    limits = DetectorArtifact.load(path).thresholds
+
+    own = limits["by_class"]["disc"]
+    assert {kind: own[kind] for kind in told} == told
+    assert limits["image"] >= 0.9 * told["image"], "of all classes too"
+    assert states(run, *trained) == [("hit", "")]
+    # the same images with other limits make another detector
+    header = {**kept.header, "limits_of_real": real_limits.record(REAL, REPLAYS, "x")}
+    kept.__class__(**{**vars(kept), "header": header}).save(
+        tmp_path / "store" / "conditions" / "disc.safetensors"
+    )
+    assert states(run, *trained) != [("hit", "")]
+
+
+def test_conditions_can_be_made_without_the_encoder_of_a_detector(run, tmp_path):
+    asked = ("compress", "--class", "disc", "--keep", "conditions", "--set", "real_limits=false",
+             "--set", "train.encoder=no_such_network")  # fmt: skip
+
+    assert run(*asked).exit_code == 0
+
+    header = read_header(tmp_path / "store" / "conditions" / "disc.safetensors")
+    assert "limits_of_real" not in header
+    assert "encoder" not in header["weights"]
+
+
+def test_an_image_of_the_router_is_not_held_against_itself():
+    bank = PatchCore((1, 1), (4, 8), 32, PRESET)
+    levels = [torch.full((2, 1, side, side), 0.0) for side in (8, 4)]
+    for level in levels:
+        level[1] += 10.0
+    bank.fit([levels], 0, torch.Generator().manual_seed(0))
+    router = Router(bank)
+
+    alone = router.distances(levels, [0, 0], [7, 9])
+    router.places[0] = {7: 0, 9: 1}
+
+    assert alone == pytest.approx([0, 0], abs=1e-3)
+    assert router.distances(levels, [0, 0], [7, 9]).min() > 10
