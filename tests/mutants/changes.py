@@ -47,6 +47,9 @@ _FORGET = "tests/engine/test_forget.py"
 _GROW = "tests/engine/test_grow.py"
 _ALIGN = "tests/diffusion/test_alignment.py"
 
+_REAL = "tests/continual/test_real_limits.py"
+_ROUTER = "tests/inference/test_router.py"
+
 CHANGES = [
     Change("stages/eval.py", "[sample.is_anomalous for", "[not sample.is_anomalous for",
            "image labels are inverted", _EVAL),
@@ -67,9 +70,10 @@ CHANGES = [
     Change("detectors/limits.py", "(1 - rate) ** root",
            "(1 - 5 * rate) ** root",
            "thresholds let five images in a hundred alarm", _TRAIN),
-    Change("stages/train.py", "parts.setdefault(index, [])", "parts.setdefault(max(classes), [])",
+    Change("continual/normal_limits.py", "parts.setdefault(index, [])",
+           "parts.setdefault(max(classes), [])",
            "all classes have one threshold, under the name of the last", _TRAIN),
-    Change("stages/train.py", "places[own] = np.arange(len(own))", "places[own] = own",
+    Change("continual/normal_limits.py", "places[own] = np.arange(len(own))", "places[own] = own",
            "a memory leaves out the wrong image when it sets thresholds", _TRAIN),
     Change("stages/train.py", 'generator(seed, "fit", class_order[index])',
            'generator(0, "fit", class_order[index])',
@@ -240,8 +244,8 @@ CHANGES = [
     Change("detectors/patchcore/network.py", "among = own if self.preset.is_routed else",
            "among = torch.ones_like(own) if self.preset.is_routed else",
            "limits of a class depend on the others", _BANKS),
-    Change("detectors/patchcore/network.py", "firsts = patches[::ROUTE_EVERY], bank[None,",
-           "firsts = patches[::ROUTE_EVERY], self.bank[None,",
+    Change("detectors/patchcore/network.py", "others = own & (self._bank_place != place)",
+           "others = own",
            "an image is no distance from its class, being in its bank", _BANKS),
     Change("inference/graph.py", "row = near.means.argmin(dim=1)\n        if self.named:",
            "row = near.means.argmin(dim=1)\n        if not self.named:",
@@ -437,4 +441,28 @@ CHANGES = [
            "the last photos are forgotten in place of the first", _GROW),
     Change("continual/growth.py", "max(1, round(share * wanted))", "wanted",
            "poses of new photos have no share", _GROW),
+    Change("continual/real_limits.py", "others if len(others) >= LEAST_OTHERS else", "",
+           "kept images, the odd ones of a class, set the limits of all", _REAL),
+    Change("continual/real_limits.py", "numbers.get(row, _NOT_DRAWN)", "_NOT_DRAWN",
+           "a kept image is held against its own replays", _REAL),
+    Change("continual/real_limits.py", "record.get(\"bank\") == bank", "True",
+           "limits by other features count as they are", _REAL),
+    Change("continual/real_limits.py", "factor = UNSEEN_FACTOR", "factor = 1.0",
+           "a trained detector has the limits of replays", _REAL),
+    Change("continual/real_limits.py", "found[\"product\"] = real.real[\"product\"]", "pass",
+           "of replayed classes a trained detector knows no product", _REAL),
+    Change("continual/normal_limits.py", "scores[name] = scores[name].moved(limits[name])", "pass",
+           "over all classes the scores of replays count", _REAL),
+    Change("continual/router.py", "self.places.get(index, {}).get(row, -2)", "-2",
+           "an image of the router is held against itself", _REAL),
+    Change("continual/router.py", "bank.load_state_dict({name: torch.from_numpy(value)",
+           "dict({name: torch.from_numpy(value)",
+           "a router forgets the classes that a training does not see", _ROUTER),
+    Change("engine/replay.py", "header[LIMITS_OF_REAL] = conditions.header[LIMITS_OF_REAL]", "pass",
+           "limits of real images are lost between conditions and replays", _REAL),
+    Change("artifacts/detector.py", ", (ROUTER, self.router))", ")",
+           "what tells classes apart is not in the file", _ROUTER),
+    Change("inference/graph.py", "means, lows = self._router.class_distances(features)",
+           "lows, means = self._router.class_distances(features)",
+           "distances and routes of a trained detector are mixed up", _ROUTER),
 ]  # fmt: skip
