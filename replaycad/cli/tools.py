@@ -65,6 +65,7 @@ def predict(
     with one_line_errors():
         from replaycad.artifacts.store import Store
         from replaycad.cli import output
+        from replaycad.inference.drift import DriftWatch
         from replaycad.inference.predict import STDIN, Tally, find_images, load_predictor
         from replaycad.inference.predict import predict as judge
         from replaycad.runtime import resolve_device
@@ -74,10 +75,13 @@ def predict(
         )
         # An image that somebody waits for does not wait for others.
         at_once = batch_size or (1 if watch or STDIN in images else 8)
-        tally = Tally()
+        tally, drift = Tally(), DriftWatch()
         try:
             for told in judge(predictor, find_images(images, watch), out, at_once, tally):
-                output.show_verdict(told, as_json)
+                risen = drift.notice(told)
+                output.show_verdict({**told, "drift": risen} if risen else told, as_json)
+                if risen and not as_json:
+                    typer.echo(risen, err=True)
         except KeyboardInterrupt:
             if not watch:
                 raise typer.Exit(130) from None
