@@ -56,7 +56,7 @@ OPTIONS = {
     "run": (SHARED_OPTIONS - {"--seed", "--force"})
     | {"--strategy", "--detector", "--budget", "--orders", "--seeds", "--name", "--tile"},
     "predict": {"--name", "--class", "--out", "--watch", "--batch-size", "--encoder", "--store"}
-    | {"--device", "--exit-code", "--json", "--quiet"},
+    | {"--device", "--exit-code", "--contours", "--json", "--quiet"},
     "calibrate": {"--class", "--name", "--target-false-alarms", "--encoder", "--store"}
     | {"--device", "--dry-run", "--json", "--quiet"},
     "feedback": {"--class", "--good", "--defective", "--undo", "--max-false-alarms", "--name"}

@@ -39,7 +39,7 @@ def calibrate(
         from replaycad.artifacts.store import Store
         from replaycad.cli import console
         from replaycad.inference import calibrate as work
-        from replaycad.inference.predict import find_images
+        from replaycad.inference.photos import find_images
         from replaycad.runtime import resolve_device
 
         rate = work.parsed_rate(target)

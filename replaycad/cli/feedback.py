@@ -52,7 +52,7 @@ def feedback(
         from replaycad.errors import ConfigError
         from replaycad.inference import feedback as work
         from replaycad.inference.calibrate import parsed_rate
-        from replaycad.inference.predict import find_images
+        from replaycad.inference.photos import find_images
         from replaycad.runtime import resolve_device
 
         if good + defective + undo != 1:

@@ -164,7 +164,7 @@ def _brought_at_once(
 def grown(builder: "Builder", classes: list[str], added: list[str]) -> "Outcome":
     """Add photos to what is kept of one class."""
     from replaycad.engine.grow import GrowStage
-    from replaycad.inference.predict import find_images
+    from replaycad.inference.photos import find_images
 
     names = builder.class_names(classes, stored=True)
     if len(names) > 1:

@@ -48,6 +48,9 @@ def predict(
         bool,
         typer.Option("--exit-code", help="Exit with 3 after an alarm, 4 after an unknown product."),
     ] = False,
+    contours: Annotated[
+        bool, typer.Option("--contours", help="Add the outlines of anomalous places to --json.")
+    ] = False,
     batch_size: BatchSize = 0,
     encoder: Encoder = "",
     store: StoreRoot = STORE,
@@ -66,7 +69,8 @@ def predict(
         from replaycad.artifacts.store import Store
         from replaycad.cli import output
         from replaycad.inference.drift import DriftWatch
-        from replaycad.inference.predict import STDIN, Tally, find_images, load_predictor
+        from replaycad.inference.photos import STDIN, find_images
+        from replaycad.inference.predict import Tally, load_predictor
         from replaycad.inference.predict import predict as judge
         from replaycad.runtime import resolve_device
 
@@ -77,7 +81,8 @@ def predict(
         at_once = batch_size or (1 if watch or STDIN in images else 8)
         tally, drift = Tally(), DriftWatch()
         try:
-            for told in judge(predictor, find_images(images, watch), out, at_once, tally):
+            found = find_images(images, watch)
+            for told in judge(predictor, found, out, at_once, tally, contours):
                 risen = drift.notice(told)
                 output.show_verdict({**told, "drift": risen} if risen else told, as_json)
                 if risen and not as_json:

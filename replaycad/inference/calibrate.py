@@ -26,8 +26,8 @@ from replaycad.detectors.limits import (
 )
 from replaycad.engine.staleness import input_header
 from replaycad.errors import ConfigError, DatasetError
+from replaycad.inference.photos import Found
 from replaycad.inference.predict import (
-    Found,
     Predictor,
     detector_name,
     open_detector,

@@ -30,7 +30,8 @@ from replaycad.detectors.registry import preset_for
 from replaycad.engine.staleness import input_header
 from replaycad.errors import ConfigError
 from replaycad.inference.calibrate import Photos, raw_predictor, scores_of
-from replaycad.inference.predict import Found, Predictor, detector_name, open_detector
+from replaycad.inference.photos import Found
+from replaycad.inference.predict import Predictor, detector_name, open_detector
 from replaycad.progress import Report, silent
 
 GROWTH = 1.25  # of the limit of a bank, up to which feedback fills it: so verdicts stay as quick

@@ -3,7 +3,7 @@
 import sys
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import chain, islice
 from pathlib import Path
@@ -18,7 +18,6 @@ from replaycad.artifacts.atomic import replacing
 from replaycad.artifacts.detector import DetectorArtifact
 from replaycad.artifacts.store import Store
 from replaycad.data.pixels import read_picture, strange
-from replaycad.data.samples import IMAGE_SUFFIXES, UNREAD_SUFFIXES
 from replaycad.data.stitching import stitched_maps
 from replaycad.data.views import WHOLE, View, shared_view, view_of
 from replaycad.detectors.encoders import load_encoder
@@ -28,13 +27,12 @@ from replaycad.engine.staleness import check_same_encoder, input_header
 from replaycad.errors import ArtifactError, ConfigError, DatasetError
 from replaycad.inference.graph import DetectorGraph
 from replaycad.inference.overlay import overlay
+from replaycad.inference.photos import Found
 from replaycad.inference.regions import find_regions
 from replaycad.stages.eval import picture_score
 
-STDIN = "-"
 UNKNOWN = "unknown product"
 TILES_AT_ONCE = 16  # at least, also of a single picture
-WATCH_SECONDS = 0.5  # between two looks into a folder that is being filled
 
 
 class Judged(NamedTuple):
@@ -225,69 +223,6 @@ def predictor_of(
     return Predictor(graph, trained.image_size, device, view, header)
 
 
-@dataclass(frozen=True)
-class Found:
-    """An image to be judged: its file, and where its overlay goes below the output folder."""
-
-    path: Path
-    target: Path
-
-
-def find_images(named: Sequence[str], watch: bool = False) -> Iterator[Found]:
-    """Images of files, folders and, for `-`, paths read line by line from stdin.
-
-    Args:
-        named: as typed.
-        watch: go on looking into the folders for new files, for ever. A file counts when its size
-            has stood still between two looks.
-
-    Raises:
-        DatasetError: if something named is not there, or a folder holds no image and none is
-            awaited.
-    """
-    folders = [Path(text) for text in named if text != STDIN and Path(text).is_dir()]
-    for text in named:
-        path = Path(text)
-        if text == STDIN:
-            lines = (line.rstrip("\n") for line in sys.stdin)
-            yield from (Found(Path(line), Path(Path(line).name)) for line in lines if line)
-        elif path.is_dir():
-            images = sorted(_below(path))
-            if not images and not watch:
-                endings = " ".join(sorted(IMAGE_SUFFIXES))
-                raise DatasetError(f"{path} holds no images", f"images end in {endings}")
-            yield from (Found(one, one.relative_to(path)) for one in images if not watch)
-        elif path.exists():
-            yield Found(path, Path(path.name))
-        else:
-            raise DatasetError(f"{path} does not exist", "check the path")
-    if watch:
-        yield from _arriving(folders)
-
-
-def _below(folder: Path) -> Iterator[Path]:
-    """What is named like a photo; links to nowhere and formats that are not read are told later."""
-    photos = IMAGE_SUFFIXES | UNREAD_SUFFIXES
-    return (
-        path for path in folder.rglob("*")
-        if path.suffix.lower() in photos and not path.name.startswith(".") and not path.is_dir()
-    )  # fmt: skip
-
-
-def _arriving(folders: Sequence[Path]) -> Iterator[Found]:
-    seen: set[Path] = set()
-    sizes: dict[Path, int] = {}
-    while True:
-        for folder in folders:
-            for path in sorted(path for path in _below(folder) if path.is_file()):
-                size = path.stat().st_size
-                if path not in seen and size and sizes.get(path) == size:
-                    seen.add(path)
-                    yield Found(path, path.relative_to(folder))
-                sizes[path] = size
-        time.sleep(WATCH_SECONDS)
-
-
 @dataclass
 class Tally:
     """What a prediction came to: counts, and seconds of each image from file to verdict."""
@@ -317,7 +252,12 @@ class Tally:
 
 
 def predict(
-    predictor: Predictor, images: Iterator[Found], out: Path | None, batch_size: int, tally: Tally
+    predictor: Predictor,
+    images: Iterator[Found],
+    out: Path | None,
+    batch_size: int,
+    tally: Tally,
+    outlined: bool = False,
 ) -> Iterator[dict[str, Any]]:
     """Judge images one after another.
 
@@ -327,6 +267,7 @@ def predict(
         out: folder for overlays; None for none.
         batch_size: images at once; 1 where each verdict is awaited.
         tally: counts.
+        outlined: whether regions come with their outlines.
 
     Yields:
         Per image `image` (its path), `score` (1 is the threshold), `verdict` (`normal`, `anomalous`
@@ -367,8 +308,8 @@ def predict(
                 "image": str(found.path), "score": round(one.score, 4), "verdict": one.verdict,
             }  # fmt: skip
             if one.verdict == "anomalous":
-                marked = find_regions(one.anomaly_map, one.alarm, *picture.size)
-                told["regions"] = [region._asdict() for region in marked]
+                marked = find_regions(one.anomaly_map, one.alarm, *picture.size, outlined)
+                told["regions"] = [region.facts() for region in marked]
             if one.distance is not None:
                 told |= {"class": one.class_name, "class_distance": round(one.distance, 4)}
             note = strange(found.path, picture, view.colours)

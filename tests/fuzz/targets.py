@@ -37,7 +37,7 @@ from replaycad.data.survey import survey
 from replaycad.data.tables import VISA_TABLE
 from replaycad.engine.settings import RunSettings, split_settings
 from replaycad.errors import ReplayCadError
-from replaycad.inference.predict import find_images
+from replaycad.inference.photos import find_images
 from replaycad.textual_inversion import checked_token
 from tests.artifacts.artifact_examples import LOADERS, WRITERS, header_of
 

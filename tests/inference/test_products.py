@@ -14,7 +14,8 @@ from replaycad.data.views import View
 from replaycad.detectors.encoders import load_encoder
 from replaycad.detectors.registry import build_detector
 from replaycad.inference.graph import DetectorGraph
-from replaycad.inference.predict import Found, Predictor, Tally, predict
+from replaycad.inference.photos import Found
+from replaycad.inference.predict import Predictor, Tally, predict
 
 SIZE = 64
 PERIODS = {"coarse": 32, "fine": 8}  # px of stripes
