@@ -105,9 +105,8 @@ class CompressStage(Stage):
             settings.config(ReplayConfig, class_name), self.config.backbone
         )
         self.num_images = len(self._samples)
-        self.next_command = settings.command("replay", self.name)
-        if config.keep == "features":
-            self.next_command = settings.command("train", "NEW", past=self.name)
+        known = builder.header("conditions", self.name).get("form", config.keep)
+        self._tell_next(known if config.keep == "auto" else config.keep)
 
     def _weights(self) -> dict[str, str]:
         """Digests of the networks that it asks; to pick real images takes no diffusion model."""
@@ -139,6 +138,13 @@ class CompressStage(Stage):
         return self._builder.models.encoder(
             self.config.encoder, self._train.detector, self._train.preset
         )
+
+    def _tell_next(self, form: str) -> None:
+        """Name the command that follows: features are not drawn from."""
+        settings = self._builder.settings
+        self.next_command = settings.command("replay", self.name)
+        if form == "features":
+            self.next_command = settings.command("train", "NEW", past=self.name)
 
     def prepare(self) -> None:
         """Build the masks of the class."""
@@ -201,6 +207,7 @@ class CompressStage(Stage):
         artifact = self._with_limits(kept)
         plan.check_inputs()
         artifact.save(plan.path)
+        self._tell_next(str(artifact.header["form"]))
         checkpoint.clear()
 
     def _kept_bank(self) -> KeptBanks:
