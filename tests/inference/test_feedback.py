@@ -277,10 +277,13 @@ def test_every_tile_of_a_picture_is_learned(save, tmp_path):
     wide = np.concatenate([striped(8, 100), marked(101)], axis=1)
     photos = written(tmp_path / "wide", [wide])
     assert verdicts(path, photos, "--class", "fine")[0] == ["anomalous"]
+    before = DetectorArtifact.load(path).thresholds["by_class"]["fine"]
 
     assert call("feedback", path, photos, "--class", "fine", "--good").exit_code == 0
 
     assert verdicts(path, photos, "--class", "fine")[0] == ["normal"]
+    after = DetectorArtifact.load(path).thresholds["by_class"]["fine"]
+    assert after["image"] == before["image"], "the mark is learned, no limit is raised for it"
 
 
 def test_a_class_that_is_forgotten_takes_its_feedback_along(save, odd, tmp_path):
@@ -421,6 +424,8 @@ def test_where_there_is_one_class_its_lower_limit_counts_without_its_name(save, 
     assert call("feedback", path, photo, "--class", "fine", "--defective").exit_code == 0
 
     assert verdicts(path, photo)[0] == ["anomalous"]
+    limits = DetectorArtifact.load(path).thresholds
+    assert limits["image"] == limits["by_class"]["fine"]["image"] < overall["image"]
     call("feedback", path, "--undo")
     assert path.read_bytes() == before
 
