@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from replaycad.artifacts.detector import DetectorArtifact
 from replaycad.continual.forgetting import BANK, INDEX, RECORDS
-from replaycad.detectors.limits import SLACK
+from replaycad.detectors.limits import SLACK, score_at
 
 GOOD, DEFECTIVE = "good", "defective"
 
@@ -107,8 +107,8 @@ def _changed(before: Limits, after: Limits) -> list[str]:
 def false_alarms(limits: Limits, score: float) -> float:
     """Share of good photos that scores above `score` is expected of, in 0..1.
 
-    From the median of good scores and their limit, taken for log-normal; where one of them is not
-    above 0, for normal.
+    The inverse of `score_at`: from the median of good scores and their limit, taken for log-normal;
+    where one of them is not above 0, for normal.
     """
     usual, limit = float(limits["typical_image"]), float(limits["image"])
     place = NormalDist().inv_cdf(1 - limits["false_alarm_rate"])
@@ -116,15 +116,6 @@ def false_alarms(limits: Limits, score: float) -> float:
         usual, limit, score = (float(np.log(one)) for one in (usual, limit, score))
     spread = max(limit - usual, 1e-12) / place
     return 1 - NormalDist().cdf((score - usual) / spread)
-
-
-def score_at(limits: Limits, rate: float) -> float:
-    """The score that so many good photos are expected to exceed: the inverse of `false_alarms`."""
-    usual, limit = float(limits["typical_image"]), float(limits["image"])
-    stretch = NormalDist().inv_cdf(1 - rate) / NormalDist().inv_cdf(1 - limits["false_alarm_rate"])
-    if min(usual, limit) > 0:
-        return float(usual * (limit / usual) ** stretch)
-    return float(usual + (limit - usual) * stretch)
 
 
 def lowered(

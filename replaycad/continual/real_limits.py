@@ -25,7 +25,7 @@ from replaycad.detectors.limits import (
     measured,
     together,
 )
-from replaycad.detectors.patchcore.network import PatchCore
+from replaycad.detectors.patchcore.network import NO_PLACE, PatchCore
 from replaycad.detectors.patchcore.preset import PatchCorePreset
 from replaycad.progress import Report, silent
 from replaycad.runtime import generator
@@ -45,7 +45,6 @@ others; 1.5 lost none and told 93 % and 49 %. Conditions of a class that varies 
 they were never shown."""
 MEASURED = LIMITS[1:]  # all but the rate
 BATCH_SIZE = 8
-_NOT_DRAWN = -2  # a place that no patch of a bank has
 Limits = Mapping[str, float]
 
 
@@ -193,14 +192,15 @@ def measure(
     bank = PatchCore(encoder.channels, encoder.strides, size, preset).to(encoder.device).eval()
     starts = range(0, len(drawn), BATCH_SIZE)
     chunks = [torch.from_numpy(drawn[start : start + BATCH_SIZE]) for start in starts]
-    bank.fit(map(encoder.encode_images, chunks), 0, generator(seed, "real limits"))
+    encoded = [encoder.encode_images(chunk) for chunk in chunks]  # of few replays, seen twice
+    bank.fit(encoded, 0, generator(seed, "real limits"))
     view = samples[0].view
     whole = view.counted_whole(size)
     replays = []
-    for start, chunk in zip(starts, chunks, strict=True):
+    for start, chunk, features in zip(starts, chunks, encoded, strict=True):
         counted = None if whole is None else np.stack([whole] * len(chunk))
         places = list(range(start, start + len(chunk)))
-        replays.append(_scores(bank, encoder, chunk, counted, places))
+        replays.append(_scores(bank, features, counted, places))
     patches, origin = bank.bank_of(0)  # of each patch, the replay that it is from
     bank.set_bank(0, patches, torch.from_numpy(owners).to(origin.device)[origin])
     rows, held = _judged(len(samples), kept_rows)
@@ -210,7 +210,10 @@ def measure(
         batch = list(range(start, min(start + BATCH_SIZE, len(rows))))
         images = torch.from_numpy(mixture.images(batch))
         real.append(
-            _scores(bank, encoder, images, mixture.counted(batch), [held[row] for row in batch])
+            _scores(
+                bank, encoder.encode_images(images), mixture.counted(batch),
+                [held[row] for row in batch],
+            )
         )
     mixture.close()
     found = [
@@ -222,23 +225,21 @@ def measure(
 
 
 def _judged(num_images: int, kept_rows: Sequence[int]) -> tuple[list[int], list[int]]:
-    """Rows of the images that are judged, and which of the kept ones each is, or `_NOT_DRAWN`."""
+    """Rows of the images that are judged, and which of the kept ones each is, or `NO_PLACE`."""
     numbers = {row: number for number, row in enumerate(kept_rows)}
     others = [row for row in range(num_images) if row not in numbers]
     rows = others if len(others) >= LEAST_OTHERS else list(range(num_images))
     rows = [rows[place] for place in evenly_spaced(len(rows), MOST_JUDGED)]
-    return rows, [numbers.get(row, _NOT_DRAWN) for row in rows]
+    return rows, [numbers.get(row, NO_PLACE) for row in rows]
 
 
 @torch.no_grad()
 def _scores(
     bank: PatchCore,
-    encoder: Encoder,
-    images: torch.Tensor,
+    features: Sequence[torch.Tensor],
     counted: NDArray[np.bool_] | None,
     places: Sequence[int],
 ) -> NormalScores:
     """Scores and distances of images, each held against patches of all places but its own."""
-    features = encoder.encode_images(images)
-    maps, distances = bank.fitted(features, [0] * len(images), places)
+    maps, distances = bank.fitted(features, [0] * len(places), places)
     return replace(measured(bank, maps, counted), distances=distances.cpu().numpy())

@@ -12,7 +12,7 @@ from replaycad.data.mixture import Mixture
 from replaycad.detectors.encoders import Encoder
 from replaycad.detectors.feature_cache import FeatureCache
 from replaycad.detectors.interface import Detector
-from replaycad.detectors.patchcore.network import ROUTE_PICKS, PatchCore
+from replaycad.detectors.patchcore.network import NO_PLACE, ROUTE_PICKS, PatchCore
 from replaycad.detectors.patchcore.preset import PatchCorePreset
 from replaycad.runtime import generator
 
@@ -37,7 +37,7 @@ class Router:
     ) -> NDArray[np.float32]:
         """How far images are from their own class, each as if it were not in the bank, `[B]`."""
         places = [
-            self.places.get(index, {}).get(row, -2)
+            self.places.get(index, {}).get(row, NO_PLACE)
             for index, row in zip(class_index, rows, strict=True)
         ]
         return self.bank.fitted_distances(features, class_index, places).cpu().numpy()
@@ -75,7 +75,6 @@ def router_of(
     Returns:
         None where the encoder has but one level.
     """
-    is_bank = isinstance(detector, PatchCore)
     bank = detector if isinstance(detector, PatchCore) else empty_bank(encoder, mixture.image_size)
     if bank is None:
         return None
@@ -85,7 +84,7 @@ def router_of(
     router = Router(bank)
     for index in np.unique(mixture.class_index).tolist():
         rows = np.flatnonzero(mixture.class_index == index)
-        if not is_bank:
+        if bank is not detector:
             rows = rows[evenly_spaced(len(rows), ROUTER_IMAGES)]
             chunks = np.array_split(rows, -(-len(rows) // batch_size))
             bank.fit(map(features, chunks), index, generator(seed, "router", class_order[index]))

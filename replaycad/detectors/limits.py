@@ -190,20 +190,26 @@ def calibrated(
     place = rank(len(scores), rate)
     limit = float(scores[min(place, len(scores)) - 1])
     if place > len(scores):
-        limit = max(limit, _carried(typical, trained, rate))
+        limit = max(limit, score_at(trained, rate, typical))
     found["image"] = limit + SLACK * (limit - typical)
     found |= {"photos": len(scores), "promised": promised(len(scores), rate)}
     return {**found, "trained": dict(trained)}
 
 
-def _carried(typical: float, trained: Mapping[str, float], rate: float) -> float:
-    """The limit of photos with this median, whose spread is that of training.
+def score_at(limits: Mapping[str, Any], rate: float, typical: float | None = None) -> float:
+    """The score that a share `rate` of good photos is expected to exceed.
 
-    Scores are taken for log-normal, which brings the limit to another rate; where scores are not
-    above 0 they are taken for normal.
+    Scores are taken for log-normal, with the spread between the median and the limit of a class;
+    where they are not above 0, for normal.
+
+    Args:
+        limits: of the class.
+        rate: in 0..1.
+        typical: median of the photos, if it is another than that of the class.
     """
-    usual, limit = trained["typical_image"], trained["image"]
-    stretch = NormalDist().inv_cdf(rate) / NormalDist().inv_cdf(trained["false_alarm_rate"])
+    usual, limit = float(limits["typical_image"]), float(limits["image"])
+    typical = usual if typical is None else typical
+    stretch = NormalDist().inv_cdf(rate) / NormalDist().inv_cdf(limits["false_alarm_rate"])
     if min(usual, limit, typical) > 0:
         return float(typical * (limit / usual) ** stretch)
     return float(typical + (limit - usual) * stretch)

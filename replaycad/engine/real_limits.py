@@ -96,6 +96,9 @@ def grown_limits(
 ) -> ConditionsArtifact:
     """What is kept of a class that grew, with limits of its new photos and of the images of before.
 
+    New photos that are now kept are held against their own replays too, so what they find may be
+    low; it counts only where it is higher than before.
+
     Args:
         builder: of the command.
         measuring: how.

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Iterable, Iterator
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from scipy import stats
 
 from replaycad.artifacts.detector import DetectorArtifact
 from replaycad.artifacts.store import Store
+from replaycad.continual.feedback import with_limits
 from replaycad.data.pixels import read_picture
 from replaycad.data.views import View, view_of
 from replaycad.detectors.limits import (
@@ -93,12 +94,12 @@ class Calibration:
             f"limit of {self.class_name}: {way} to {facts['limit']:.3g} on the old scale, where "
             f"it was 1; of {photos}, {alarms} {_was(alarms)} above the old limit, {now} "
             f"{'is' if now == 1 else 'are'} above the new one",
-            f"{photos} promise{'s' * (count == 1)} at most {_percent(self.after['promised'])} "
+            f"{photos} promise{'s' * (count == 1)} at most {percent(self.after['promised'])} "
             f"false alarms, in the mean over such sets of photos; with this set at most "
-            f"{_percent(facts['at_most'])}, with {100 * CONFIDENCE:g} % confidence",
+            f"{percent(facts['at_most'])}, with {100 * CONFIDENCE:g} % confidence",
         ]
         if count < facts["num_needed"]:
-            rate = _percent(facts["target_false_alarms"])
+            rate = percent(facts["target_false_alarms"])
             lines.append(f"{facts['num_needed']} photos or more can promise {rate}")
         if self.num_repeated:
             were = _was(self.num_repeated)
@@ -148,25 +149,16 @@ def calibrate(
     name = detector_name(store, name)
     path = store.path("detectors", name)
     input_header(path, "detectors")  # or say which there are, before a lock is left
-    alone = nullcontext() if is_dry else store.alone_with(
-        "detectors", name,
-        lambda: report.note(f"waiting: another command is making detectors/{name}"),
-    )  # fmt: skip
-    with alone:
+    with held_alone(store, name, is_dry, report):
         trained, encoder = open_detector(store, name, encoder)
         judging, photos = raw_predictor(trained, encoder, device, class_name), Photos(images)
-        by_class = trained.thresholds["by_class"]
-        before = by_class[class_name]
+        before = trained.thresholds["by_class"][class_name]
         parts = scores_of(judging, class_name, photos, before, report)
         after = calibrated(together(parts), before, rate)
-        thresholds = {**trained.thresholds, "by_class": {**by_class, class_name: after}}
-        is_alone = trained.class_order == [class_name]
-        if is_alone:  # nobody has to name it
-            thresholds |= {kind: value for kind, value in after.items() if kind in thresholds}
         if not is_dry:
-            replace(trained, thresholds=thresholds).save(path)
+            replace(trained, thresholds=with_limits(trained, class_name, after)).save(path)
     scores = np.concatenate([part.image_scores for part in parts])
-    needs_class = not (judging.graph.classes or is_alone)
+    needs_class = not (judging.graph.classes or trained.class_order == [class_name])
     return Calibration(path, class_name, before, after, scores, photos.num_repeated, needs_class)
 
 
@@ -272,7 +264,18 @@ def scores_of(
     return parts
 
 
-def _percent(share: float) -> str:
+def held_alone(
+    store: Store, name: str, is_dry: bool, report: Report
+) -> AbstractContextManager[Any]:
+    """Keep other commands from a detector, unless nothing is to be written."""
+    return nullcontext() if is_dry else store.alone_with(
+        "detectors", name,
+        lambda: report.note(f"waiting: another command is making detectors/{name}"),
+    )  # fmt: skip
+
+
+def percent(share: float) -> str:
+    """`1.5 %` of 0.015."""
     return f"{100 * share:.3g} %"
 
 

@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Iterable
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +28,13 @@ from replaycad.detectors.patchcore.preset import PatchCorePreset
 from replaycad.detectors.registry import preset_for
 from replaycad.engine.staleness import input_header
 from replaycad.errors import ConfigError
-from replaycad.inference.calibrate import Photos, raw_predictor, scores_of
+from replaycad.inference.calibrate import (
+    Photos,
+    held_alone,
+    percent,
+    raw_predictor,
+    scores_of,
+)
 from replaycad.inference.photos import Found
 from replaycad.inference.predict import Predictor, detector_name, open_detector
 from replaycad.progress import Report, silent
@@ -106,7 +111,7 @@ class Feedback:
             way = "rises" if facts["limit"] > 1 else "falls"
             lines.append(
                 f"limit of {name}: {way} to {facts['limit']:.3g} on the old scale, where it was 1; "
-                f"{_percent(facts['expected_false_alarms'])} of good photos are expected above it"
+                f"{percent(facts['expected_false_alarms'])} of good photos are expected above it"
             )
             if self.needs_class:
                 lines.append(
@@ -116,7 +121,7 @@ class Feedback:
         if not is_good and now < count:
             lines.append(
                 f"{count - now} of the defects score like good photos: a limit below them all "
-                f"would raise alarms on {_percent(facts['needed_false_alarms'])} of good ones"
+                f"would raise alarms on {percent(facts['needed_false_alarms'])} of good ones"
             )
         if self.num_repeated:
             were = "was" if self.num_repeated == 1 else "were"
@@ -163,7 +168,7 @@ def learn(
     name, found = detector_name(store, name), list(images)
     path = store.path("detectors", name)
     input_header(path, "detectors")  # or say which there are, before a lock is left
-    with _alone(store, name, is_dry, report):
+    with held_alone(store, name, is_dry, report):
         trained, encoder = open_detector(store, name, encoder)
         judging, photos = raw_predictor(trained, encoder, device, class_name), Photos(found)
         before = trained.thresholds["by_class"][class_name]
@@ -223,7 +228,7 @@ def undo(store: Store, name: str, is_dry: bool = False, report: Report = silent)
     name = detector_name(store, name)
     path = store.path("detectors", name)
     input_header(path, "detectors")
-    with _alone(store, name, is_dry, report):
+    with held_alone(store, name, is_dry, report):
         trained = DetectorArtifact.load(path)
         if not records(trained.header):
             raise ConfigError(f"{path} holds no feedback", "it is as it was trained")
@@ -248,14 +253,6 @@ def told_of_undo(facts: dict[str, Any]) -> list[str]:
     if not facts["limits_back"]:
         lines.append(f"limits of {name} stay: they were set anew since")
     return lines
-
-
-def _alone(store: Store, name: str, is_dry: bool, report: Report) -> Any:
-    """Hold the detector, unless nothing is to be written."""
-    return nullcontext() if is_dry else store.alone_with(
-        "detectors", name,
-        lambda: report.note(f"waiting: another command is making detectors/{name}"),
-    )  # fmt: skip
 
 
 def _image_scores(parts: list[NormalScores]) -> np.ndarray:
@@ -295,7 +292,3 @@ def _new_rows(
     patches = torch.cat(parts)
     rows, num_left = new_patches(known, patches, room, reach)
     return patches[rows].cpu().numpy(), num_left
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.3g} %"

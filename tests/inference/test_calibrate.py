@@ -31,11 +31,10 @@ from replaycad.engine.inputs import InputDigests
 from replaycad.inference.calibrate import parsed_rate
 from replaycad.inference.export import FORMATS, export_detector
 from tests.conftest import invoke, states
+from tests.inference.test_products import PERIODS, SIZE, Stripes
 from tests.toy import draw_object
 
-SIZE = 64
 ENCODER = "efficientnet-lite0"
-PERIODS = {"coarse": 32, "fine": 8}  # px of stripes
 TRAINED = {
     "false_alarm_rate": 0.01, "image": 3.0, "typical_image": 1.0, "pixel": 2.0,
     "typical_pixel": 1.0, "product": 9.0,
@@ -130,21 +129,6 @@ def striped(period, seed, amplitude=60, side=SIZE, noise=6):
     wave = np.sin(2 * np.pi * (np.arange(side) + random.integers(0, 3)) / period)
     grey = 128 + amplitude * wave[:, None] + random.normal(0, noise, (side, side))
     return np.repeat(grey.clip(0, 255).astype(np.uint8)[..., None], 3, axis=2)
-
-
-class Stripes:
-    """Images of a class."""
-
-    image_size = SIZE
-
-    def __init__(self, period):
-        self.pixels = np.stack([striped(period, seed) for seed in range(12)]).transpose(0, 3, 1, 2)
-
-    def __len__(self):
-        return len(self.pixels)
-
-    def images(self, indices):
-        return self.pixels[list(indices)]
 
 
 @pytest.fixture(scope="module")

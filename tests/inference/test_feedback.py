@@ -16,11 +16,11 @@ from replaycad.continual.feedback import (
     false_alarms,
     lowered,
     records,
-    score_at,
     without_latest,
 )
 from replaycad.continual.forgetting import rows_of
 from replaycad.data.views import View
+from replaycad.detectors.limits import score_at
 from replaycad.detectors.patchcore.growth import new_patches, spacing
 from replaycad.detectors.patchcore.preset import PRESETS
 from replaycad.inference.feedback import GROWTH

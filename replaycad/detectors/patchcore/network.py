@@ -18,6 +18,7 @@ ROUTE_PICKS = 500
 """Patches of each bank that an image is routed by, the first of its coreset. Of 757 images of six
 real classes, 0 went to a wrong class by 200, 500 or all 4,000 patches, 157 (all screws) by 50."""
 ROUTE_EVERY = 4  # patch of an image that its route is found by
+NO_PLACE = -2  # a place that no patch of a bank is from; -1 are those of banks that were loaded
 OWN_SHARE = 0.25
 """Of the patches of an image, which the distance to a class exceeds: defects leave these alone. On
 six real classes, in parts of the median of good images, good ones came to 1.2, defective ones to
@@ -283,16 +284,28 @@ class PatchCore(Detector):
 
         Where images are routed these are the others of its class.
         """
-        return self.fitted(features, class_index, places)[0]
+        return self._held_apart(features, self.patches(features), class_index, places)
 
     @torch.no_grad()
     def fitted(
         self, features: Sequence[torch.Tensor], class_index: Sequence[int], places: Sequence[int]
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Maps as `fitted_maps`, and the distances to the own class `[B]`, as `routed_maps`."""
-        distances, lows = [], []
-        rows = zip(self.patches(features), class_index, places, strict=True)
-        for patches, index, place in rows:
+        patches = self.patches(features)
+        rows = zip(patches, class_index, places, strict=True)
+        lows = torch.stack([self._own_distance(*row) for row in rows])
+        return self._held_apart(features, patches, class_index, places), lows
+
+    def _held_apart(
+        self,
+        features: Sequence[torch.Tensor],
+        embedded: torch.Tensor,
+        class_index: Sequence[int],
+        places: Sequence[int],
+    ) -> torch.Tensor:
+        """`fitted_maps` of patches `[B, P, D]`."""
+        distances = []
+        for patches, index, place in zip(embedded, class_index, places, strict=True):
             own = self.bank_class_index == index
             among = own if self.preset.is_routed else torch.ones_like(own)
             others = among & ~(own & (self._bank_place == place))
@@ -300,8 +313,7 @@ class PatchCore(Detector):
                 others = among
             bank = self.bank[others]
             distances.append(nearest_squared_distances(patches, bank))
-            lows.append(self._own_distance(patches, index, place))
-        return self._to_maps(torch.stack(distances), features), torch.stack(lows)
+        return self._to_maps(torch.stack(distances), features)
 
     @torch.no_grad()
     def fitted_distances(
