@@ -332,3 +332,13 @@ def test_a_contact_sheet_shows_no_replays_of_an_earlier_form(tmp_path):
         found[form] = len(pictures_of(data, store, "disc", "disc")["replay"])
 
     assert found == {"exemplars": 1, "features": 0}
+
+
+def test_what_comes_after_features_is_a_training_and_no_replay_also_where_they_were_chosen(run):
+    auto = ("compress", "--class", "disc", "--keep", "auto", "--set", "train.detector=patchcore")
+
+    made, found = run(*auto), run(*auto)
+
+    assert "kept as features" in made.stderr
+    for result in (made, found):  # the second answers that nothing has changed
+        assert "next: replaycad train --class NEW --past disc" in result.stdout
