@@ -34,7 +34,8 @@ FIGURES = ("image_auroc", "pixel_ap")
 
 def joint(builder: Builder, classes: Sequence[str], seed: int) -> dict[str, Any]:
     """Figures of one detector that had the real images of all classes."""
-    start, name = time.monotonic(), f"{JOINT}-{seed}"
+    start = time.monotonic()
+    name = f"{builder.settings.config(TrainConfig).detector}-{JOINT}-{seed}"
     builder.build(TrainStage(builder, classes, (), name, seed))
     outcome = builder.build(EvalStage(builder, classes, name))
     return _row(outcome.plan.path, classes, {
