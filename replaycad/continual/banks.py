@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from replaycad.continual.real_limits import RealLimits, of_real_images
+from replaycad.continual.real_limits import RealLimits, give_look, of_real_images
 from replaycad.data.images import evenly_spaced
 from replaycad.data.mixture import Mixture
 from replaycad.detectors.encoders import Encoder
@@ -112,6 +112,7 @@ def fit_banks(
                 known["image_scores"], known["map_values"], mixture.num_tiles[int(index)]
             )
             limits[name] = dict(zip(LIMITS, known["limits"].tolist(), strict=True))
+        give_look(detector, int(index), real.get(name) if index in mixture.replayed else None)
         if index in mixture.replayed:
             limits[name] = of_real_images(name, limits[name], real.get(name), True, report)
             scores[name] = scores[name].moved(limits[name])

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from replaycad.artifacts.detector import DetectorArtifact
 
 BANK, INDEX = "bank", "bank_class_index"
+LOOKS, LOOKS_INDEX = "looks.rows", "looks.class_index"
 RECORDS = "feedback"  # field of a header: what people said of photos of a class, the latest last
 
 Limits = Mapping[str, Any]
@@ -47,14 +48,12 @@ def without_class(artifact: DetectorArtifact, class_name: str) -> DetectorArtifa
         ValueError: the detector does not know the class.
     """
     gone = artifact.class_order.index(class_name)
-    index = artifact.state[INDEX]
-    kept = index != gone
-    left = index[kept]
-    state = {
-        **artifact.state,
-        BANK: artifact.state[BANK][kept],
-        INDEX: left - (left > gone).astype(left.dtype),
-    }
+    state = dict(artifact.state)
+    for rows, of_class in ((BANK, INDEX), (LOOKS, LOOKS_INDEX)):
+        if of_class in state:  # detectors of before have no looks
+            kept = state[of_class] != gone
+            left = state[of_class][kept]
+            state |= {rows: state[rows][kept], of_class: left - (left > gone).astype(left.dtype)}
     views = {n: v for n, v in artifact.header.get("views", {}).items() if n != class_name}
     header = {**artifact.header, "views": views} if "views" in artifact.header else artifact.header
     if RECORDS in header:  # with limits of the class and names of its photos

@@ -20,11 +20,11 @@ from replaycad.detectors.encoders import Encoder
 from replaycad.detectors.limits import (
     FALSE_ALARM_RATE,
     LIMITS,
-    PRODUCT_MARGIN,
     NormalScores,
     measured,
     together,
 )
+from replaycad.detectors.patchcore.looks import PLACEHOLDER, Look, fit_look, some
 from replaycad.detectors.patchcore.network import NO_PLACE, PatchCore
 from replaycad.detectors.patchcore.preset import PatchCorePreset
 from replaycad.progress import Report, silent
@@ -36,14 +36,8 @@ it: conditions of three classes gave 1634, 1583 and 1355 by 120 replays, 1647, 1
 1705, 1773 and 1450 by 24."""
 MOST_JUDGED = 128  # real images, evenly spaced
 LEAST_OTHERS = 32  # of them that are not kept themselves, or kept ones are judged as well
-REPLAYED_MARGIN = 1.2
-"""Of a replayed class in place of `PRODUCT_MARGIN`. Real images lie far from replays, and all of
-them about equally far: on ten procedural classes none came to more than 1.14 times the distance
-that 1 % exceed. On six real ones, each also left out of the detector, 1.2 lost 5 of 464 images
-from images in 50 kB, all of defects, and none from conditions, and told 100 % and 63 % of the
-others; 1.5 lost none and told 93 % and 49 %. Conditions of a class that varies much take in what
-they were never shown."""
 MEASURED = LIMITS[1:]  # all but the rate
+LOOK = "look"  # field of a record
 BATCH_SIZE = 8
 Limits = Mapping[str, float]
 
@@ -57,11 +51,13 @@ class RealLimits:
         replays: limits of the replays, each held against all others.
         is_same_bank: whether a memory bank of the detector at hand measures alike: by the same
             levels of the same encoder, at the same image size.
+        look: of real images; None where they were too few.
     """
 
     real: Limits
     replays: Limits
     is_same_bank: bool = False
+    look: Look | None = None
 
     @classmethod
     def of(cls, record: object, bank: str) -> "RealLimits | None":
@@ -81,7 +77,8 @@ class RealLimits:
             if not all(isinstance(value, float | int) for value in values):
                 return None
             parts.append(dict(zip(MEASURED, values, strict=True)))
-        return cls(parts[0], parts[1], record.get("bank") == bank)
+        look = Look.of(record.get(LOOK))
+        return cls(parts[0], parts[1], record.get("bank") == bank, look)
 
 
 UNSEEN_FACTOR = 1.65
@@ -143,19 +140,34 @@ def of_real_images(
     return found
 
 
-def record(real: Limits, replays: Limits, bank: str) -> dict[str, Any]:
+def give_look(bank: PatchCore, class_index: int, real: RealLimits | None) -> None:
+    """Tell a bank what real images of a class look like; nothing where nobody knows.
+
+    Args:
+        bank: has patches of the class.
+        class_index: which class this is.
+        real: of a replayed class; None of one whose real images are in the bank.
+    """
+    if real is None or not real.is_same_bank:
+        bank.looks.set(class_index, None, 0.0)
+    else:
+        bank.looks.set(class_index, real.look, real.real["product"])
+
+
+def record(found: RealLimits, bank: str) -> dict[str, Any]:
     """For a header, in few bytes: in the order of `MEASURED`, for which four digits are enough."""
-    parts = {"real": real, "replays": replays}
-    rounded = {
+    parts = {"real": found.real, "replays": found.replays}
+    rounded: dict[str, Any] = {
         name: [float(f"{part[kind]:.4g}") for kind in MEASURED] for name, part in parts.items()
     }
-    return {**rounded, "bank": bank}
+    look = {} if found.look is None else {LOOK: found.look.record()}
+    return {**rounded, **look, "bank": bank}
 
 
 def placeholder(bank: str) -> dict[str, Any]:
     """A record that takes as many bytes as any, for a header whose bytes are counted before."""
     longest = dict.fromkeys(MEASURED, -1.234e-100)
-    return record(longest, longest, bank)
+    return {**record(RealLimits(longest, longest), bank), LOOK: PLACEHOLDER}
 
 
 def measure(
@@ -166,7 +178,8 @@ def measure(
     encoder: Encoder,
     preset: PatchCorePreset,
     seed: int,
-) -> tuple[dict[str, float], dict[str, float]]:
+    known: Look | None = None,
+) -> RealLimits:
     """Hold real images, and replays, against a memory bank of replays.
 
     An image that is kept is held against the replays of all others; where enough images are not
@@ -180,9 +193,7 @@ def measure(
         encoder: frozen.
         preset: of the bank.
         seed: of the bank's coreset.
-
-    Returns:
-        limits of real images, and of replays.
+        known: look of earlier images of the class, which takes these in; None if there is none.
 
     Raises:
         ConfigError: if bank and encoder do not fit together.
@@ -205,23 +216,23 @@ def measure(
     bank.set_bank(0, patches, torch.from_numpy(owners).to(origin.device)[origin])
     rows, held = _judged(len(samples), kept_rows)
     mixture = Mixture([Source(class_index=0, samples=[samples[row] for row in rows])], size)
-    real = []
+    real, looks, variances = [], [], []
     for start in range(0, len(rows), BATCH_SIZE):
         batch = list(range(start, min(start + BATCH_SIZE, len(rows))))
-        images = torch.from_numpy(mixture.images(batch))
-        real.append(
-            _scores(
-                bank, encoder.encode_images(images), mixture.counted(batch),
-                [held[row] for row in batch],
-            )
-        )
+        features = encoder.encode_images(torch.from_numpy(mixture.images(batch)))
+        places = [held[row] for row in batch]
+        real.append(_scores(bank, features, mixture.counted(batch), places))
+        few = some(bank.patches(features))
+        looks.append(bank.looks.of(few).cpu().numpy())
+        variances.append(few.var(dim=1, unbiased=False).mean(dim=1).cpu().numpy())
     mixture.close()
     found = [
         replace(together(parts), num_tiles=view.num_tiles or 1).limits()
         for parts in (real, replays)
     ]
-    found[0]["product"] *= REPLAYED_MARGIN / PRODUCT_MARGIN
-    return found[0], found[1]
+    seen = np.concatenate(looks)
+    look = fit_look(seen, np.concatenate(variances)) if known is None else known.widened(seen)
+    return RealLimits(found[0], found[1], look=look)
 
 
 def _judged(num_images: int, kept_rows: Sequence[int]) -> tuple[list[int], list[int]]:

@@ -1,12 +1,14 @@
 """Which class an image is of, for detectors that do not tell: a small memory bank of each class."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from replaycad.continual.real_limits import RealLimits, give_look
 from replaycad.data.images import evenly_spaced
 from replaycad.data.mixture import Mixture
 from replaycad.detectors.encoders import Encoder
@@ -59,6 +61,7 @@ def router_of(
     batch_size: int,
     seed: int,
     state: dict[str, NDArray[Any]],
+    real: Mapping[str, RealLimits | None] = MappingProxyType({}),
 ) -> Router | None:
     """What tells the classes apart: a memory bank by itself, beside any other detector another.
 
@@ -71,6 +74,7 @@ def router_of(
         batch_size: images at once.
         seed: of the coresets.
         state: of the router of the detector that the training went on from; may be empty.
+        real: by class name, how real images of replayed classes score against replays.
 
     Returns:
         None where the encoder has but one level.
@@ -88,6 +92,8 @@ def router_of(
             rows = rows[evenly_spaced(len(rows), ROUTER_IMAGES)]
             chunks = np.array_split(rows, -(-len(rows) // batch_size))
             bank.fit(map(features, chunks), index, generator(seed, "router", class_order[index]))
+        known = real.get(class_order[index]) if index in mixture.replayed else None
+        give_look(bank, index, known)
         router.places[index] = {int(row): place for place, row in enumerate(rows)}
     return router
 

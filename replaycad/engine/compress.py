@@ -256,7 +256,7 @@ class CompressStage(Stage):
         from replaycad.stages.compress import within_budget  # brings diffusers
         from replaycad.stages.exemplars import keep_exemplars
 
-        header |= reserved_limits() if config.real_limits else {}
+        header |= reserved_limits(config.budget) if config.real_limits else {}
         kept, rows = None, list[int]()
         if config.keep != "exemplars":
             searched = self._searched(masks, config, header, checkpoint)

@@ -217,7 +217,7 @@ class GrowStage(Stage):
         header = {name: value for name, value in before.items() if name not in left_out}
         header |= plan.header((self._class_name,))
         if LIMITS_OF_REAL in header:  # what is kept is counted with it
-            header |= reserved_limits()
+            header |= reserved_limits(self._working.budget)
         return {
             **header,
             # what changed in the code since concerns this one as before

@@ -15,6 +15,10 @@ from replaycad.engine.replay import draw_apart
 
 if TYPE_CHECKING:
     from replaycad.detectors.encoders import Encoder
+    from replaycad.detectors.patchcore.looks import Look
+
+
+LEAST_WITH_LOOK = 10_000  # bytes of a class; below, the kB of its look is worth more elsewhere
 
 
 @dataclass(frozen=True)
@@ -37,7 +41,12 @@ class Measuring:
 
 
 def with_real_limits(
-    builder: Builder, measuring: Measuring, kept: Kept, samples: Sequence[Sample], seed: int
+    builder: Builder,
+    measuring: Measuring,
+    kept: Kept,
+    samples: Sequence[Sample],
+    seed: int,
+    known: "Look | None" = None,
 ) -> ConditionsArtifact:
     """What is kept, with a record of these limits in its header.
 
@@ -47,6 +56,7 @@ def with_real_limits(
         kept: conditions, real images or both, and which of the samples are among them.
         samples: real images as the class is seen.
         seed: of the replays and the bank.
+        known: look of earlier images of the class.
 
     Raises:
         ConfigError: if bank and encoder do not fit together.
@@ -56,7 +66,7 @@ def with_real_limits(
 
     from replaycad.continual.exemplars import resized
     from replaycad.continual.kept_images import picked_place
-    from replaycad.continual.real_limits import NUM_REPLAYS, measure, record
+    from replaycad.continual.real_limits import LOOK, NUM_REPLAYS, measure, record
     from replaycad.stages.replay import image_seeds
 
     artifact = kept.artifact
@@ -73,15 +83,17 @@ def with_real_limits(
     if kept.rows:
         seeds = image_seeds(name, seed, count)
         owners = np.array([picked_place(one, len(kept.rows)) for one in seeds])
-    real, replays = measure(
-        samples, kept.rows, drawn, owners, measuring.encoder, measuring.preset, seed
+    found = measure(
+        samples, kept.rows, drawn, owners, measuring.encoder, measuring.preset, seed, known
     )
-    ratio = real["typical_image"] / max(replays["typical_image"], 1e-12)
+    ratio = found.real["typical_image"] / max(found.replays["typical_image"], 1e-12)
     builder.report.note(
         f"{name}: real images lie {ratio:.1f} times as far from replays as these from each other; "
         "limits allow for that"
     )
-    limits = record(real, replays, measuring.bank)
+    if LOOK not in artifact.header.get(LIMITS_OF_REAL, {}):  # no room was left for it
+        found = replace(found, look=None)
+    limits = record(found, measuring.bank)
     return replace(artifact, header={**artifact.header, LIMITS_OF_REAL: limits})
 
 
@@ -111,19 +123,30 @@ def grown_limits(
     from replaycad.continual.real_limits import RealLimits, record
     from replaycad.detectors.limits import combined
 
-    found = with_real_limits(builder, measuring, Kept(grown), photos, seed)
-    old, new = (
-        RealLimits.of(one.header.get(LIMITS_OF_REAL), measuring.bank) for one in (before, found)
-    )
-    if old is None or new is None or not old.is_same_bank:
+    old = RealLimits.of(before.header.get(LIMITS_OF_REAL), measuring.bank)
+    known = old.look if old is not None and old.is_same_bank else None
+    found = with_real_limits(builder, measuring, Kept(grown), photos, seed, known)
+    new = RealLimits.of(found.header.get(LIMITS_OF_REAL), measuring.bank)
+    if new is None:
         return found
-    real = combined(old.real, new.real, num_before, len(photos))
-    limits = record(real, new.replays, measuring.bank)
+    if old is None or not old.is_same_bank:
+        new = replace(new, look=None)  # of the new photos alone
+    else:
+        real = combined(old.real, new.real, num_before, len(photos))
+        new = replace(new, real=real, look=new.look if old.look else None)
+    limits = record(new, measuring.bank)
     return replace(found, header={**found.header, LIMITS_OF_REAL: limits})
 
 
-def reserved_limits() -> dict[str, Any]:
-    """A field of a header with as many bytes as limits take."""
-    from replaycad.continual.real_limits import placeholder
+def reserved_limits(budget: int) -> dict[str, Any]:
+    """A field of a header with as many bytes as limits take.
 
-    return {LIMITS_OF_REAL: placeholder("0" * 16)}
+    Args:
+        budget: bytes that a class may take in all; 0 for any number.
+    """
+    from replaycad.continual.real_limits import LOOK, placeholder
+
+    found = placeholder("0" * 16)
+    if 0 < budget < LEAST_WITH_LOOK:
+        del found[LOOK]
+    return {LIMITS_OF_REAL: found}

@@ -140,7 +140,7 @@ def _judged(
     """What tells the classes of a detector apart, and its limits of normal scores."""
     detector.eval()
     known, size = init.router if init is not None else {}, config.batch_size
-    router = router_of(detector, mixture, class_order, features, encoder, size, seed, known)
+    router = router_of(detector, mixture, class_order, features, encoder, size, seed, known, real)
     limits = normal_limits(detector, features, mixture, class_order, size, router, real, report)
     return router, limits
 

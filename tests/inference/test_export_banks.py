@@ -6,6 +6,7 @@ import torch
 
 from replaycad.artifacts.detector import DetectorArtifact
 from replaycad.detectors.encoders import load_encoder
+from replaycad.detectors.patchcore.looks import DIRECTIONS, WIDTH, Look
 from replaycad.detectors.registry import build_detector
 from replaycad.inference.export import FORMATS
 from replaycad.inference.predict import DetectorGraph
@@ -35,6 +36,8 @@ def test_a_file_routes_each_image_as_the_detector_does(form, tmp_path):
         shown = [images_of(mean, seed) for seed in range(count)]
         levels = [encoder.encode_images(torch.from_numpy(one)) for one in shown]
         detector.fit(levels, index, torch.Generator().manual_seed(0))
+    far = Look(np.zeros((1 + DIRECTIONS, WIDTH), np.float32), 1.0, 1.0)
+    detector.looks.set(1, far, 500.0)
     trained = DetectorArtifact(
         detector="patchcore", preset="standard", encoder=ENCODER, image_size=SIZE,
         class_order=["dark", "light"], header={},
@@ -52,6 +55,9 @@ def test_a_file_routes_each_image_as_the_detector_does(form, tmp_path):
             wanted = graph(torch.from_numpy(image))
             scores, maps, row, distance = run(path, image)
             assert row.item() == (mean == 190)
+            own = detector.looks(detector.patches(encoder.encode_images(torch.from_numpy(image))))
+            assert wanted[3] >= own[0, row] / limits(4.0)["product"] * 0.999
+            assert own[0, 1] > own[0, 0] == 0
             for found, expected in zip(
                 (scores, maps, distance), (wanted[0], wanted[1], wanted[3]), strict=True
             ):

@@ -48,6 +48,7 @@ _GROW = "tests/engine/test_grow.py"
 _ALIGN = "tests/diffusion/test_alignment.py"
 
 _REAL = "tests/continual/test_real_limits.py"
+_LOOKS = "tests/detectors/test_looks.py"
 _ROUTER = "tests/inference/test_router.py"
 
 CHANGES = [
@@ -465,4 +466,21 @@ CHANGES = [
     Change("inference/graph.py", "means, lows = self._router.class_distances(features)",
            "lows, means = self._router.class_distances(features)",
            "distances and routes of a trained detector are mixed up", _ROUTER),
+    Change("continual/router.py", "give_look(bank, index, known)", "pass",
+           "a router does not know what replayed classes look like", _REAL),
+    Change("continual/banks.py", "real.get(name) if index in mixture.replayed else None", "None",
+           "a bank does not know what replayed classes look like", _REAL),
+    Change("continual/real_limits.py", "real is None or not real.is_same_bank:",
+           "real is None:",
+           "looks by other features count as they are", _REAL),
+    Change("detectors/patchcore/network.py", "torch.maximum(lows, self.looks(patches))", "lows",
+           "no image is too far by its look", _LOOKS),
+    Change("detectors/patchcore/looks.py", "limit**0.5 / look.limit", "limit / look.limit",
+           "the limit of a look is not that of its class", _LOOKS),
+    Change("detectors/patchcore/looks.py", "_fitted(np.delete(looks, fold, axis=0), within)",
+           "_fitted(looks, within)", "images are held against a look of themselves", _LOOKS),
+    Change("detectors/patchcore/looks.py", "directions.T @ directions",
+           "0 * directions.T @ directions", "a class differs alike everywhere", _LOOKS),
+    Change("continual/forgetting.py", "(LOOKS, LOOKS_INDEX)", "",
+           "a forgotten class leaves its look", "tests/engine/test_forget.py"),
 ]  # fmt: skip

@@ -9,6 +9,7 @@ from replaycad.anomaly import apply_both_axes
 from replaycad.detectors.interface import Detector
 from replaycad.detectors.patchcore.coreset import greedy_coreset, nearest_squared_distances
 from replaycad.detectors.patchcore.embedding import PUBLISHED_WIDTH, embed
+from replaycad.detectors.patchcore.looks import Looks, some
 from replaycad.detectors.patchcore.preset import PatchCorePreset
 from replaycad.detectors.pyramid import check_pyramid, smoothing_matrix
 from replaycad.errors import ConfigError
@@ -17,7 +18,6 @@ POOL_BYTES = 2**28  # of patches that a bank is picked from at once
 ROUTE_PICKS = 500
 """Patches of each bank that an image is routed by, the first of its coreset. Of 757 images of six
 real classes, 0 went to a wrong class by 200, 500 or all 4,000 patches, 157 (all screws) by 50."""
-ROUTE_EVERY = 4  # patch of an image that its route is found by
 NO_PLACE = -2  # a place that no patch of a bank is from; -1 are those of banks that were loaded
 OWN_SHARE = 0.25
 """Of the patches of an image, which the distance to a class exceeds: defects leave these alone. On
@@ -98,6 +98,7 @@ class PatchCore(Detector):
         # The first picks of each class likewise, by which images are told apart.
         self.register_buffer("_firsts", torch.zeros(0, 0, width), persistent=False)
         self.register_buffer("_first_squares", torch.zeros(0, 0), persistent=False)
+        self.looks = Looks(width)  # of replayed classes
 
     @property
     def is_separate(self) -> bool:
@@ -172,6 +173,7 @@ class PatchCore(Detector):
         else:
             self._banks, self._squares = self.bank[None], self.bank.square().sum(dim=1)[None]
             self._firsts, self._first_squares = self._side_by_side(ROUTE_PICKS)
+        self.looks.arrange(self.known_classes())
 
     def _side_by_side(self, limit: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
         """Banks of the classes, `[K, M, D]`, at most `limit` patches of each; squares `[K, M]`."""
@@ -249,8 +251,8 @@ class PatchCore(Detector):
 
         Returns:
             the mean distance of an image to the bank of each class, by which it is routed, and the
-            distance that `OWN_SHARE` of its patches stay below, both `[B, K]` float32, squared, in
-            the order of `known_classes`.
+            distance that `OWN_SHARE` of its patches stay below, or that of its look (`looks`)
+            if that is more, both `[B, K]` float32, squared, in the order of `known_classes`.
         """
         return self._class_distances(self.patches(features))
 
@@ -260,12 +262,11 @@ class PatchCore(Detector):
 
     def _class_distances(self, patches: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """`class_distances` of patches `[B, P, D]`."""
-        step = ROUTE_EVERY if patches.shape[1] > ROUTE_PICKS else 1
-        found = [
-            _class_distances(patches[row, ::step], self._firsts, self._first_squares)
-            for row in range(len(patches))
-        ]
+        patches = some(patches)
+        found = [_class_distances(one, self._firsts, self._first_squares) for one in patches]
         means, lows = (torch.stack(parts) for parts in zip(*found, strict=True))
+        if len(self.looks.rows):
+            lows = torch.maximum(lows, self.looks(patches))
         return means, lows
 
     def _nearest(self, patches: torch.Tensor, means: torch.Tensor) -> torch.Tensor:
@@ -328,7 +329,7 @@ class PatchCore(Detector):
         own = self.bank_class_index == class_index
         others = own & (self._bank_place != place)
         firsts = self.bank[others if others.any() else own][None, :ROUTE_PICKS]
-        few = patches[::ROUTE_EVERY] if len(patches) > ROUTE_PICKS else patches
+        few = some(patches[None])[0]
         return _class_distances(few, firsts, firsts.square().sum(dim=2))[1][0]
 
     def _to_maps(
