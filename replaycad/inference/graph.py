@@ -36,7 +36,7 @@ class DetectorGraph(nn.Module):
 
     Where classes are told apart, by the detector or a router beside it, each image is judged by the
     thresholds of its class; else by those over all classes. `of_class` has one class's thresholds
-    for all images.
+    for all images, and holds them against its bank where banks are apart.
 
     Args:
         trained: the detector.
@@ -118,7 +118,8 @@ class DetectorGraph(nn.Module):
         if not self.classes or self._router is None:
             return self.detector.anomaly_maps(features), None
         if self._router is self.detector:
-            maps, means, lows = self._router.routed_maps(features)
+            row = self.classes.index(self.named) if self.named else None
+            maps, means, lows = self._router.routed_maps(features, row)
         else:
             maps = self.detector.anomaly_maps(features)
             means, lows = self._router.class_distances(features)

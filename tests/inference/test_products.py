@@ -1,5 +1,6 @@
 """Which product an image is of, or none that is known; and whose threshold it is judged by."""
 
+import copy
 from pathlib import Path
 
 import numpy as np
@@ -125,6 +126,21 @@ def test_another_product_than_the_one_named_is_unknown(predictor):
 
     assert (own.class_name, own.verdict) == ("fine", "normal")
     assert (other.class_name, other.verdict) == ("fine", "unknown product")
+
+
+def test_where_a_class_is_named_its_bank_judges_whatever_an_image_looks_like(trained, predictor):
+    coarse = torch.from_numpy(striped(PERIODS["coarse"], 100).transpose(2, 0, 1))[None]
+    graph = predictor.graph
+    alone = copy.deepcopy(graph.detector)  # with the patches of fine stripes for both classes
+    other = list(PERIODS).index("coarse")
+    own = alone.bank_class_index != other
+    alone.set_bank(other, alone.bank[own], torch.full((int(own.sum()),), -1))
+    expected = alone.anomaly_maps(trained[1].encode_images(coarse))
+
+    maps, _ = graph.of_class("fine").raw_maps(coarse)
+
+    assert torch.allclose(maps, expected, rtol=1e-4, atol=1e-3)
+    assert maps.max() > 2 * graph.raw_maps(coarse)[0].max()
 
 
 def test_a_picture_of_tiles_is_what_most_of_them_are(trained):

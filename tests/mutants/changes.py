@@ -483,4 +483,7 @@ CHANGES = [
            "0 * directions.T @ directions", "a class differs alike everywhere", _LOOKS),
     Change("continual/forgetting.py", "(LOOKS, LOOKS_INDEX)", "",
            "a forgotten class leaves its look", "tests/engine/test_forget.py"),
+    Change("inference/graph.py", "row = self.classes.index(self.named) if self.named else None",
+           "row = None", "an image of another class than the named is held against its own bank",
+           "tests/inference/test_products.py"),
 ]  # fmt: skip

@@ -231,16 +231,22 @@ class PatchCore(Detector):
 
     @torch.no_grad()
     def routed_maps(
-        self, features: Sequence[torch.Tensor]
+        self, features: Sequence[torch.Tensor], row: int | None = None
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Maps as `anomaly_maps`, and how far images are from classes.
+
+        Args:
+            features: pyramid, levels `[B, C, H, W]`.
+            row: of the class among `known_classes` whose bank judges, where banks are apart; None
+                for that of the class that each image is nearest to.
 
         Returns:
             maps, `[B, image_size, image_size]` float32, and `class_distances`.
         """
         patches = self.patches(features)
         means, lows = self._class_distances(patches)
-        nearest = [self._nearest(one, own) for one, own in zip(patches, means, strict=True)]
+        routes = means.argmin(dim=1) if row is None else torch.full_like(means[:, 0], row).long()
+        nearest = [self._nearest(one, route) for one, route in zip(patches, routes, strict=True)]
         return self._to_maps(torch.stack(nearest), features), means, lows
 
     @torch.no_grad()
@@ -269,12 +275,12 @@ class PatchCore(Detector):
             lows = torch.maximum(lows, self.looks(patches))
         return means, lows
 
-    def _nearest(self, patches: torch.Tensor, means: torch.Tensor) -> torch.Tensor:
-        """Squared distances `[P]` of the patches of one image `[P, D]` with `means` `[K]`."""
+    def _nearest(self, patches: torch.Tensor, route: torch.Tensor) -> torch.Tensor:
+        """Squared distances `[P]` of the patches of one image `[P, D]` to one of the banks."""
         bank, squares = self._banks[:1], self._squares[:1]
         if len(self._banks) > 1:
-            route = means.argmin()[None]
-            bank, squares = self._banks.index_select(0, route), self._squares.index_select(0, route)
+            own = route[None]
+            bank, squares = self._banks.index_select(0, own), self._squares.index_select(0, own)
         return nearest_squared_distances(patches, bank[0], squares[0])
 
     @torch.no_grad()
