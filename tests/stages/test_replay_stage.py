@@ -97,6 +97,19 @@ def test_every_row_has_the_image_and_the_mask_of_its_own_seed(tmp_path):
     assert {tuple(np.flatnonzero(mask[4])) for mask in masks} >= {(1, 2), (7, 8)}
 
 
+def test_replays_of_a_class_of_grey_photos_are_grey(tmp_path):
+    seen = {"placement": "context", "view": {"colours": "grey"}}
+    colours, _, seeds = drawn(tmp_path / "colours", conditions())
+
+    grey, _, _ = drawn(tmp_path / "grey", conditions(header=seen))
+
+    assert (colours[:, 0] != colours[:, 1]).any()
+    assert np.array_equal(grey[:, 0], grey[:, 1])
+    assert np.array_equal(grey[:, 0], grey[:, 2])
+    # where no mask is, only green is left, of which every colour gets a third
+    assert grey[:, 0, 0, 0].tolist() == [round(green(seed) / 3) for seed in seeds]
+
+
 def test_seeds_differ_between_images_classes_and_runs_and_not_with_their_number():
     ten = image_seeds("bolt", 0, 10).tolist()
 
