@@ -252,7 +252,7 @@ CHANGES = [
            "an exported file judges by the limits of one class", _PRODUCTS),
     Change("inference/predict.py", "classes.index(self.graph.named)", "row",
            "another product than the one named is normal", _PRODUCTS),
-    Change("inference/predict.py", "np.median(low[:, row])", "np.max(low[:, row])",
+    Change("detectors/products.py", "np.median(low[:, row])", "np.max(low[:, row])",
            "one odd tile makes a picture an unknown product", _PRODUCTS),
     Change("continual/banks.py", "if index in mixture.replayed:", "if False:",
            "every photo of a replayed class is an unknown product", _BANKS),
@@ -462,7 +462,7 @@ CHANGES = [
            "limits of real images are lost between conditions and replays", _REAL),
     Change("artifacts/detector.py", ", (ROUTER, self.router))", ")",
            "what tells classes apart is not in the file", _ROUTER),
-    Change("inference/graph.py", "means, lows = self._router.class_distances(features)",
-           "lows, means = self._router.class_distances(features)",
+    Change("detectors/products.py", "Nearness(*router.class_distances(features))",
+           "Nearness(*router.class_distances(features)[::-1])",
            "distances and routes of a trained detector are mixed up", _ROUTER),
 ]  # fmt: skip
