@@ -279,8 +279,9 @@ def test_a_limit_that_people_set_is_told_with_where_it_went():
     assert (lowered["origin"], lowered["moved"]) == ("moved by feedback of 1 photo", "0.75")
     # Patches alone were learned; then somebody calibrated after a limit was moved.
     assert origin(trained, ["images/bolt"], feedback=[same])["origin"] == "its training images"
-    again = origin(set_anew, ["images/bolt"], feedback=[missed])
-    assert again["origin"] == "calibrated with 12 photos"
+    later = limits(6.0, 2.0, photos=20, promised=0.05, trained=trained)
+    again = origin(later, ["images/bolt"], feedback=[missed])
+    assert (again["origin"], again["moved"]) == ("calibrated with 20 photos", "2.5")
     moved = origin(limits(7.0), ["images/bolt"], feedback=[raised])
     assert (moved["origin"], moved["moved"]) == ("moved by feedback of 2 photos", "3")
 
