@@ -320,8 +320,8 @@ def test_the_page_tells_limits_and_products_and_shows_both_sides(results, page):
         assert f"{own['image']:.4g}" in found.cells
         assert f"{own['typical_image']:.4g}" in found.cells
     assert "no known product" in found.cells
-    assert "products: of 8 test images " in page
-    sides = page.count("<p>Just above the limit, ") + page.count("<p>Just below the limit, ")
+    assert "<p>Of 8 test images " in page
+    sides = page.count("<p>Nearest above the limit: ") + page.count("<p>Nearest below the limit: ")
     assert 2 <= sides <= 4
 
 

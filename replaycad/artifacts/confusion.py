@@ -65,8 +65,8 @@ class Confusion:
         """What a user is told of it."""
         wrong, unknown = self.num_wrong, self.num_unknown
         return (
-            f"products: of {self.counts.sum()} test images {wrong} {_was(wrong)} told to be of a "
-            f"wrong class and {unknown} of {NO_PRODUCT}"
+            f"Of {self.counts.sum()} test images {wrong} {_was(wrong)} told to be of a "
+            f"wrong class and {unknown} of {NO_PRODUCT}."
         )
 
 

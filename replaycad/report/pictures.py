@@ -61,7 +61,7 @@ def extremes(
 def nearest(
     samples: Sequence[Sample], scores: Mapping[str, float], predictor: Predictor
 ) -> dict[str, list[dict[str, Any]]]:
-    """The images that a limit only just stops and only just lets through, the nearest first.
+    """The images nearest to a limit on both sides of it, the nearest first.
 
     Args:
         samples: test images of the class.
@@ -78,8 +78,8 @@ def nearest(
     )
     strips = {}
     for title, is_alarm, words in (
-        ("Just above the limit, stopped", True, ("normal, false alarm", "defect, found")),
-        ("Just below the limit, let through", False, ("normal, passed", "defect, missed")),
+        ("Nearest above the limit: stopped", True, ("normal, false alarm", "defect, found")),
+        ("Nearest below the limit: let through", False, ("normal, passed", "defect, missed")),
     ):
         own = [sample for sample in known if (scores[sample.image_id] > 1) == is_alarm]
         strips[title] = [

@@ -39,7 +39,7 @@ def test_images_are_counted_by_their_class_and_by_what_they_were_told_to_be():
     assert found.counts.tolist() == [[1, 1, 0, 1], [2, 0, 1, 1]]
     assert (found.num_wrong, found.num_unknown) == (2, 2)
     assert found.sentence() == (
-        "products: of 7 test images 2 were told to be of a wrong class and 2 of no known product"
+        "Of 7 test images 2 were told to be of a wrong class and 2 of no known product."
     )
     assert found.document() == {
         "classes": ["bolt", "nut"], "told": ["nut", "bolt", "cap", "no known product"],
@@ -91,4 +91,4 @@ def test_eval_says_how_many_images_were_told_wrong(run, chain, tmp_path, as_json
         told = json.loads(result.stdout)["outcomes"][0]["products"]
         assert [sum(row) for row in told["counts"]] == [4, 4]
     else:
-        assert result.stdout.count("products: of 8 test images ") == 1
+        assert result.stdout.count("Of 8 test images ") == 1
