@@ -12,7 +12,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from replaycad.report import plots
+from replaycad.artifacts import format
+from replaycad.artifacts.detector import DetectorArtifact
+from replaycad.artifacts.scores import SCORES
+from replaycad.continual.real_limits import record
+from replaycad.data.samples import Sample
+from replaycad.report import pictures, plots
+from replaycad.report.limits import SHARED, limit_row
 from replaycad.report.rates import interval, rates, told_of_missed
 from tests.conftest import invoke
 from tests.toy import write_toy
@@ -227,3 +233,114 @@ def test_the_page_tells_missed_defects(results, data, models, tmp_path):
     page = write(store, data, models, tmp_path)
 
     assert page.count(f"Missed defects told by people: {len(photos)};") == 1
+
+
+def limits(image, typical=1.0, **others):
+    return {"image": image, "typical_image": typical, **others}
+
+
+def origin(limit, inputs=(), stored=None, feedback=()):
+    """Row of a bolt with this limit in a detector made from these inputs."""
+    header = {"thresholds": {**limits(9.0), "by_class": {"bolt": limit} if limit else {}},
+              "inputs": dict.fromkeys(inputs, ""), "feedback": list(feedback)}  # fmt: skip
+    return limit_row(header, "bolt", stored or {})
+
+
+def test_a_limit_of_training_is_told_with_what_it_was_measured_on():
+    real = dict.fromkeys(("image", "typical_image", "pixel", "typical_pixel", "product"), 5.0)
+    kept = {"limits_of_real": record(real, real, "a bank")}
+
+    assert origin(limits(3.0), ["images/bolt"]) == {
+        "limit": "3", "typical": "1", "moved": "", "origin": "its training images",
+    }  # fmt: skip
+    for inputs, limit, told in (
+        (["replays/bolt-9kB", "images/nut"], 5.0, "its training images, carried with its replays"),
+        (["replays/bolt-9kB", "images/nut"], 5.1, "estimated from its replays"),
+        (["conditions/bolt-9kB"], 5.0, "its training images, carried with its features"),
+        (["replays/nut"], 5.0, "-"),
+    ):
+        stored = {"conditions/bolt-9kB": {}, "replays/bolt-9kB": kept}
+        assert origin(limits(limit), inputs, stored)["origin"] == told
+    assert origin(None) == {"limit": "9", "typical": "1", "moved": "", "origin": SHARED}
+
+
+def test_a_limit_that_people_set_is_told_with_where_it_went():
+    trained = limits(3.0)  # 2 above what is typical
+    set_anew = limits(4.0, 2.0, photos=12, promised=0.1, trained=trained)
+    missed = {"class_name": "bolt", "photos": [{}], "before": set_anew,
+              "after": {**limits(2.5, 2.0), "trained": trained}}  # fmt: skip
+    same = {"class_name": "bolt", "photos": [{}, {}], "before": trained, "after": trained}
+    raised = {**same, "after": limits(7.0)}
+
+    calibrated = origin(set_anew, ["images/bolt"])
+    lowered = origin(missed["after"], ["images/bolt"], feedback=[missed])
+
+    assert (calibrated["origin"], calibrated["moved"]) == ("calibrated with 12 photos", "1.5")
+    assert (lowered["origin"], lowered["moved"]) == ("moved by feedback of 1 photo", "0.75")
+    # Patches alone were learned; then somebody calibrated after a limit was moved.
+    assert origin(trained, ["images/bolt"], feedback=[same])["origin"] == "its training images"
+    later = limits(6.0, 2.0, photos=20, promised=0.05, trained=trained)
+    again = origin(later, ["images/bolt"], feedback=[missed])
+    assert (again["origin"], again["moved"]) == ("calibrated with 20 photos", "2.5")
+    moved = origin(limits(7.0), ["images/bolt"], feedback=[raised])
+    assert (moved["origin"], moved["moved"]) == ("moved by feedback of 2 photos", "3")
+
+
+def test_images_on_both_sides_of_a_limit_come_nearest_first(monkeypatch, tmp_path):
+    monkeypatch.setattr(pictures, "_shown", lambda what, sample, _: {
+        "what": what, "name": sample.image_id, "score": -1.0})  # fmt: skip
+    scores = {"a": 0.2, "b": 0.9, "c": 1.0, "d": 0.95, "e": 1.5, "f": 1.01, "g": 9.0}
+    samples = [
+        Sample(path=tmp_path, image_id=name, class_name="bolt", kind="any",
+               is_anomalous=name in "cdefg"[::2])
+        for name in [*scores, "not scored"]
+    ]  # fmt: skip
+
+    above, below = pictures.nearest(samples, scores, None).values()
+
+    assert [(one["name"], one["score"]) for one in above] == [("f", 1.01), ("e", 1.5), ("g", 9.0)]
+    # At the limit it is no alarm; a fourth is left out.
+    assert [one["name"] for one in below] == ["c", "d", "b"]
+    assert [one["what"] for one in above] == ["normal, false alarm", "defect, found",
+                                              "defect, found"]  # fmt: skip
+    assert [one["what"] for one in below] == ["defect, missed", "normal, passed",
+                                              "normal, passed"]  # fmt: skip
+    assert [one["is_wrong"] for one in (*above, *below)] == [1, 0, 0, 1, 0, 0]
+
+
+def test_the_page_tells_limits_and_products_and_shows_both_sides(results, page):
+    document = json.loads((results / "results" / "run.json").read_text())
+    name = document["strategies"]["exemplars 8kB"]["artifacts"]["detector"]
+    trained = DetectorArtifact.load(results / "detectors" / f"{name}.safetensors")
+
+    found = read(page)
+
+    for class_name in ("disc", "plate"):
+        own = trained.thresholds["by_class"][class_name]
+        assert f"{own['image']:.4g}" in found.cells
+        assert f"{own['typical_image']:.4g}" in found.cells
+    assert "no known product" in found.cells
+    assert "<p>Of 8 test images " in page
+    sides = page.count("<p>Nearest above the limit: ") + page.count("<p>Nearest below the limit: ")
+    assert 2 <= sides <= 4
+
+
+def test_a_page_of_old_scores_says_why_there_is_no_table_of_products(
+    results, data, models, tmp_path
+):
+    store = shutil.copytree(results, tmp_path / "store")
+    for path in (store / "scores").glob("*.safetensors"):
+        without_products(path)
+
+    page = write(store, data, models, tmp_path)
+
+    assert "these scores are of an earlier version" in page
+    assert "no known product" not in page
+
+
+def without_products(path):
+    """Write scores as an earlier version did."""
+    tensors, header = format.read(path, SCORES)
+    kept = {name: tensors[name] for name in ("image_scores", "image_labels", "class_index")}
+    own = ("told_classes", *format.OWN_FIELDS)
+    format.write(path, SCORES, kept, {n: v for n, v in header.items() if n not in own})

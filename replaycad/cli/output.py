@@ -5,8 +5,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from replaycad.artifacts.confusion import Confusion, read_confusion
 from replaycad.artifacts.format import canonical_json, read_header
 from replaycad.artifacts.scores import SCORES
+from replaycad.artifacts.store import Store
 from replaycad.cli.console import print_json, print_line, print_table
 from replaycad.engine.builder import Outcome
 from replaycad.experiments.tables import METRICS, TITLES, format_bytes, fraction, strategy_row
@@ -52,7 +54,7 @@ def show(outcomes: Sequence[Outcome], as_json: bool, dry_run: bool) -> None:
     else:
         for outcome in outcomes:
             if outcome.plan.stage == "eval":
-                _print_metrics(_metrics(outcome.plan.path))
+                _print_metrics(_metrics(outcome.plan.path), _confusion(outcome))
         rows = [_row(outcome) for outcome in outcomes]
         print_table(("file", "state", "bytes", "images/s", "seconds", "peak memory"), rows)
         print_line(f"next: {outcomes[-1].next_command}")
@@ -270,7 +272,8 @@ def _document(outcome: Outcome, dry_run: bool) -> dict[str, Any]:
         "next": outcome.next_command,
     }
     if plan.stage == "eval":
-        document["metrics"] = _metrics(plan.path)
+        told = _confusion(outcome)
+        document |= {"metrics": _metrics(plan.path), "products": told and told.document()}
     return document
 
 
@@ -278,10 +281,17 @@ def _metrics(path: Path) -> dict[str, Any]:
     return read_header(path, SCORES)["metrics"]
 
 
-def _print_metrics(metrics: Mapping[str, Any]) -> None:
+def _confusion(outcome: Outcome) -> Confusion | None:
+    plan = outcome.plan
+    return read_confusion(Store(plan.path.parents[1]), plan.name)
+
+
+def _print_metrics(metrics: Mapping[str, Any], told: Confusion | None) -> None:
     rows = [
         [name, *(fraction(figures.get(figure)) for figure in FIGURES)]
         for name, figures in (*metrics["classes"].items(), ("mean", metrics["mean"]))
     ]
     print_table(("class", *FIGURES), rows)
+    if told is not None and len(told.told) > 1:
+        print_line(told.sentence())
     print_line("")

@@ -26,7 +26,7 @@ FOLDERS = {"--data": ("REPLAYCAD_DATA", "data"), "--store": ("REPLAYCAD_STORE", 
 LEAST_TILE = 32
 """Pixels of the smallest tile: of fewer, an encoder has a few places all of which are border."""
 
-STAGE_VERSIONS = {"mask": 3, "compress": 9, "replay": 6, "train": 9, "eval": 2}
+STAGE_VERSIONS = {"mask": 3, "compress": 9, "replay": 6, "train": 9, "eval": 3}
 """Raised when the code of a stage changes what it writes: files made before become stale."""
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from copy import copy
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import nn
@@ -11,24 +11,12 @@ from replaycad.anomaly import normalized_scores
 from replaycad.artifacts.detector import DetectorArtifact
 from replaycad.detectors.encoders import Encoder
 from replaycad.detectors.patchcore.network import PatchCore
+from replaycad.detectors.products import Nearness, routed_maps
 from replaycad.errors import ConfigError
 from replaycad.stages.eval import rebuild_detector, rebuild_router
 
 OUTPUTS = ("image_scores", "anomaly_maps")
 TOLD = ("class_index", "product_distances")  # by a detector that tells classes apart
-
-
-class Nearness(NamedTuple):
-    """How far images are from the classes that a detector tells apart.
-
-    Attributes:
-        means: `[B, K]` float32; the class with the least is theirs.
-        lows: `[B, K]` float32, in parts of what images of that class may have: above 1 an image is
-            of no such product.
-    """
-
-    means: torch.Tensor
-    lows: torch.Tensor
 
 
 class DetectorGraph(nn.Module):
@@ -112,18 +100,14 @@ class DetectorGraph(nn.Module):
     def raw_maps(self, images: torch.Tensor) -> tuple[torch.Tensor, Nearness | None]:
         """Anomaly maps `[B, S, S]` float32 of `[B, 3, S, S]` uint8 RGB as they come.
 
-        With them how far images are from classes, None where these are not told apart.
+        With them how far images are from classes, None where these are not told apart; `lows` in
+        parts of what images of a class may have: above 1 an image is of no such product.
         """
+        router = self._router if self.classes else None
+        row = self.classes.index(self.named) if self.named and self.classes else None
         features = self._encoder.encode_images(images)
-        if not self.classes or self._router is None:
-            return self.detector.anomaly_maps(features), None
-        if self._router is self.detector:
-            row = self.classes.index(self.named) if self.named else None
-            maps, means, lows = self._router.routed_maps(features, row)
-        else:
-            maps = self.detector.anomaly_maps(features)
-            means, lows = self._router.class_distances(features)
-        return maps, Nearness(means, lows / self._products)
+        maps, near = routed_maps(self.detector, router, features, row)
+        return maps, near and near._replace(lows=near.lows / self._products)
 
     def patches(self, images: torch.Tensor) -> torch.Tensor:
         """What a memory bank compares, `[B, P, D]` float32, of `[B, 3, S, S]` uint8 RGB."""

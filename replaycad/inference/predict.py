@@ -2,7 +2,6 @@
 
 import sys
 import time
-from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import chain, islice
@@ -21,6 +20,7 @@ from replaycad.data.pixels import read_picture, strange
 from replaycad.data.stitching import stitched_maps
 from replaycad.data.views import WHOLE, View, shared_view, view_of
 from replaycad.detectors.encoders import load_encoder
+from replaycad.detectors.products import Windows
 from replaycad.detectors.registry import preset_for
 from replaycad.engine.inputs import InputDigests
 from replaycad.engine.staleness import check_same_encoder, input_header
@@ -118,21 +118,19 @@ class Predictor:
             DatasetError: if a picture has another size than the view demands.
         """
         view = self.one_view()
-        means: deque[np.ndarray] = deque()  # of the windows of pictures that are not yet told
-        lows: deque[np.ndarray] = deque()
+        windows = Windows()  # of pictures that are not yet told
 
         def maps_of(images: np.ndarray) -> np.ndarray:
             batch = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
             maps, near = self.graph.raw_maps(batch.to(self.device))
             if near is not None:
-                means.extend(near.means.cpu().numpy())
-                lows.extend(near.lows.cpu().numpy())
+                windows.extend(near)
             return maps.cpu().numpy()
 
         named = ((name, view.blanked(picture, name)) for name, picture in pictures)
         at_once = max(batch_size, TILES_AT_ONCE) if view.tile else batch_size
         for _, stitched in stitched_maps(named, view, self.image_size, at_once, maps_of):
-            class_name, distance = self._class_of(means, lows, len(stitched.windows))
+            class_name, distance = self._class_of(windows, len(stitched.windows))
             whole = stitched.whole()
             score = torch.tensor(picture_score(self.graph.detector, stitched, whole))
             shown = self.graph.normalized(torch.from_numpy(whole), "pixel", class_name).numpy()
@@ -141,23 +139,14 @@ class Predictor:
             judged = float(self.graph.normalized(score, "image", class_name))
             yield Judged(judged, shown, self.graph.alarm(class_name), class_name, distance)
 
-    def _class_of(
-        self, means: deque[np.ndarray], lows: deque[np.ndarray], num_windows: int
-    ) -> tuple[str, float | None]:
-        """The class of the next picture, of so many windows, and how far from it its middle one is.
-
-        Where a class was named it is that one.
-        """
+    def _class_of(self, windows: Windows, num_windows: int) -> tuple[str, float | None]:
+        """As `Windows.told`; where a class was named it is that one."""
         classes = self.graph.classes
         if not classes:
             return "", None
-        mean, low = (
-            np.stack([part.popleft() for _ in range(num_windows)]) for part in (means, lows)
-        )
-        row = int(mean.mean(axis=0).argmin())
-        if self.graph.named:
-            row = classes.index(self.graph.named)
-        return classes[row], float(np.median(low[:, row]))
+        named = classes.index(self.graph.named) if self.graph.named else None
+        row, distance = windows.told(num_windows, named)
+        return classes[row], distance
 
 
 def load_predictor(

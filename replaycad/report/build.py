@@ -6,10 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+import numpy as np
 import torch
 
 from replaycad.anomaly import normalized_scores
 from replaycad.artifacts.atomic import write_text
+from replaycad.artifacts.confusion import NO_PRODUCT, confusion
+from replaycad.artifacts.detector import DETECTOR
 from replaycad.artifacts.format import read_header
 from replaycad.artifacts.scores import ScoresArtifact
 from replaycad.artifacts.store import Store
@@ -21,11 +24,17 @@ from replaycad.experiments.results import FIGURES
 from replaycad.experiments.tables import METRICS, TITLES, format_bytes, fraction, strategy_row
 from replaycad.inference.predict import load_predictor
 from replaycad.report import plots
-from replaycad.report.pictures import extremes, pixels_as_data
+from replaycad.report.limits import limit_row
+from replaycad.report.pictures import extremes, nearest, pixels_as_data
 from replaycad.report.rates import rates, told_of_missed
 
 WORDS = {"mean": "mean", "mean_past": "past", "fm": "forgetting", "joint_gap": "gap to joint"}
 _LOW, _HIGH = (178, 24, 43), (33, 102, 172)  # red and blue, which few eyes confuse
+_FAINTEST = 0.2  # share of a colour in a cell that has one
+_TOO_OLD = (
+    "Which product each test image was told to be is not known: these scores are of an earlier "
+    "version. Run `replaycad run` again to see it."
+)
 Document = Mapping[str, Any]
 
 
@@ -53,6 +62,8 @@ def build_report(
         raise ArtifactError(message, "run `replaycad run --class ...` first") from None
     shown, entry = _shown(document["strategies"])
     names = entry["artifacts"]
+    scores = ScoresArtifact.load(store.path("scores", names["detector"]))
+    header = read_header(store.path("detectors", names["detector"]), DETECTOR)
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("replaycad.report", "."), autoescape=True,
         undefined=jinja2.StrictUndefined,
@@ -64,7 +75,9 @@ def build_report(
         table=[strategy_row(name, one) for name, one in document["strategies"].items()],
         left_out=[f"{name}: {why}" for name, why in document.get("left_out", {}).items()],
         plots=_plots(document), matrices=_matrices(document), shown=shown,
-        detector=names["detector"], cards=_cards(store, data, document, entry, encoder, device),
+        detector=names["detector"], products=_products(scores, header["thresholds"]),
+        limits=_limits(store, header, document["classes"], names["stored"]),
+        cards=_cards(store, data, document, entry, scores, encoder, device),
         provenance=_provenance(store, names),
     )  # fmt: skip
 
@@ -134,16 +147,21 @@ def _matrices(document: Document) -> list[dict[str, Any]]:
 
 
 def _cell(value: float | None) -> dict[str, str]:
-    """Text, ground and ink of a cell; light grounds have dark ink and the reverse."""
+    """Text, ground and ink of a cell."""
     if value is None:
         return {"text": "", "colour": "", "ink": ""}
+    return {"text": fraction(value), **_shade(value)}
+
+
+def _shade(value: float) -> dict[str, str]:
+    """Ground and ink, from red at 0 to blue at 1; light grounds have dark ink and the reverse."""
     end, share = (_HIGH, 2 * value - 1) if value >= 0.5 else (_LOW, 1 - 2 * value)
     ground = [round(255 + (one - 255) * share) for one in end]
     linear = [(one / 255) ** 2.2 for one in ground]
     luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
     # The ink of higher contrast (WCAG 2): at least 4.5 on any ground.
     ink = "#000" if (luminance + 0.05) / 0.05 > 1.05 / (luminance + 0.05) else "#fff"
-    return {"text": fraction(value), "colour": f"rgb{tuple(ground)}", "ink": ink}
+    return {"colour": f"rgb{tuple(ground)}", "ink": ink}
 
 
 def _forgotten(matrix: Sequence[Sequence[float | None]]) -> list[str]:
@@ -155,33 +173,68 @@ def _forgotten(matrix: Sequence[Sequence[float | None]]) -> list[str]:
     return found
 
 
+def _products(scores: ScoresArtifact, thresholds: Document) -> dict[str, Any]:
+    """The table of what the test images were told to be, or in `why` why there is none."""
+    told = confusion(scores, thresholds)
+    if told is None:
+        is_old = "told_classes" not in scores.header
+        return {"why": _TOO_OLD if is_old else "This detector does not tell products apart."}
+    columns = [*told.told, NO_PRODUCT]
+    rows = []
+    for name, counts in zip(told.classes, told.counts.tolist(), strict=True):
+        cells = []
+        for column, count in zip(columns, counts, strict=True):
+            # Even one image of many that is told wrong shall catch the eye.
+            share = max(count / sum(counts), _FAINTEST)
+            value = (1 + share if told.is_right(name, column) else 1 - share) / 2
+            ground = _shade(value) if count else {"colour": "", "ink": ""}
+            cells.append({"text": str(count), **ground})
+        rows.append({"name": name, "cells": cells})
+    return {"why": "", "columns": columns, "rows": rows, "sentence": told.sentence()}
+
+
+def _limits(
+    store: Store, header: Document, classes: Sequence[str], stored: Mapping[str, str]
+) -> list[dict[str, str]]:
+    """Rows of the table of limits."""
+    rows = []
+    for name in classes:
+        paths = {f"{kind}/{stored[name]}": store.path(kind, stored[name])
+                 for kind in ("conditions", "replays") if name in stored}  # fmt: skip
+        kept = {label: read_header(path) for label, path in paths.items() if path.exists()}
+        rows.append({"name": name, **limit_row(header, name, kept)})
+    return rows
+
+
 def _cards(
-    store: Store, data: Path, document: Document, entry: Document, encoder: str,
-    device: torch.device,
+    store: Store, data: Path, document: Document, entry: Document, scores: ScoresArtifact,
+    encoder: str, device: torch.device,
 ) -> list[dict[str, Any]]:  # fmt: skip
     names = entry["artifacts"]
     predictor = load_predictor(store, names["detector"], encoder, device)
-    scores = ScoresArtifact.load(store.path("scores", names["detector"]))
     cards = []
     for name in document["classes"]:
         card: dict[str, Any] = {
-            "name": name, "pictures": {}, "extremes": [], "missing": "", "histogram": "",
+            "name": name, "pictures": {}, "extremes": [], "nearest": {}, "missing": "",
+            "histogram": "",
         }  # fmt: skip
         own = predictor.of_class(name)
+        rows = np.flatnonzero(scores.class_index == scores.classes.index(name))
+        raw = torch.from_numpy(scores.image_scores[rows])
+        values = normalized_scores(raw, own.graph.thresholds).numpy()
+        by_id = {scores.image_ids[row]: float(one) for row, one in zip(rows, values, strict=True)}
         try:
             drawn = names["stored"].get(name, name)
             found = pictures_of(data, store, name, drawn)
             card["pictures"] = {
                 kind: [pixels_as_data(one) for one in images] for kind, images in found.items()
             }
-            card["extremes"] = extremes(test_samples(data, name), scores, name, own)
+            samples = test_samples(data, name)
+            card["extremes"] = extremes(samples, by_id, own)
+            card["nearest"] = nearest(samples, by_id, own)
         except DatasetError as error:  # the page is also written where the images no longer are
             card["missing"] = error.message
-        rows = scores.class_index == scores.classes.index(name)
-        raw = torch.from_numpy(scores.image_scores[rows])
-        relative = normalized_scores(raw, own.graph.thresholds)
         labels = scores.image_labels[rows].astype(bool)
-        values = relative.numpy()
         limits = own.graph.thresholds
         promised = limits.get("promised", limits["false_alarm_rate"])  # of few photos it is more
         card["rates"] = rates(values, labels, promised)

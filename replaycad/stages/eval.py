@@ -1,8 +1,8 @@
 """Measures a detector on test images, class by class."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import lru_cache, partial
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,7 @@ from replaycad.data.views import View, view_of
 from replaycad.detectors.encoders import Encoder
 from replaycad.detectors.interface import Detector
 from replaycad.detectors.patchcore.network import PatchCore
+from replaycad.detectors.products import Windows, routed_maps
 from replaycad.detectors.registry import build_detector
 from replaycad.errors import ArtifactError
 from replaycad.metrics import class_metrics, mean_over_classes
@@ -58,6 +59,7 @@ def evaluate(
         ArtifactError: if the detector does not fit the encoder.
     """
     detector = rebuild_detector(trained, encoder)
+    judge = _Judge(trained, encoder, detector)
     figures: dict[str, dict[str, float]] = {}
     scores, labels, class_index, kept, ids = [], [], [], [], []
     for index, (class_name, images) in enumerate(samples.items()):
@@ -67,16 +69,13 @@ def evaluate(
         image_labels = np.array([sample.is_anomalous for sample in images], np.uint8)
         cut = _cut(class_name, images, report)
         view = view_of(trained.header, class_name)
-        judge = partial(_judged, detector, encoder)
         if all(view.is_plain(*picture_size(sample.path)) for sample in images):
             images = viewed(images, view)
             maps, masks = _class_maps(class_name, images, cut, judge, trained, config, report)
             class_scores = detector.image_scores(torch.from_numpy(maps)).numpy()
             seen: Any = _drawn(images, maps, masks)
         else:
-            found = _stitched(
-                class_name, images, cut, view, detector, judge, trained, config, report
-            )
+            found = _stitched(class_name, images, cut, view, judge, trained, config, report)
             class_scores, maps, seen = found
         seen = seen if detector.localizes else ()
         figures[class_name] = class_metrics(class_scores, image_labels, *seen)
@@ -89,6 +88,7 @@ def evaluate(
     mean, left_out = mean_over_classes(figures)
     for metric, classes in left_out.items():
         report.note(f"{metric} is not defined for {', '.join(classes)}; the mean leaves them out")
+    told_index, distances = zip(*judge.told, strict=True) if judge.told else (None, None)
     return ScoresArtifact(
         classes=list(samples),
         image_scores=np.concatenate(scores),
@@ -97,6 +97,9 @@ def evaluate(
         image_ids=ids,
         metrics={"classes": figures, "mean": mean},
         anomaly_maps=np.concatenate(kept) if kept else None,
+        told_classes=judge.classes,
+        told_index=np.array(told_index, np.int64) if judge.told else None,
+        product_distances=np.array(distances, np.float32) if judge.told else None,
         header=header,
     )
 
@@ -155,9 +158,36 @@ def picture_score(detector: Detector, stitched: Stitched, whole: FloatArray) -> 
     return max(float(detector.image_scores(part)) for part in parts)
 
 
-def _judged(detector: Detector, encoder: Encoder, images: torch.Tensor) -> np.ndarray:
-    """Maps `[B, S, S]` float32 of `[B, 3, S, S]` uint8."""
-    return detector.anomaly_maps(encoder.encode_images(images)).cpu().numpy()
+class _Judge:
+    """The detector behind its encoder, which also tells classes apart where it can.
+
+    Attributes:
+        detector: the network.
+        classes: that it tells apart.
+        told: of every picture so far the row of its class among them, and how far it is from that.
+    """
+
+    def __init__(self, trained: DetectorArtifact, encoder: Encoder, detector: Detector) -> None:
+        self.detector, self._encoder = detector, encoder
+        router = rebuild_router(trained, encoder, detector)
+        known = router.known_classes() if router is not None else []
+        self._router = router if known else None
+        self.classes = [trained.class_order[index] for index in known]
+        self.told: list[tuple[int, float]] = []
+        self._windows = Windows()
+
+    def __call__(self, images: torch.Tensor) -> np.ndarray:
+        """Maps `[B, S, S]` float32 of `[B, 3, S, S]` uint8."""
+        features = self._encoder.encode_images(images)
+        maps, near = routed_maps(self.detector, self._router, features)
+        if near is not None:
+            self._windows.extend(near)
+        return maps.cpu().numpy()
+
+    def tell(self, num_windows: int = 1) -> None:
+        """Say which class the next picture, of so many images, is of."""
+        if self.classes:
+            self.told.append(self._windows.told(num_windows))
 
 
 def _stitched(
@@ -165,8 +195,7 @@ def _stitched(
     samples: Sequence[Sample],
     cut: Cut,
     view: View,
-    detector: Detector,
-    judge: Callable[[torch.Tensor], np.ndarray],
+    judge: _Judge,
     trained: DetectorArtifact,
     config: EvalConfig,
     report: Report,
@@ -186,7 +215,8 @@ def _stitched(
     maps, masks, inside, scores, kept = MapFile(), MapFile(), [], [], []
     for number, stitched in stitched_maps(pictures, view, size, config.batch_size, maps_of):
         one_map, sample = stitched.whole(), samples[number]
-        scores.append(picture_score(detector, stitched, one_map))
+        scores.append(picture_score(judge.detector, stitched, one_map))
+        judge.tell(len(stitched.windows))
         if not unmasked([sample]):
             maps.append(one_map)
             masks.append(load_anomaly_mask(sample, stitched.shape, cut))
@@ -203,7 +233,7 @@ def _class_maps(
     class_name: str,
     samples: Sequence[Sample],
     cut: Cut,
-    judge: Callable[[torch.Tensor], np.ndarray],
+    judge: _Judge,
     trained: DetectorArtifact,
     config: EvalConfig,
     report: Report,
@@ -217,6 +247,7 @@ def _class_maps(
         images = torch.from_numpy(load_images(batch, size))
         maps[rows] = judge(images)
         for row, sample in zip(range(rows.start, rows.stop), batch, strict=True):
+            judge.tell()
             if sample.mask_paths:
                 masks[row] = load_anomaly_mask(sample, size, cut)
         report.step(f"eval {class_name}", rows.stop, len(samples))

@@ -236,8 +236,8 @@ def as_photos(images: np.ndarray, view: View) -> np.ndarray:
     They are grey where all its files are: the backbone draws clouds of colour on them. Of two real
     classes in 34 kB a memory bank of grey replays had 74.1 and 40.0 in place of 71.1 and 39.8
     (image AUROC of magnetic_tile and grid; pixel AP 16.1 and 0.5 in place of 15.4 and 0.5, one
-    seed). And they are blank where whole pictures of the class are ignored: however an image was moved or turned, there
-    and there alone.
+    seed). And they are blank where whole pictures of the class are ignored: however an image was
+    moved or turned, there and there alone.
     """
     if view.colours == "grey":
         grey = np.rint(images.mean(axis=1, keepdims=True, dtype=np.float32)).astype(np.uint8)

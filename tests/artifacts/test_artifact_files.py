@@ -1,6 +1,7 @@
 """What is saved comes back; the sizes that the paper counts."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from replaycad.artifacts.detector import DetectorArtifact
 from replaycad.artifacts.format import read_header, write
 from replaycad.artifacts.inspection import describe
 from replaycad.artifacts.masks import MasksArtifact
-from replaycad.artifacts.scores import ScoresArtifact
+from replaycad.artifacts.scores import SCORES, ScoresArtifact
 from replaycad.errors import ArtifactError
 
 EXAMPLES = {
@@ -157,6 +158,49 @@ def test_scores_come_back_with_their_metrics_beside(tmp_path):
     assert beside["metrics"] == found.metrics
     assert beside["content_id"] == digest
     assert beside["key"] == scores().header["key"]
+
+
+def told(**changes) -> ScoresArtifact:
+    """The example with what its images were told to be."""
+    values = {"told_classes": ["grid", "bottle", "cap"], "told_index": np.array([1, 2, 0, 0]),
+              "product_distances": np.array([0.5, 1.5, 2.5, 0.1], np.float32)}  # fmt: skip
+    return replace(scores(), **{**values, **changes})
+
+
+def test_what_images_were_told_to_be_comes_back(tmp_path):
+    told().save(tmp_path / "a.safetensors")
+
+    found = ScoresArtifact.load(tmp_path / "a.safetensors")
+
+    assert found.told_classes == ["grid", "bottle", "cap"]
+    assert found.told_index.tolist() == [1, 2, 0, 0]
+    assert found.product_distances.tolist() == told().product_distances.tolist()
+
+
+def test_scores_of_an_earlier_version_say_nothing_of_products(tmp_path):
+    path = tmp_path / "a.safetensors"
+    tensors = {name: getattr(scores(), name) for name in
+               ("image_scores", "image_labels", "class_index")}  # fmt: skip
+    write(path, SCORES, tensors, {"classes": ["bottle", "grid"], "image_ids": list("abcd"),
+                                  "metrics": {}})  # fmt: skip
+
+    found = ScoresArtifact.load(path)
+
+    assert (found.told_classes, found.told_index, found.product_distances) == ([], None, None)
+    assert "told_classes" not in found.header
+
+
+def test_products_that_are_not_there_are_damage(tmp_path):
+    path = tmp_path / "a.safetensors"
+    told(told_index=np.array([0, 1, 2, 3])).save(path)
+    with pytest.raises(ArtifactError, match="expected `told_index` below 3, found 0 to 3"):
+        ScoresArtifact.load(path)
+    tensors = {name: getattr(told(), name) for name in
+               ("image_scores", "image_labels", "class_index", "told_index")}  # fmt: skip
+    write(path, SCORES, tensors, {"classes": ["bottle", "grid"], "image_ids": list("abcd"),
+                                  "metrics": {}, "told_classes": ["a", "b", "c"]})  # fmt: skip
+    with pytest.raises(ArtifactError, match="expected `told_index` with `product_distances`"):
+        ScoresArtifact.load(path)
 
 
 def test_no_clock_host_or_path_gets_into_a_file(tmp_path):

@@ -327,3 +327,60 @@ def test_a_square_class_is_measured_the_same_whether_padded_or_not(tmp_path):
     padded = scored({"bolt": bolts(tmp_path)}, trained=seen_as(fit="pad"))
 
     assert padded.metrics == scored({"bolt": bolts(tmp_path)}).metrics
+
+
+class Shelf:
+    """Tells classes apart by how bright an image is: 10, 40 or 90 in the mean.
+
+    What most of an image stays below is taken for twice the mean distance.
+    """
+
+    def known_classes(self):
+        return [0, 2, 3]
+
+    def class_distances(self, features):
+        usual = features[0].mean((1, 2, 3))
+        means = (usual[:, None] - torch.tensor([10.0, 40.0, 90.0])).abs()
+        return means, 2 * means
+
+
+@pytest.fixture
+def shelf(monkeypatch):
+    """A detector that knows four classes, of which a router beside it has banks of three."""
+    monkeypatch.setattr("replaycad.stages.eval.rebuild_router", lambda *_: Shelf())
+    return mirror_artifact(class_order=["cap", "pin", "bolt", "nut"])
+
+
+def flat(value, width=SIDE):
+    return np.full((SIDE, width), value, np.uint8)
+
+
+def test_which_class_every_image_is_most_like_is_kept_with_how_far_it_is(shelf, tmp_path):
+    nuts = [write_sample(tmp_path / "nut", str(v), flat(v)) for v in (80, 20, 91, 38)]
+    caps = [write_sample(tmp_path / "cap", "fine", flat(13))]
+
+    found = scored({"nut": nuts, "cap": caps}, trained=shelf)  # batches of three
+
+    assert found.told_classes == ["cap", "bolt", "nut"]
+    assert found.told_index.tolist() == [2, 0, 2, 1, 0]
+    assert found.product_distances.tolist() == [20, 20, 2, 4, 6]
+
+
+def test_a_picture_of_tiles_is_told_by_all_of_them(shelf, tmp_path):
+    views = {"class_order": ["bolt"], "views": {"bolt": {"tile": SIDE}}}
+    odd = np.concatenate([flat(85), flat(12, 2 * SIDE)], axis=1)
+    samples = [write_sample(tmp_path / "bolt", "odd", odd),
+               write_sample(tmp_path / "bolt", "nut", flat(89, 2 * SIDE))]  # fmt: skip
+
+    found = scored({"bolt": samples}, trained=replace(shelf, header=views))
+
+    # Four tiles, of 85, 30.25 (a column of 85 beside three of 12), 12 and 12 in the mean: in the
+    # mean of them nearest to 10, whatever the first says; 75, 20.25, 2 and 2 from it.
+    assert found.told_index.tolist() == [0, 2]
+    assert found.product_distances.tolist() == [2 * (20.25 + 2) / 2, 2]
+
+
+def test_nothing_is_told_where_nothing_tells_classes_apart(tmp_path):
+    found = scored({"nut": nuts(tmp_path)})
+
+    assert (found.told_classes, found.told_index, found.product_distances) == ([], None, None)

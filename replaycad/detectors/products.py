@@ -1,0 +1,77 @@
+"""Which product a picture is of: how far its windows are from classes, told picture by picture."""
+
+from collections import deque
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from replaycad.detectors.interface import Detector
+from replaycad.detectors.patchcore.network import PatchCore
+
+
+class Nearness(NamedTuple):
+    """How far images are from the classes that a detector tells apart.
+
+    Attributes:
+        means: `[B, K]` float32; the class with the least is theirs.
+        lows: `[B, K]` float32, what most patches of an image stay below; held against what images
+            of a class may have, it says whether an image is of that product at all.
+    """
+
+    means: torch.Tensor
+    lows: torch.Tensor
+
+
+def routed_maps(
+    detector: Detector,
+    router: PatchCore | None,
+    features: Sequence[torch.Tensor],
+    row: int | None = None,
+) -> tuple[torch.Tensor, Nearness | None]:
+    """Maps of images, and how far these are from classes.
+
+    Args:
+        detector: in evaluation mode.
+        router: what tells the classes apart: the detector itself, a bank beside it, or None.
+        features: levels `[B, C, H, W]` float.
+        row: of the class whose bank judges, where banks are apart; None for that of the nearest.
+
+    Returns:
+        anomaly maps `[B, S, S]` float32 as they come; None beside them where there is no router.
+    """
+    if router is None:
+        return detector.anomaly_maps(features), None
+    if router is detector:
+        maps, means, lows = router.routed_maps(features, row)
+        return maps, Nearness(means, lows)
+    return detector.anomaly_maps(features), Nearness(*router.class_distances(features))
+
+
+class Windows:
+    """How far windows are from classes, kept until the picture that they are of is told."""
+
+    def __init__(self) -> None:
+        self._means: deque[NDArray[np.float32]] = deque()
+        self._lows: deque[NDArray[np.float32]] = deque()
+
+    def extend(self, near: Nearness) -> None:
+        """Add windows behind those that wait."""
+        self._means.extend(near.means.cpu().numpy())
+        self._lows.extend(near.lows.cpu().numpy())
+
+    def told(self, num_windows: int, row: int | None = None) -> tuple[int, float]:
+        """The class of the next picture, of so many windows, and how far from it its middle one is.
+
+        Args:
+            num_windows: at least 1, all of which were added.
+            row: of the class where that is known.
+        """
+        mean, low = (
+            np.stack([part.popleft() for _ in range(num_windows)])
+            for part in (self._means, self._lows)
+        )
+        row = int(mean.mean(axis=0).argmin()) if row is None else row
+        return row, float(np.median(low[:, row]))
