@@ -22,6 +22,7 @@ from replaycad.detectors.limits import (
     NormalScores,
     calibrated,
     needed_photos,
+    of_training,
     rank,
     together,
 )
@@ -211,7 +212,9 @@ def raw_predictor(
     trained: DetectorArtifact, encoder: str, device: torch.device, class_name: str
 ) -> Predictor:
     """Sees pictures as those of the class, and judges by no limits and by the nearest class."""
-    raw = {**RAW, "by_class": dict.fromkeys(trained.thresholds.get("by_class", {}), RAW)}
+    by_class = trained.thresholds.get("by_class", {})
+    raw = {**RAW, "by_class": {name: {**RAW, "trained": of_training(own)}
+                               for name, own in by_class.items()}}  # fmt: skip
     judging = predictor_of(replace(trained, thresholds=raw), encoder, device)
     judging.graph.of_class(class_name)  # or say that it has none
     return replace(judging, view=view_of(trained.header, class_name))

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.nn import functional as F
 
 from replaycad.artifacts.detector import DetectorArtifact
 from replaycad.artifacts.store import Store
@@ -40,6 +41,7 @@ from replaycad.inference.predict import Predictor, detector_name, open_detector
 from replaycad.progress import Report, silent
 
 GROWTH = 1.25  # of the limit of a bank, up to which feedback fills it: so verdicts stay as quick
+CONFIRMED_LIMIT = 500  # patches of a class beside a detector without a bank
 MOST_FALSE_ALARMS = 0.05  # of good photos, that missed defects may lower a limit to
 
 
@@ -57,6 +59,7 @@ class Feedback:
         num_left: patches of the photos that the bank has no room for.
         num_repeated: photos that were there already, byte for byte.
         needs_class: whether verdicts go by the limits of the class only where it is named.
+        is_bank: whether the detector is a memory bank.
     """
 
     file: Path
@@ -69,6 +72,7 @@ class Feedback:
     num_left: int
     num_repeated: int
     needs_class: bool
+    is_bank: bool
 
     def facts(self) -> dict[str, Any]:
         """For JSON; `limit` is on the old scale, where 1 was the limit, and rates are in 0..1.
@@ -101,11 +105,12 @@ class Feedback:
             f"{photos} of {name}: {facts['num_alarms_before']} above its limit before, {now} now"
         ]
         if is_good:
-            lines.append(f"{self.num_rows} patches joined the bank of {name}")
+            way = "joined the bank" if self.is_bank else "are kept as good beside the weights"
+            lines.append(f"{self.num_rows} patches {way} of {name}")
         if self.num_left:
             lines.append(
-                f"{self.num_left} more are new to it and were dropped: the bank is full, train on "
-                "these photos instead"
+                f"{self.num_left} more are new to it and were dropped: there is no more room, "
+                "train on these photos instead"
             )
         if facts["limit"] != 1:
             way = "rises" if facts["limit"] > 1 else "falls"
@@ -143,8 +148,10 @@ def learn(
 ) -> Feedback:
     """Teach a detector what a person says of photos of one class, and keep it there.
 
-    Good photos give their new patches to the bank of the class. Defective ones lower its limit. The
-    banks and limits of other classes stay as they are. To train the detector again drops it all.
+    Good photos give their new patches to the bank of the class; a detector without a bank keeps
+    what it found anomalous of them, and its weights stay. Defective ones lower the limit. What is
+    known of other classes and their limits stay as they are. To train the detector again drops it
+    all.
 
     Args:
         store: that holds the detector.
@@ -160,7 +167,7 @@ def learn(
 
     Raises:
         ConfigError: no such class, no name and not exactly one detector, or good photos for one
-            that has no memory bank.
+            that has no memory bank, nor one beside it.
         DatasetError: no photos, one that cannot be read, or most look like another class.
         ArtifactError: no such detector, or another encoder than its own; or it cannot be written.
         WeightsError: if the encoder's files are missing.
@@ -172,10 +179,9 @@ def learn(
         trained, encoder = open_detector(store, name, encoder)
         judging, photos = raw_predictor(trained, encoder, device, class_name), Photos(found)
         before = trained.thresholds["by_class"][class_name]
-        preset = preset_for(trained.detector, trained.preset)
-        if is_good and not isinstance(preset, PatchCorePreset):
+        if is_good and not judging.graph.has_banks:
             raise ConfigError(
-                f"only memory banks can learn from good photos, and {name} is {trained.detector}",
+                f"{name} cannot learn from good photos: its encoder gives one level of features",
                 "set its limit from them with `replaycad calibrate`, or train on them",
             )
         parts = scores_of(judging, class_name, photos, before, report)
@@ -185,9 +191,8 @@ def learn(
             "date": time.strftime("%Y-%m-%d", time.gmtime()),
         }  # fmt: skip
         rows, num_left = None, 0
-        if isinstance(preset, PatchCorePreset) and is_good:
-            room = round(GROWTH * preset.bank_limit) - len(rows_of(trained, class_name))
-            rows, num_left = _new_rows(judging, trained, class_name, found, max(room, 0))
+        if is_good:
+            rows, num_left = _new_rows(judging, trained, class_name, found)
             grown = with_feedback(trained, record, before, rows)
             judging = raw_predictor(grown, encoder, device, class_name)
             parts = scores_of(judging, class_name, Photos(found), before, silent)
@@ -204,7 +209,7 @@ def learn(
     return Feedback(
         path, record, before, after, scores, scores_after, 0 if rows is None else len(rows),
         num_left, photos.num_repeated,
-        not (judging.graph.classes or trained.class_order == [class_name]),
+        not (judging.graph.classes or trained.class_order == [class_name]), BANK in trained.state,
     )  # fmt: skip
 
 
@@ -272,23 +277,39 @@ def _normal(limits: dict[str, Any], parts: list[NormalScores]) -> dict[str, Any]
 
 @torch.inference_mode()
 def _new_rows(
-    judging: Predictor, trained: DetectorArtifact, class_name: str, images: list[Found], room: int
+    judging: Predictor, trained: DetectorArtifact, class_name: str, images: list[Found]
 ) -> tuple[np.ndarray, int]:
-    """Patches `[N, D]` of photos that are new to a bank, and how many more there are.
+    """Patches `[N, D]` of photos that are new to a detector, and how many more there are.
 
     What is ignored is blank in every photo, and so is new to no bank.
     """
-    view = judging.one_view()
-    own = torch.from_numpy(rows_of(trained, class_name)).to(judging.device)
-    reach = spacing(own)
-    known = own if judging.graph.classes else torch.from_numpy(trained.state[BANK]).to(own)
-    parts = []
+    preset = preset_for(trained.detector, trained.preset)
+    if isinstance(preset, PatchCorePreset):
+        held, limit, above = trained.state, round(GROWTH * preset.bank_limit), -np.inf
+        reach = spacing(torch.from_numpy(rows_of(trained, class_name)))
+    else:
+        held, limit = trained.confirmed, CONFIRMED_LIMIT
+        above = trained.thresholds["by_class"][class_name]["pixel"]
+        reach = spacing(torch.from_numpy(rows_of(trained, class_name, trained.router)))
+    own = rows_of(trained, class_name, held) if held else np.zeros((0, 0), np.float32)
+    is_apart = bool(judging.graph.classes) or held is not trained.state
+    known = torch.from_numpy(own if is_apart else held[BANK]).to(judging.device)
+    patches = _patches(judging, images, above)
+    rows, num_left = new_patches(known, patches, max(limit - len(own), 0), reach)
+    return patches[rows].cpu().numpy(), num_left
+
+
+def _patches(judging: Predictor, images: list[Found], above: float) -> torch.Tensor:
+    """Patches `[N, D]` of photos where their maps exceed a value."""
+    view, parts = judging.one_view(), []
     for name, picture in Photos(images).seen(view):
         blanked = view.blanked(picture, name)
         for window in view.windows(*blanked.size):
             pixels = window.pixels(blanked, judging.image_size).transpose(2, 0, 1)
             batch = torch.from_numpy(np.ascontiguousarray(pixels[None])).to(judging.device)
-            parts.append(judging.graph.patches(batch)[0])
-    patches = torch.cat(parts)
-    rows, num_left = new_patches(known, patches, room, reach)
-    return patches[rows].cpu().numpy(), num_left
+            patches = judging.graph.patches(batch)[0]
+            side = round(len(patches) ** 0.5)
+            maps, _ = judging.graph.raw_maps(batch)
+            highest = F.adaptive_max_pool2d(maps[:, None], side).flatten()
+            parts.append(patches[highest > above])
+    return torch.cat(parts)

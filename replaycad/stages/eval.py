@@ -12,6 +12,7 @@ from PIL import Image
 from replaycad.artifacts.detector import DetectorArtifact
 from replaycad.artifacts.scores import ScoresArtifact
 from replaycad.config.stages import EvalConfig
+from replaycad.continual.confirmed import confirmed_beside
 from replaycad.continual.router import empty_bank
 from replaycad.data.images import Reader, load_anomaly_mask, load_images, picture_size, viewed
 from replaycad.data.levels import Cut
@@ -21,6 +22,7 @@ from replaycad.data.stitching import FloatArray, MapFile, Stitched, stitched_map
 from replaycad.data.views import View, view_of
 from replaycad.detectors.encoders import Encoder
 from replaycad.detectors.interface import Detector
+from replaycad.detectors.patchcore.confirmed import Confirmed
 from replaycad.detectors.patchcore.network import PatchCore
 from replaycad.detectors.registry import build_detector
 from replaycad.errors import ArtifactError
@@ -58,6 +60,8 @@ def evaluate(
         ArtifactError: if the detector does not fit the encoder.
     """
     detector = rebuild_detector(trained, encoder)
+    router = rebuild_router(trained, encoder, detector)
+    confirmed = confirmed_beside(trained, router)
     figures: dict[str, dict[str, float]] = {}
     scores, labels, class_index, kept, ids = [], [], [], [], []
     for index, (class_name, images) in enumerate(samples.items()):
@@ -67,7 +71,7 @@ def evaluate(
         image_labels = np.array([sample.is_anomalous for sample in images], np.uint8)
         cut = _cut(class_name, images, report)
         view = view_of(trained.header, class_name)
-        judge = partial(_judged, detector, encoder)
+        judge = partial(_judged, detector, encoder, router, confirmed)
         if all(view.is_plain(*picture_size(sample.path)) for sample in images):
             images = viewed(images, view)
             maps, masks = _class_maps(class_name, images, cut, judge, trained, config, report)
@@ -155,9 +159,20 @@ def picture_score(detector: Detector, stitched: Stitched, whole: FloatArray) -> 
     return max(float(detector.image_scores(part)) for part in parts)
 
 
-def _judged(detector: Detector, encoder: Encoder, images: torch.Tensor) -> np.ndarray:
-    """Maps `[B, S, S]` float32 of `[B, 3, S, S]` uint8."""
-    return detector.anomaly_maps(encoder.encode_images(images)).cpu().numpy()
+def _judged(
+    detector: Detector,
+    encoder: Encoder,
+    router: PatchCore | None,
+    confirmed: Confirmed | None,
+    images: torch.Tensor,
+) -> np.ndarray:
+    """Maps `[B, S, S]` float32 of `[B, 3, S, S]` uint8, as of `DetectorGraph.raw_maps`."""
+    features = encoder.encode_images(images)
+    maps = detector.anomaly_maps(features)
+    if router is not None and confirmed is not None:
+        rows = router.class_distances(features)[0].argmin(dim=1)
+        maps = confirmed(maps, router.patches(features), rows)
+    return maps.cpu().numpy()
 
 
 def _stitched(
