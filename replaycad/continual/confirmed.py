@@ -9,6 +9,8 @@ from replaycad.detectors.patchcore.confirmed import Confirmed
 from replaycad.detectors.patchcore.growth import spacing
 from replaycad.detectors.patchcore.network import PatchCore
 
+LEAST = 1e-12  # spacing, for a bank of one patch has none
+
 
 def confirmed_beside(trained: DetectorArtifact, router: PatchCore | None) -> Confirmed | None:
     """What lowers the maps of a detector where people called photos good.
@@ -29,6 +31,6 @@ def confirmed_beside(trained: DetectorArtifact, router: PatchCore | None) -> Con
     for index in router.known_classes():
         name = trained.class_order[index]
         banks.append(torch.from_numpy(rows_of(trained, name, trained.confirmed)).to(device))
-        spacings.append(spacing(router.bank_of(index)[0]))
+        spacings.append(max(spacing(router.bank_of(index)[0]), LEAST))
         typical.append(float(of_training(by_class.get(name, {})).get("typical_pixel", 0.0)))
-    return Confirmed(banks, spacings, typical, trained.image_size).to(device).eval()
+    return Confirmed(banks, spacings, typical).to(device).eval()

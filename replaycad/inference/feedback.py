@@ -285,11 +285,11 @@ def _new_rows(
     """
     preset = preset_for(trained.detector, trained.preset)
     if isinstance(preset, PatchCorePreset):
-        held, limit, above = trained.state, round(GROWTH * preset.bank_limit), -np.inf
+        held, limit, above = trained.state, round(GROWTH * preset.bank_limit), None
         reach = spacing(torch.from_numpy(rows_of(trained, class_name)))
     else:
         held, limit = trained.confirmed, CONFIRMED_LIMIT
-        above = trained.thresholds["by_class"][class_name]["pixel"]
+        above = trained.thresholds["by_class"][class_name]
         reach = spacing(torch.from_numpy(rows_of(trained, class_name, trained.router)))
     own = rows_of(trained, class_name, held) if held else np.zeros((0, 0), np.float32)
     is_apart = bool(judging.graph.classes) or held is not trained.state
@@ -299,8 +299,14 @@ def _new_rows(
     return patches[rows].cpu().numpy(), num_left
 
 
-def _patches(judging: Predictor, images: list[Found], above: float) -> torch.Tensor:
-    """Patches `[N, D]` of photos where their maps exceed a value."""
+def _patches(
+    judging: Predictor, images: list[Found], above: dict[str, Any] | None
+) -> torch.Tensor:
+    """Patches `[N, D]` of photos: all, or those whose map is above the limits of a class.
+
+    That is in the mean above the limit of pixels, or anywhere above that of images, which would
+    still be an alarm.
+    """
     view, parts = judging.one_view(), []
     for name, picture in Photos(images).seen(view):
         blanked = view.blanked(picture, name)
@@ -308,8 +314,11 @@ def _patches(judging: Predictor, images: list[Found], above: float) -> torch.Ten
             pixels = window.pixels(blanked, judging.image_size).transpose(2, 0, 1)
             batch = torch.from_numpy(np.ascontiguousarray(pixels[None])).to(judging.device)
             patches = judging.graph.patches(batch)[0]
-            side = round(len(patches) ** 0.5)
-            maps, _ = judging.graph.raw_maps(batch)
-            highest = F.adaptive_max_pool2d(maps[:, None], side).flatten()
-            parts.append(patches[highest > above])
+            if above is not None:
+                side = round(len(patches) ** 0.5)
+                maps = judging.graph.raw_maps(batch)[0][:, None]
+                mean, most = F.adaptive_avg_pool2d(maps, side), F.adaptive_max_pool2d(maps, side)
+                is_odd = (mean > above["pixel"]) | (most > above["image"])
+                patches = patches[is_odd.flatten()]
+            parts.append(patches)
     return torch.cat(parts)
