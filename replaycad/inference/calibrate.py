@@ -188,7 +188,7 @@ class Photos:
     def __init__(self, images: Iterable[Found]) -> None:
         self._images = images
         self.num_repeated = 0
-        self.names: list[str] = []  # of the pictures, as they came
+        self.files: list[Found] = []  # of the pictures, as they came
 
     def seen(self, view: View) -> Iterator[tuple[str, Image.Image]]:
         """Read them one by one.
@@ -204,7 +204,7 @@ class Photos:
             self.num_repeated += digest in known
             if digest not in known:
                 known.add(digest)
-                self.names.append(found.path.name)
+                self.files.append(found)
                 yield str(found.path), picture
 
 

@@ -23,7 +23,7 @@ from replaycad.continual.feedback import (
     without_latest,
 )
 from replaycad.continual.forgetting import BANK, rows_of
-from replaycad.detectors.limits import SLACK, NormalScores
+from replaycad.detectors.limits import SLACK, NormalScores, calibrated, together
 from replaycad.detectors.patchcore.growth import new_patches, spacing
 from replaycad.detectors.patchcore.preset import PatchCorePreset
 from replaycad.detectors.registry import preset_for
@@ -82,6 +82,9 @@ class Feedback:
         old, new = self.before, self.after
         spread = max(old["image"] - old["typical_image"], 1e-12)
         is_good = self.record["kind"] == GOOD
+        expected = false_alarms(old, new["image"])
+        if is_good and new["image"] < old["image"]:  # for the scores have fallen too
+            expected = new["promised"]
         missed = self.scores_after[(self.scores_after <= new["image"]) & (not is_good)]
         return {
             "file": str(self.file), "class_name": self.record["class_name"],
@@ -91,7 +94,7 @@ class Feedback:
             "limit": (new["image"] - old["typical_image"]) / spread,
             "num_alarms_before": int((self.scores > old["image"]).sum()),
             "num_alarms": int((self.scores_after > new["image"]).sum()),
-            "expected_false_alarms": false_alarms(old, new["image"]),
+            "expected_false_alarms": expected,
             "needed_false_alarms": false_alarms(old, float(missed.min())) if len(missed) else None,
         }  # fmt: skip
 
@@ -149,7 +152,8 @@ def learn(
     """Teach a detector what a person says of photos of one class, and keep it there.
 
     Good photos give their new patches to the bank of the class; a detector without a bank keeps
-    what it found anomalous of them, and its weights stay. Defective ones lower the limit. What is
+    what it found anomalous of them, its weights stay, and as its scores fall, so do the limits of
+    the class. Defective ones lower the limit. What is
     known of other classes and their limits stay as they are. To train the detector again drops it
     all.
 
@@ -192,18 +196,21 @@ def learn(
         }  # fmt: skip
         rows, num_left = None, 0
         if is_good:
-            rows, num_left = _new_rows(judging, trained, class_name, found)
+            rows, places, num_left = _new_rows(judging, trained, class_name, found)
             grown = with_feedback(trained, record, before, rows)
             judging = raw_predictor(grown, encoder, device, class_name)
             parts = scores_of(judging, class_name, Photos(found), before, silent)
             after = _normal(before, parts)
+            if BANK not in trained.state and after == before:
+                others = [rows[places != place] for place in range(len(photos.files))]
+                after = _fallen(trained, record, others, encoder, device, photos.files)
         else:
             good = [photo["score"] for one in records(trained.header, class_name)
                     if one["kind"] == GOOD for photo in one["photos"]]  # fmt: skip
             after = lowered(before, scores.tolist(), most, good)
         scores_after = _image_scores(parts)
-        pairs = zip(photos.names, scores_after.tolist(), strict=True)
-        record["photos"] = [{"name": one, "score": score} for one, score in pairs]
+        pairs = zip(photos.files, scores_after.tolist(), strict=True)
+        record["photos"] = [{"name": one.path.name, "score": score} for one, score in pairs]
         if not is_dry:
             with_feedback(trained, record, after, rows).save(path)
     return Feedback(
@@ -278,8 +285,10 @@ def _normal(limits: dict[str, Any], parts: list[NormalScores]) -> dict[str, Any]
 @torch.inference_mode()
 def _new_rows(
     judging: Predictor, trained: DetectorArtifact, class_name: str, images: list[Found]
-) -> tuple[np.ndarray, int]:
+) -> tuple[np.ndarray, np.ndarray, int]:
     """Patches `[N, D]` of photos that are new to a detector, and how many more there are.
+
+    Between them which of the photos each is from, `[N]`.
 
     What is ignored is blank in every photo, and so is new to no bank.
     """
@@ -294,21 +303,21 @@ def _new_rows(
     own = rows_of(trained, class_name, held) if held else np.zeros((0, 0), np.float32)
     is_apart = bool(judging.graph.classes) or held is not trained.state
     known = torch.from_numpy(own if is_apart else held[BANK]).to(judging.device)
-    patches = _patches(judging, images, above)
+    patches, places = _patches(judging, images, above)
     rows, num_left = new_patches(known, patches, max(limit - len(own), 0), reach)
-    return patches[rows].cpu().numpy(), num_left
+    return patches[rows].cpu().numpy(), places[rows.cpu().numpy()], num_left
 
 
 def _patches(
     judging: Predictor, images: list[Found], above: dict[str, Any] | None
-) -> torch.Tensor:
+) -> tuple[torch.Tensor, np.ndarray]:
     """Patches `[N, D]` of photos: all, or those whose map is above the limits of a class.
 
     That is in the mean above the limit of pixels, or anywhere above that of images, which would
-    still be an alarm.
+    still be an alarm. With them which photo each is of, `[N]`.
     """
-    view, parts = judging.one_view(), []
-    for name, picture in Photos(images).seen(view):
+    view, parts, places = judging.one_view(), [], []
+    for place, (name, picture) in enumerate(Photos(images).seen(view)):
         blanked = view.blanked(picture, name)
         for window in view.windows(*blanked.size):
             pixels = window.pixels(blanked, judging.image_size).transpose(2, 0, 1)
@@ -321,4 +330,28 @@ def _patches(
                 is_odd = (mean > above["pixel"]) | (most > above["image"])
                 patches = patches[is_odd.flatten()]
             parts.append(patches)
-    return torch.cat(parts)
+            places += [place] * len(patches)
+    return torch.cat(parts), np.array(places, np.int64)
+
+
+def _fallen(
+    trained: DetectorArtifact,
+    record: dict[str, Any],
+    others: list[np.ndarray],
+    encoder: str,
+    device: torch.device,
+    photos: list[Found],
+) -> dict[str, Any]:
+    """Limits of a class whose scores have fallen, or as they were where those are lower.
+
+    They come from the photos, each seen by a detector that has learned the patches of the `others`
+    alone. These photos were alarms, so few other good ones score as high.
+    """
+    name, parts = record["class_name"], []
+    limits = trained.thresholds["by_class"][name]
+    for rows, photo in zip(others, photos, strict=True):
+        grown = with_feedback(trained, record, limits, rows)
+        judging = raw_predictor(grown, encoder, device, name).of_class(name)
+        parts += scores_of(judging, name, Photos([photo]), limits, silent)
+    found = calibrated(together(parts), limits, limits["false_alarm_rate"])
+    return found if found["image"] < limits["image"] else limits

@@ -58,7 +58,7 @@ def save(trained, tmp_path):
 @pytest.fixture
 def odd(tmp_path):
     """Good photos with something on them that none of training has."""
-    return written(tmp_path / "odd", [marked(100 + seed) for seed in range(3)])
+    return written(tmp_path / "odd", [marked(100 + seed) for seed in range(8)])
 
 
 def teach(path, folder, *arguments):
@@ -83,19 +83,19 @@ def test_false_alarms_are_normal_afterwards_and_nothing_else_is_forgotten(
     spoiled, coarse = striped(8, 300), striped(32, 100, noise=9)
     spoiled[40:56, 4:16] = 255
     both = np.where(np.arange(SIZE)[:, None, None] < SIZE // 2, marked(300), spoiled)
-    rest = written(tmp_path / "rest", [marked(200 + seed) for seed in range(4)])
     other, defect = written(tmp_path / "other", [coarse]), written(tmp_path / "defect", [both])
     told, map_before = verdicts(path, other), raw(path, encoder, coarse)
     assert set(verdicts(path, odd)[0]) == {"anomalous"}
-    assert set(verdicts(path, rest)[0]) == {"anomalous"}
+    rest_before = [float(raw(path, encoder, marked(200 + seed)).max()) for seed in range(4)]
 
     facts = teach(path, odd)
 
     after = DetectorArtifact.load(path)
-    assert (facts["num_photos"], facts["num_alarms_before"], facts["num_alarms"]) == (3, 3, 0)
+    assert (facts["num_photos"], facts["num_alarms_before"], facts["num_alarms"]) == (8, 8, 0)
     assert set(verdicts(path, odd)[0]) == {"normal"}
     assert set(verdicts(path, odd, "--class", "fine")[0]) == {"normal"}
-    assert set(verdicts(path, rest)[0]) == {"normal"}  # the same mark on other photos
+    for seed, highest in enumerate(rest_before):  # the same mark on other photos
+        assert raw(path, encoder, marked(200 + seed)).max() < 0.5 * highest
     assert verdicts(path, defect)[0] == ["anomalous"]  # and a defect beside such a mark
     assert verdicts(path, other)[0] == told[0]
     assert (verdicts(path, other)[1] == told[1]).all()
@@ -103,10 +103,12 @@ def test_false_alarms_are_normal_afterwards_and_nothing_else_is_forgotten(
     for part in ("state", "router"):
         for name, values in getattr(before, part).items():
             np.testing.assert_array_equal(getattr(after, part)[name], values)
-    assert after.thresholds == before.thresholds
+    others = [{**one.thresholds, "by_class": {**one.thresholds["by_class"], "fine": None}}
+              for one in (before, after)]  # fmt: skip
+    assert others[0] == others[1]
     assert after.header["key"] == before.header["key"]
     assert after.confirmed["bank_class_index"].tolist() == [1] * facts["num_patches"]
-    assert 0 < facts["num_patches"] < 3 * 64 / 2  # those of the mark
+    assert 0 < facts["num_patches"] < 8 * 64 / 4  # those of the mark
 
 
 def test_undo_gives_the_detector_back_to_the_byte(save, odd, tmp_path):
@@ -145,15 +147,17 @@ def test_maps_do_not_move_with_the_limits(save, odd, encoder, tmp_path):
     assert torch.equal(raw(path, encoder, marked(200)), before)
 
 
-def test_calibrate_measures_what_is_left_of_the_maps(save, odd, trained):
-    path = save()
-    teach(path, odd)
+def test_calibrate_measures_what_is_left_of_the_maps(save, odd):
+    limits = []
+    for is_taught in (False, True):
+        path = save()
+        if is_taught:
+            teach(path, odd)
+        call("calibrate", path, odd, "--class", "fine")
+        limits.append(DetectorArtifact.load(path).thresholds["by_class"]["fine"]["image"])
+        assert set(verdicts(path, odd)[0]) == {"normal"}
 
-    call("calibrate", path, odd, "--class", "fine")
-
-    limit = DetectorArtifact.load(path).thresholds["by_class"]["fine"]["image"]
-    assert limit < trained.thresholds["by_class"]["fine"]["image"]
-    assert set(verdicts(path, odd)[0]) == {"normal"}
+    assert limits[1] < 0.7 * limits[0]
 
 
 def test_eval_scores_as_predict_judges(save, odd, encoder):
