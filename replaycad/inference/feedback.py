@@ -177,8 +177,7 @@ def learn(
         WeightsError: if the encoder's files are missing.
     """
     name, found = detector_name(store, name), list(images)
-    path = store.path("detectors", name)
-    input_header(path, "detectors")  # or say which there are, before a lock is left
+    input_header(path := store.path("detectors", name), "detectors")  # or say which there are
     with held_alone(store, name, is_dry, report):
         trained, encoder = open_detector(store, name, encoder)
         judging, photos = raw_predictor(trained, encoder, device, class_name), Photos(found)
@@ -202,8 +201,7 @@ def learn(
             parts = scores_of(judging, class_name, Photos(found), before, silent)
             after = _normal(before, parts)
             if BANK not in trained.state and after == before:
-                others = [rows[places != place] for place in range(len(photos.files))]
-                after = _fallen(trained, record, others, encoder, device, photos.files)
+                after = _fallen(trained, record, rows, places, encoder, device, photos.files)
         else:
             good = [photo["score"] for one in records(trained.header, class_name)
                     if one["kind"] == GOOD for photo in one["photos"]]  # fmt: skip
@@ -337,20 +335,22 @@ def _patches(
 def _fallen(
     trained: DetectorArtifact,
     record: dict[str, Any],
-    others: list[np.ndarray],
+    rows: np.ndarray,
+    places: np.ndarray,
     encoder: str,
     device: torch.device,
     photos: list[Found],
 ) -> dict[str, Any]:
     """Limits of a class whose scores have fallen, or as they were where those are lower.
 
-    They come from the photos, each seen by a detector that has learned the patches of the `others`
-    alone. These photos were alarms, so few other good ones score as high.
+    They come from the photos, each seen by a detector that has learned the patches of the others
+    alone: of `rows` `[N, D]`, from the photos `places` `[N]`. These photos were alarms, so few
+    other good ones score as high.
     """
     name, parts = record["class_name"], []
     limits = trained.thresholds["by_class"][name]
-    for rows, photo in zip(others, photos, strict=True):
-        grown = with_feedback(trained, record, limits, rows)
+    for place, photo in enumerate(photos):
+        grown = with_feedback(trained, record, limits, rows[places != place])
         judging = raw_predictor(grown, encoder, device, name).of_class(name)
         parts += scores_of(judging, name, Photos([photo]), limits, silent)
     found = calibrated(together(parts), limits, limits["false_alarm_rate"])

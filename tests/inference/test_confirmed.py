@@ -14,9 +14,11 @@ from replaycad.data.mixture import Mixture, Source
 from replaycad.data.samples import Sample
 from replaycad.data.views import View
 from replaycad.detectors.encoders import load_encoder
+from replaycad.detectors.limits import NormalScores
 from replaycad.detectors.registry import preset_for, resolve_defaults
 from replaycad.engine.inputs import InputDigests
 from replaycad.inference.export import FORMATS, export_detector
+from replaycad.inference.feedback import _fallen
 from replaycad.inference.graph import DetectorGraph
 from replaycad.stages.eval import evaluate
 from replaycad.stages.train import train_detector
@@ -109,6 +111,42 @@ def test_false_alarms_are_normal_afterwards_and_nothing_else_is_forgotten(
     assert after.header["key"] == before.header["key"]
     assert after.confirmed["bank_class_index"].tolist() == [1] * facts["num_patches"]
     assert 0 < facts["num_patches"] < 8 * 64 / 4  # those of the mark
+
+
+@pytest.mark.parametrize(("first", "image"), [(8.0, 8.001), (9.5, 9.0)])
+def test_limits_fall_as_far_as_photos_allow_that_were_not_learned(
+    first, image, trained, monkeypatch
+):
+    """Each score is what a photo has once the patches of the others are learned."""
+    limits = {"false_alarm_rate": 0.01, "image": 9.0, "typical_image": 8.0, "pixel": 9.0,
+              "typical_pixel": 1.0}  # fmt: skip
+    by_class = {**trained.thresholds["by_class"], "fine": limits}
+    known = replace(trained, thresholds={**trained.thresholds, "by_class": by_class})
+    rows, places = np.arange(4.0, dtype=np.float32)[:, None], np.array([0, 1, 1, 2])
+    seen = []
+
+    class Judging:
+        def of_class(self, name):
+            return name
+
+    def watch(grown, *_):
+        seen.append(grown.confirmed["bank"][:, 0].tolist())
+        return Judging()
+
+    def scored(judging, name, *_):
+        assert judging == name == "fine"
+        score = [first, 7.0, 7.0][len(seen) - 1]
+        return [NormalScores(np.array([score], np.float32), np.arange(9, dtype=np.float32))]
+
+    monkeypatch.setattr("replaycad.inference.feedback.raw_predictor", watch)
+    monkeypatch.setattr("replaycad.inference.feedback.scores_of", scored)
+
+    record = {"class_name": "fine", "kind": "good", "photos": []}
+    found = _fallen(known, record, rows, places, "", torch.device("cpu"), [None] * 3)
+
+    assert seen == [[1, 2, 3], [0, 3], [0, 1, 2]]
+    assert found["image"] == pytest.approx(image)
+    assert (found == limits) == (first > 9)
 
 
 def test_undo_gives_the_detector_back_to_the_byte(save, odd, tmp_path):
