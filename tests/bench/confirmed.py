@@ -114,8 +114,10 @@ def main() -> None:
                 encoder, typed.detector, typed.steps, typed.seed)
         for count in (NUM_IMAGES, None)
     )  # fmt: skip
-    sys.stdout.write("| class | photos | AUROC, AP: 10 images | after | all | false alarms: before, "
-                     "limit stays, falls | defects found |\n")  # fmt: skip
+    sys.stdout.write(
+        "| class | photos | AUROC, AP: 10 images | after | all | "
+        "false alarms: before, limit stays, falls | defects found |\n"
+    )
     for name, levels in learned.items():
         few, rest = ([one[part] for one in levels]
                      for part in (slice(NUM_IMAGES), slice(NUM_IMAGES, None)))  # fmt: skip
