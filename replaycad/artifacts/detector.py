@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from replaycad.artifacts.format import content_id, damaged, read, write
 from replaycad.artifacts.schema import Schema, TensorSpec
 
-MODEL, PENALTY, ROUTER = "model.", "penalty.", "router."
+MODEL, PENALTY, ROUTER, CONFIRMED = "model.", "penalty.", "router.", "confirmed."
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 NUMBERS = ("float32", "float16", "float64", "int64", "int32", "uint8", "bool")
@@ -24,6 +24,10 @@ DETECTOR = Schema(
         ),
         "router.*": TensorSpec(
             NUMBERS, None, "banks that tell classes apart, of other detectors than banks",
+            optional=True,
+        ),
+        "confirmed.*": TensorSpec(
+            NUMBERS, None, "patches that people confirmed as good, of other detectors than banks",
             optional=True,
         ),
     },
@@ -63,6 +67,8 @@ class DetectorArtifact:
         mean, std: of the channels R, G, B in 0 to 1, as the encoder expects them.
         penalty: what ewc or mas need to go on, by name.
         router: parameters of the memory banks that tell classes apart where the detector does not.
+        confirmed: patches of photos that people confirmed as good, as `continual.confirmed` keeps
+            them beside a detector that has no memory bank.
     """
 
     detector: str
@@ -77,6 +83,7 @@ class DetectorArtifact:
     std: tuple[float, ...] = IMAGENET_STD
     penalty: Arrays = field(default_factory=dict)
     router: Arrays = field(default_factory=dict)
+    confirmed: Arrays = field(default_factory=dict)
 
     @property
     def content_id(self) -> str:
@@ -85,7 +92,10 @@ class DetectorArtifact:
 
     @property
     def _tensors(self) -> Arrays:
-        groups = ((MODEL, self.state), (PENALTY, self.penalty), (ROUTER, self.router))
+        groups = (
+            (MODEL, self.state), (PENALTY, self.penalty), (ROUTER, self.router),
+            (CONFIRMED, self.confirmed),
+        )  # fmt: skip
         return {
             start + name: values for start, group in groups for name, values in group.items()
         }
@@ -132,6 +142,7 @@ class DetectorArtifact:
             std=tuple(header["std"]),
             penalty=_under(PENALTY, tensors),
             router=_under(ROUTER, tensors),
+            confirmed=_under(CONFIRMED, tensors),
         )
 
 

@@ -42,7 +42,7 @@ def feedback(
 ) -> None:
     """Teach a detector what you know of photos: false alarms and missed defects.
 
-    A memory bank learns good photos at once. Nothing else that it knows changes.
+    It learns good photos at once, and nothing else that it knows changes.
 
     Example: replaycad feedback false-alarms --class bottle --good
     """

@@ -1,4 +1,4 @@
-"""What people said of photos: patches that join a memory bank, a limit that moves, and an undo.
+"""What people said of photos: patches that a detector keeps, a limit that moves, and an undo.
 
 Every piece of feedback is a record in the header of the detector. It says what was changed, so the
 latest can be taken back, and the detector is then what it was before, to the bit.
@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from replaycad.artifacts.detector import DetectorArtifact
+from replaycad.artifacts.detector import Arrays, DetectorArtifact
 from replaycad.continual.forgetting import BANK, INDEX, RECORDS
 from replaycad.detectors.limits import SLACK, score_at
 
@@ -41,22 +41,26 @@ def with_feedback(
         record: `class_name`, `kind` and `photos`; what an undo needs is added.
         limits: of the class from now on.
         patches: `[N, D]`, which its bank gets behind all it has: by the first of a bank images are
-            routed to their class.
+            routed to their class. A detector without a bank keeps them as `confirmed`.
     """
-    class_name, state = record["class_name"], artifact.state
+    class_name = record["class_name"]
     thresholds = with_limits(artifact, class_name, limits)
     before = {name: artifact.thresholds[name] for name in _changed(artifact.thresholds, thresholds)}
     num_rows = 0 if patches is None else len(patches)
     if patches is not None and num_rows:
-        index = np.full(num_rows, artifact.class_order.index(class_name), state[INDEX].dtype)
-        bank = np.concatenate([state[BANK], patches.astype(state[BANK].dtype)])
-        state = {**state, BANK: bank, INDEX: np.concatenate([state[INDEX], index])}
+        held = _held(artifact)
+        index = np.full(num_rows, artifact.class_order.index(class_name), np.int64)
+        bank = patches.astype(np.float32)
+        if held:
+            bank = np.concatenate([held[BANK], bank.astype(held[BANK].dtype)])
+            index = np.concatenate([held[INDEX], index.astype(held[INDEX].dtype)])
+        artifact = _holding(artifact, {**held, BANK: bank, INDEX: index})
     kept = {
         **record, "num_rows": num_rows, "overall_before": before,
         "before": dict(artifact.thresholds["by_class"][class_name]), "after": dict(limits),
     }  # fmt: skip
     header = {**artifact.header, RECORDS: [*records(artifact.header), kept]}
-    return replace(artifact, state=state, thresholds=thresholds, header=header)
+    return replace(artifact, thresholds=thresholds, header=header)
 
 
 def without_latest(artifact: DetectorArtifact) -> tuple[DetectorArtifact, Record, bool]:
@@ -70,12 +74,14 @@ def without_latest(artifact: DetectorArtifact) -> tuple[DetectorArtifact, Record
     if not records(artifact.header):
         raise ValueError("no feedback to take back")
     *earlier, latest = records(artifact.header)
-    class_name, state = latest["class_name"], artifact.state
+    class_name = latest["class_name"]
     if latest["num_rows"]:
-        own = state[INDEX] == artifact.class_order.index(class_name)
+        held = _held(artifact)
+        own = held[INDEX] == artifact.class_order.index(class_name)
         kept = np.ones(len(own), np.bool_)
         kept[np.flatnonzero(own)[-latest["num_rows"] :]] = False
-        state = {**state, BANK: state[BANK][kept], INDEX: state[INDEX][kept]}
+        left = {**held, BANK: held[BANK][kept], INDEX: held[INDEX][kept]}
+        artifact = _holding(artifact, left)
     header = {name: value for name, value in artifact.header.items() if name != RECORDS}
     header |= {RECORDS: earlier} if earlier else {}
     thresholds = artifact.thresholds
@@ -83,8 +89,20 @@ def without_latest(artifact: DetectorArtifact) -> tuple[DetectorArtifact, Record
     if is_back:
         by_class = {**thresholds["by_class"], class_name: latest["before"]}
         thresholds = {**thresholds, **latest["overall_before"], "by_class": by_class}
-    found = replace(artifact, state=state, thresholds=thresholds, header=header)
+    found = replace(artifact, thresholds=thresholds, header=header)
     return found, latest, is_back
+
+
+def _held(artifact: DetectorArtifact) -> Arrays:
+    """Where a detector keeps patches of photos: in its bank, or beside its weights."""
+    return artifact.state if BANK in artifact.state else artifact.confirmed
+
+
+def _holding(artifact: DetectorArtifact, held: Arrays) -> DetectorArtifact:
+    """The same with other patches of photos."""
+    if BANK in artifact.state:
+        return replace(artifact, state=held)
+    return replace(artifact, confirmed=held if len(held[INDEX]) else {})
 
 
 def with_limits(artifact: DetectorArtifact, class_name: str, limits: Limits) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from replaycad.artifacts.detector import DetectorArtifact
+from replaycad.artifacts.detector import Arrays, DetectorArtifact
 
 BANK, INDEX = "bank", "bank_class_index"
 LOOKS, LOOKS_INDEX = "looks.rows", "looks.class_index"
@@ -16,14 +16,22 @@ RECORDS = "feedback"  # field of a header: what people said of photos of a class
 Limits = Mapping[str, Any]
 
 
-def rows_of(artifact: DetectorArtifact, class_name: str) -> NDArray[np.float32]:
+def rows_of(
+    artifact: DetectorArtifact, class_name: str, held: Arrays | None = None
+) -> NDArray[np.float32]:
     """The bank of a class `[M, D]`, in the order of its picks; M is 0 if it has none.
+
+    Args:
+        artifact: knows the class.
+        class_name: of the rows.
+        held: other banks of the artifact than those of the detector itself.
 
     Raises:
         ValueError: the detector does not know the class.
     """
-    own = artifact.state[INDEX] == artifact.class_order.index(class_name)
-    bank: NDArray[np.float32] = artifact.state[BANK][own]
+    held = artifact.state if held is None else held
+    own = held[INDEX] == artifact.class_order.index(class_name)
+    bank: NDArray[np.float32] = held[BANK][own]
     return bank
 
 

@@ -184,7 +184,7 @@ def calibrated(
         limits as `NormalScores.limits`, with `photos`, their number; `promised`, as the function;
         and `trained`, the limits of training, which every later calibration starts from.
     """
-    trained = before.get("trained", before)
+    trained = of_training(before)
     found: dict[str, Any] = photos.limits(rate)
     scores, typical = np.sort(photos.image_scores), found["typical_image"]
     place = rank(len(scores), rate)
@@ -194,6 +194,12 @@ def calibrated(
     found["image"] = limit + SLACK * (limit - typical)
     found |= {"photos": len(scores), "promised": promised(len(scores), rate)}
     return {**found, "trained": dict(trained)}
+
+
+def of_training(limits: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The limits that a class was trained with, of those that it has by now."""
+    trained: Mapping[str, Any] = limits.get("trained", limits)
+    return trained
 
 
 def score_at(limits: Mapping[str, Any], rate: float, typical: float | None = None) -> float:

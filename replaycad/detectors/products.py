@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from replaycad.detectors.interface import Detector
+from replaycad.detectors.patchcore.confirmed import Confirmed
 from replaycad.detectors.patchcore.network import PatchCore
 
 
@@ -30,6 +31,7 @@ def routed_maps(
     router: PatchCore | None,
     features: Sequence[torch.Tensor],
     row: int | None = None,
+    confirmed: Confirmed | None = None,
 ) -> tuple[torch.Tensor, Nearness | None]:
     """Maps of images, and how far these are from classes.
 
@@ -38,6 +40,7 @@ def routed_maps(
         router: what tells the classes apart: the detector itself, a bank beside it, or None.
         features: levels `[B, C, H, W]` float.
         row: of the class whose bank judges, where banks are apart; None for that of the nearest.
+        confirmed: what people called good, which lowers the maps of a detector beside its router.
 
     Returns:
         anomaly maps `[B, S, S]` float32 as they come; None beside them where there is no router.
@@ -47,7 +50,12 @@ def routed_maps(
     if router is detector:
         maps, means, lows = router.routed_maps(features, row)
         return maps, Nearness(means, lows)
-    return detector.anomaly_maps(features), Nearness(*router.class_distances(features))
+    maps, (means, lows) = detector.anomaly_maps(features), router.class_distances(features)
+    if confirmed is not None:
+        rows = means.argmin(dim=1)
+        rows = rows if row is None else torch.full_like(rows, row)
+        maps = confirmed(maps, router.patches(features), rows)
+    return maps, Nearness(means, lows)
 
 
 class Windows:

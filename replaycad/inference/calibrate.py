@@ -22,6 +22,7 @@ from replaycad.detectors.limits import (
     NormalScores,
     calibrated,
     needed_photos,
+    of_training,
     rank,
     together,
 )
@@ -187,7 +188,7 @@ class Photos:
     def __init__(self, images: Iterable[Found]) -> None:
         self._images = images
         self.num_repeated = 0
-        self.names: list[str] = []  # of the pictures, as they came
+        self.files: list[Found] = []  # of the pictures, as they came
 
     def seen(self, view: View) -> Iterator[tuple[str, Image.Image]]:
         """Read them one by one.
@@ -203,7 +204,7 @@ class Photos:
             self.num_repeated += digest in known
             if digest not in known:
                 known.add(digest)
-                self.names.append(found.path.name)
+                self.files.append(found)
                 yield str(found.path), picture
 
 
@@ -211,7 +212,9 @@ def raw_predictor(
     trained: DetectorArtifact, encoder: str, device: torch.device, class_name: str
 ) -> Predictor:
     """Sees pictures as those of the class, and judges by no limits and by the nearest class."""
-    raw = {**RAW, "by_class": dict.fromkeys(trained.thresholds.get("by_class", {}), RAW)}
+    by_class = trained.thresholds.get("by_class", {})
+    raw = {**RAW, "by_class": {name: {**RAW, "trained": of_training(own)}
+                               for name, own in by_class.items()}}  # fmt: skip
     judging = predictor_of(replace(trained, thresholds=raw), encoder, device)
     judging.graph.of_class(class_name)  # or say that it has none
     return replace(judging, view=view_of(trained.header, class_name))

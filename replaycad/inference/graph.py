@@ -9,8 +9,8 @@ from torch import nn
 
 from replaycad.anomaly import normalized_scores
 from replaycad.artifacts.detector import DetectorArtifact
+from replaycad.continual.confirmed import confirmed_beside
 from replaycad.detectors.encoders import Encoder
-from replaycad.detectors.patchcore.network import PatchCore
 from replaycad.detectors.products import Nearness, routed_maps
 from replaycad.errors import ConfigError
 from replaycad.stages.eval import rebuild_detector, rebuild_router
@@ -24,7 +24,8 @@ class DetectorGraph(nn.Module):
 
     Where classes are told apart, by the detector or a router beside it, each image is judged by the
     thresholds of its class; else by those over all classes. `of_class` has one class's thresholds
-    for all images, and holds them against its bank where banks are apart.
+    for all images, and holds them against its bank where banks are apart. Where people confirmed
+    photos of a class as good, its maps are lowered.
 
     Args:
         trained: the detector.
@@ -42,8 +43,11 @@ class DetectorGraph(nn.Module):
         self.classes: list[str] = []  # that it tells apart, in the order of `Nearness`
         by_class = trained.thresholds.get("by_class", {})
         self._router = rebuild_router(trained, encoder, self.detector)
+        self._confirmed = confirmed_beside(trained, self._router)
+        self._rows: dict[str, int] = {}  # class -> its place among those of the router
         if self._router is not None:
             names = [trained.class_order[index] for index in self._router.known_classes()]
+            self._rows = {name: row for row, name in enumerate(names)}
             self.classes = names if all(name in by_class for name in names) else []
         limits = [
             [by_class[name][kind] for kind in ("typical_image", "image", "typical_pixel", "pixel")]
@@ -54,6 +58,11 @@ class DetectorGraph(nn.Module):
             tensor = torch.tensor(values, dtype=torch.float32, device=encoder.device)
             self.register_buffer(name, tensor, persistent=False)
         self.eval()
+
+    @property
+    def has_banks(self) -> bool:
+        """Whether it is a memory bank or has one beside it, to tell classes apart."""
+        return self._router is not None
 
     @property
     def outputs(self) -> tuple[str, ...]:
@@ -87,9 +96,7 @@ class DetectorGraph(nn.Module):
         scores = self.detector.image_scores(maps)
         if near is None:
             return self.normalized(scores), self.normalized(maps, "pixel")
-        row = near.means.argmin(dim=1)
-        if self.named:
-            row = torch.full_like(row, self.classes.index(self.named))
+        row = self._row(near.means)
         own = self._limits.index_select(0, row)
         low, low_pixel = own[:, 0], own[:, 2, None, None]
         spread = (own[:, 1] - low).clamp_min(1e-12)
@@ -103,16 +110,18 @@ class DetectorGraph(nn.Module):
         With them how far images are from classes, None where these are not told apart; `lows` in
         parts of what images of a class may have: above 1 an image is of no such product.
         """
-        router = self._router if self.classes else None
-        row = self.classes.index(self.named) if self.named and self.classes else None
+        router = self._router if self.classes or self._confirmed else None
+        row = self._rows.get(self.named)
         features = self._encoder.encode_images(images)
-        maps, near = routed_maps(self.detector, router, features, row)
-        return maps, near and near._replace(lows=near.lows / self._products)
+        maps, near = routed_maps(self.detector, router, features, row, self._confirmed)
+        if near is None or not self.classes:
+            return maps, None
+        return maps, near._replace(lows=near.lows / self._products)
 
     def patches(self, images: torch.Tensor) -> torch.Tensor:
-        """What a memory bank compares, `[B, P, D]` float32, of `[B, 3, S, S]` uint8 RGB."""
-        assert isinstance(self.detector, PatchCore)
-        return self.detector.patches(self._encoder.encode_images(images))
+        """What its banks compare, `[B, P, D]` float32, of `[B, 3, S, S]` uint8 RGB."""
+        assert self._router is not None
+        return self._router.patches(self._encoder.encode_images(images))
 
     def normalized(
         self, values: torch.Tensor, kind: str = "image", class_name: str = ""
@@ -127,6 +136,11 @@ class DetectorGraph(nn.Module):
         """What the limit of image scores is on the scale of `normalized` maps."""
         limit = torch.tensor(self._own(class_name)["image"], dtype=torch.float64)
         return float(normalized_scores(limit, self._own(class_name), "pixel"))
+
+    def _row(self, means: torch.Tensor) -> torch.Tensor:
+        """Places `[B]` of the classes of images: as named, or those least far of `[B, K]`."""
+        row = means.argmin(dim=1)
+        return torch.full_like(row, self._rows[self.named]) if self.named else row
 
     def _own(self, class_name: str) -> Mapping[str, float]:
         named = class_name and not self.named

@@ -12,6 +12,7 @@ from PIL import Image
 from replaycad.artifacts.detector import DetectorArtifact
 from replaycad.artifacts.scores import ScoresArtifact
 from replaycad.config.stages import EvalConfig
+from replaycad.continual.confirmed import confirmed_beside
 from replaycad.continual.router import empty_bank
 from replaycad.data.images import Reader, load_anomaly_mask, load_images, picture_size, viewed
 from replaycad.data.levels import Cut
@@ -172,14 +173,15 @@ class _Judge:
         router = rebuild_router(trained, encoder, detector)
         known = router.known_classes() if router is not None else []
         self._router = router if known else None
+        self._confirmed = confirmed_beside(trained, self._router)
         self.classes = [trained.class_order[index] for index in known]
         self.told: list[tuple[int, float]] = []
         self._windows = Windows()
 
     def __call__(self, images: torch.Tensor) -> np.ndarray:
         """Maps `[B, S, S]` float32 of `[B, 3, S, S]` uint8."""
-        features = self._encoder.encode_images(images)
-        maps, near = routed_maps(self.detector, self._router, features)
+        features, confirmed = self._encoder.encode_images(images), self._confirmed
+        maps, near = routed_maps(self.detector, self._router, features, confirmed=confirmed)
         if near is not None:
             self._windows.extend(near)
         return maps.cpu().numpy()

@@ -334,7 +334,8 @@ def test_rows_and_numbers_of_the_others_are_what_they_were(small):
                 assert left.state["looks.class_index"][place] == place
                 assert (left.state["looks.rows"][place] == old.class_order.index(one)).all()
             assert left.thresholds["by_class"][one] == old.thresholds["by_class"][one]
-        assert len(left.state.get("looks.rows", ())) == (0 if name == "first" else len(left.class_order))
+        count = 0 if name == "first" else len(left.class_order)
+        assert len(left.state.get("looks.rows", ())) == count
     first, later = (read_header(small / f"detectors/{name}.safetensors")
                     for name in ("first", "later"))  # fmt: skip
     assert later["inputs"]["detectors/first"] == first["content_id"]

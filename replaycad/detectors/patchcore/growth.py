@@ -34,7 +34,7 @@ def new_patches(
     """Patches that a bank does not hold yet, farthest first.
 
     Args:
-        bank: `[M, D]` float.
+        bank: `[M, D]` float; M may be 0.
         patches: `[P, D]` float.
         room: how many may be added.
         reach: each lies farther than this from the bank and from those before it.
@@ -44,6 +44,8 @@ def new_patches(
     """
     if not len(patches):
         return torch.empty(0, dtype=torch.int64, device=patches.device), 0
-    nearest = nearest_squared_distances(patches, bank).sqrt()
+    nearest = torch.full_like(patches[:, 0], torch.inf)
+    if len(bank):
+        nearest = nearest_squared_distances(patches, bank).sqrt()
     picks = farthest_first(patches, nearest, min(room, len(patches)), reach)
     return picks, int((nearest > reach).sum())
