@@ -37,7 +37,7 @@ it: conditions of three classes gave 1634, 1583 and 1355 by 120 replays, 1647, 1
 MOST_JUDGED = 128  # real images, evenly spaced
 LEAST_OTHERS = 32  # of them that are not kept themselves, or kept ones are judged as well
 MEASURED = LIMITS[1:]  # all but the rate
-LOOK = "look"  # field of a record
+LOOK, IMAGES = "look", "images"  # fields of a record
 BATCH_SIZE = 8
 Limits = Mapping[str, float]
 
@@ -52,12 +52,14 @@ class RealLimits:
         is_same_bank: whether a memory bank of the detector at hand measures alike: by the same
             levels of the same encoder, at the same image size.
         look: of real images; None where they were too few.
+        num_images: real images that the replays are, each moved; 0 where any is drawn.
     """
 
     real: Limits
     replays: Limits
     is_same_bank: bool = False
     look: Look | None = None
+    num_images: int = 0
 
     @classmethod
     def of(cls, record: object, bank: str) -> "RealLimits | None":
@@ -78,23 +80,30 @@ class RealLimits:
                 return None
             parts.append(dict(zip(MEASURED, values, strict=True)))
         look = Look.of(record.get(LOOK))
-        return cls(parts[0], parts[1], record.get("bank") == bank, look)
+        count = record.get(IMAGES)
+        count = count if isinstance(count, int) else 0
+        return cls(parts[0], parts[1], record.get("bank") == bank, look, count)
 
 
-UNSEEN_FACTOR = 1.65
-"""How much higher a trained detector scores real images than the replays that it learned.
-Nobody can tell beforehand: InvAD came to 0.95 to 1.80 times the limit of replays (conditions and
-images in 25 kB of five held-out procedural classes and five real ones, standard deviation 20 %),
-and neither the memory bank's ratio, nor its spread, nor a short training on the replays of one
-class said more than this mean. So all get what nine of ten of the procedural ones need: rather a
-defect missed than every good part stopped; `replaycad calibrate` finds the right limit."""
+UNSEEN_FACTOR, UNSEEN_FACTOR_OF_IMAGES = 2.1, 1.35
+"""How much higher a trained detector scores real images than the replays that it learned; the
+second where these are of enough real images (`ENOUGH_IMAGES`). Nobody can tell beforehand: of five
+real classes 1 % of good images exceeded 1.25 to 2.09 times InvAD's limit of replays from
+conditions, 1.04 to 1.34 times that of images in 50 kB (one seed, by which the two were chosen).
+Neither the memory bank's ratio, nor its spread, nor a short training on the replays of one class,
+nor replays with as much noise as puts them as far from the others by that bank said more than
+within 13 to 20 %, and scores of good images lie so close together that 15 % make none or two thirds
+of them alarms. So all get what the farthest class needs: rather a defect missed than every good
+part stopped; `replaycad calibrate` finds the right limit."""
+ENOUGH_IMAGES = 8
 
 
 def _raised(own: Limits, real: RealLimits | None, is_bank: bool) -> dict[str, float]:
     """Limits of replays, higher by what real images are expected to score more."""
     found = {kind: value for kind, value in own.items() if kind != "product"}
     for kind in ("image", "typical_image", "pixel", "typical_pixel"):
-        factor = UNSEEN_FACTOR
+        are_enough = real is not None and real.num_images >= ENOUGH_IMAGES
+        factor = UNSEEN_FACTOR_OF_IMAGES if are_enough else UNSEEN_FACTOR
         if is_bank and real is not None:
             factor = max(1.0, real.real[kind] / max(real.replays[kind], 1e-12))
         found[kind] = own[kind] * factor
@@ -161,13 +170,14 @@ def record(found: RealLimits, bank: str) -> dict[str, Any]:
         name: [float(f"{part[kind]:.4g}") for kind in MEASURED] for name, part in parts.items()
     }
     look = {} if found.look is None else {LOOK: found.look.record()}
-    return {**rounded, **look, "bank": bank}
+    images = {IMAGES: found.num_images} if found.num_images else {}
+    return {**rounded, **look, **images, "bank": bank}
 
 
 def placeholder(bank: str) -> dict[str, Any]:
     """A record that takes as many bytes as any, for a header whose bytes are counted before."""
     longest = dict.fromkeys(MEASURED, -1.234e-100)
-    return {**record(RealLimits(longest, longest), bank), LOOK: PLACEHOLDER}
+    return {**record(RealLimits(longest, longest), bank), LOOK: PLACEHOLDER, IMAGES: 9999}
 
 
 def measure(

@@ -91,6 +91,8 @@ def with_real_limits(
         f"{name}: real images lie {ratio:.1f} times as far from replays as these from each other; "
         "limits allow for that"
     )
+    if artifact.header.get("form") == "exemplars":
+        found = replace(found, num_images=len(artifact.exemplars))
     if LOOK not in artifact.header.get(LIMITS_OF_REAL, {}):  # no room was left for it
         found = replace(found, look=None)
     limits = record(found, measuring.bank)

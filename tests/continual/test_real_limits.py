@@ -122,6 +122,15 @@ def test_a_trained_detector_gets_room_for_what_it_has_not_seen(monkeypatch):
     assert "product" not in none
 
 
+def test_limits_leave_less_room_where_replays_are_real_images(monkeypatch):
+    monkeypatch.setattr(real_limits, "UNSEEN_FACTOR", 3.0)
+    monkeypatch.setattr(real_limits, "UNSEEN_FACTOR_OF_IMAGES", 1.5)
+    for count, image in ((0, 6.0), (real_limits.ENOUGH_IMAGES - 1, 6.0),
+                         (real_limits.ENOUGH_IMAGES, 3.0)):  # fmt: skip
+        found = record(RealLimits(REAL, REPLAYS, num_images=count), "this")
+        assert of_real_images("nut", OWN, RealLimits.of(found, "this"), False)["image"] == image
+
+
 def test_replays_that_lie_farther_than_real_images_lower_no_limit():
     kept = RealLimits.of(record(RealLimits(REPLAYS, REAL), "this"), "that")
 
@@ -208,6 +217,8 @@ def test_limits_travel_from_compress_to_a_detector_that_sees_replays_alone(
     bank += ["--set", "replay.num_images=6"]
     assert run("compress", "--class", "disc", "--keep", form, *bank).exit_code == 0
     kept = ConditionsArtifact.load(tmp_path / "store" / "conditions" / "disc.safetensors")
+    count = kept.header["limits_of_real"].get("images", 0)
+    assert count == (len(kept.exemplars) if form == "exemplars" else 0)
     told = dict(zip(real_limits.MEASURED, kept.header["limits_of_real"]["real"], strict=True))
     trained = ("train", "--class", "plate", "--past", "disc", *bank)
     assert run(*trained).exit_code == 0

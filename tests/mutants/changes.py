@@ -473,7 +473,7 @@ CHANGES = [
            "a kept image is held against its own replays", _REAL),
     Change("continual/real_limits.py", "record.get(\"bank\") == bank", "True",
            "limits by other features count as they are", _REAL),
-    Change("continual/real_limits.py", "factor = UNSEEN_FACTOR", "factor = 1.0",
+    Change("continual/real_limits.py", "if are_enough else UNSEEN_FACTOR", "if are_enough else 1.0",
            "a trained detector has the limits of replays", _REAL),
     Change("continual/real_limits.py", "found[\"product\"] = real.real[\"product\"]", "pass",
            "of replayed classes a trained detector knows no product", _REAL),
@@ -514,4 +514,6 @@ CHANGES = [
            "tests/inference/test_products.py"),
     Change("stages/replay.py", 'if view.colours == "grey":', "if False:",
            "replays of grey classes have clouds of colour", "tests/stages/test_replay_stage.py"),
+    Change("continual/real_limits.py", "real.num_images >= ENOUGH_IMAGES", "real.num_images >= 0",
+           "limits of drawn classes are as close as those of real images", _REAL),
 ]  # fmt: skip
