@@ -95,7 +95,7 @@ nor replays with as much noise as puts them as far from the others by that bank 
 within 13 to 20 %, and scores of good images lie so close together that 15 % make none or two thirds
 of them alarms. So all get what the farthest class needs: rather a defect missed than every good
 part stopped; `replaycad calibrate` finds the right limit."""
-ENOUGH_IMAGES = 8
+ENOUGH_IMAGES = 4
 
 
 def _raised(own: Limits, real: RealLimits | None, is_bank: bool) -> dict[str, float]:
