@@ -17,6 +17,7 @@ from replaycad.detectors.encoders import load_encoder
 from replaycad.detectors.limits import NormalScores
 from replaycad.detectors.registry import preset_for, resolve_defaults
 from replaycad.engine.inputs import InputDigests
+from replaycad.inference.calibrate import raw_predictor
 from replaycad.inference.export import FORMATS, export_detector
 from replaycad.inference.feedback import _fallen
 from replaycad.inference.graph import DetectorGraph
@@ -196,6 +197,20 @@ def test_calibrate_measures_what_is_left_of_the_maps(save, odd):
         assert set(verdicts(path, odd)[0]) == {"normal"}
 
     assert limits[1] < 0.7 * limits[0]
+
+
+def test_what_is_measured_is_what_is_judged(save, odd, encoder):
+    path = save()
+    teach(path, odd)
+    photo = marked(200)
+
+    judging = raw_predictor(
+        DetectorArtifact.load(path), ENCODER, torch.device("cpu"), "fine"
+    )  # by no limits, but by the typical values of training
+
+    with torch.inference_mode():
+        shown = torch.from_numpy(photo.transpose(2, 0, 1)[None].copy())
+        assert torch.equal(judging.graph.raw_maps(shown)[0], raw(path, encoder, photo))
 
 
 def test_eval_scores_as_predict_judges(save, odd, encoder):
