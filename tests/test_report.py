@@ -15,7 +15,7 @@ from PIL import Image
 from replaycad.artifacts import format
 from replaycad.artifacts.detector import DetectorArtifact
 from replaycad.artifacts.scores import SCORES
-from replaycad.continual.real_limits import record
+from replaycad.continual.real_limits import RealLimits, record
 from replaycad.data.samples import Sample
 from replaycad.report import pictures, plots
 from replaycad.report.limits import SHARED, limit_row
@@ -248,7 +248,7 @@ def origin(limit, inputs=(), stored=None, feedback=()):
 
 def test_a_limit_of_training_is_told_with_what_it_was_measured_on():
     real = dict.fromkeys(("image", "typical_image", "pixel", "typical_pixel", "product"), 5.0)
-    kept = {"limits_of_real": record(real, real, "a bank")}
+    kept = {"limits_of_real": record(RealLimits(real, real), "a bank")}
 
     assert origin(limits(3.0), ["images/bolt"]) == {
         "limit": "3", "typical": "1", "moved": "", "origin": "its training images",
