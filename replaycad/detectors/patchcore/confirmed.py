@@ -1,5 +1,6 @@
 """Lowers anomaly maps where an image looks like photos that a person confirmed as good."""
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -65,7 +66,7 @@ class Confirmed(nn.Module):
             nearest = nearest_squared_distances(patches[place], bank[0], squares[0]).sqrt()
             steps = nearest / self._spacings.index_select(0, row)
             found.append(((FADE - steps) / (FADE - 1)).clamp(0, 1))
-        side = round(patches.shape[1] ** 0.5)
+        side = math.isqrt(int(patches.shape[1]))
         likeness = torch.stack(found).reshape(-1, 1, side, side)
         known = F.interpolate(likeness, maps.shape[-2:], mode="bilinear", align_corners=False)[:, 0]
         typical = self._typical.index_select(0, rows)[:, None, None]
