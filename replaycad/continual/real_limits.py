@@ -94,7 +94,7 @@ Neither the memory bank's ratio, nor its spread, nor a short training on the rep
 nor replays with as much noise as puts them as far from the others by that bank said more than
 within 13 to 20 %, and scores of good images lie so close together that 15 % make none or two thirds
 of them alarms. So all get what nearly the farthest class needs (3.0 % and 1.0 % false alarms, 10 %
-and 5 % of a class; on two further seeds none and on one none): rather a defect missed than every
+and 5 % of a class; on two further seeds none): rather a defect missed than every
 good part stopped; `replaycad calibrate` finds the right limit."""
 ENOUGH_IMAGES = 4
 
