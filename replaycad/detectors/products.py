@@ -50,11 +50,12 @@ def routed_maps(
     if router is detector:
         maps, means, lows = router.routed_maps(features, row)
         return maps, Nearness(means, lows)
-    maps, (means, lows) = detector.anomaly_maps(features), router.class_distances(features)
+    maps, patches = detector.anomaly_maps(features), router.patches(features)
+    means, lows = router.class_distances(patches)
     if confirmed is not None:
         rows = means.argmin(dim=1)
         rows = rows if row is None else torch.full_like(rows, row)
-        maps = confirmed(maps, router.patches(features), rows)
+        maps = confirmed(maps, patches, rows)
     return maps, Nearness(means, lows)
 
 

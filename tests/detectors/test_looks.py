@@ -151,20 +151,20 @@ def pyramid(value, num=1):
 
 
 def test_an_image_at_the_limit_of_its_look_is_at_the_limit_of_the_class(bank):
-    images = pyramid(0.5)
-    _, before = bank.class_distances(images)
-    own = bank.looks.of(bank.patches(images))[0].numpy()
+    patches = bank.patches(pyramid(0.5))
+    _, before = bank.class_distances(patches)
+    own = bank.looks.of(patches)[0].numpy()
     rows = np.zeros((1 + looks.DIRECTIONS, looks.WIDTH), np.float32)
     far = float(np.linalg.norm(own)) / 2  # deviations, each of 2
 
     bank.looks.set(0, Look(rows, 4.0, far), 7.0)
 
-    means, lows = bank.class_distances(images)
+    means, lows = bank.class_distances(patches)
     assert lows[0, 0] == pytest.approx(7.0, rel=1e-4)
     assert lows[0, 1] == before[0, 1], "nobody knows what the other class looks like"
     assert means.argmin() == 0
     bank.looks.set(0, Look(rows, 4.0, 100 * far), 7.0)
-    assert torch.equal(bank.class_distances(images)[1], before), "the farther of the two counts"
+    assert torch.equal(bank.class_distances(patches)[1], before), "the farther of the two counts"
     bank.looks.set(0, None, 0.0)
     assert not len(bank.looks.rows)
 
@@ -173,12 +173,12 @@ def test_looks_are_saved_with_a_bank_and_files_of_before_have_none(bank):
     bank.looks.set(1, known_look(limit=0.01), 7.0)
     again = PatchCore((1, 1), (4, 8), 32, PRESET)
     again.load_state_dict(bank.state_dict())
-    images = pyramid(3.0)
-    assert torch.equal(again.class_distances(images)[1], bank.class_distances(images)[1])
-    assert bank.class_distances(images)[1][0, 1] > 7, "by its look, not by its patches"
+    patches = bank.patches(pyramid(3.0))
+    assert torch.equal(again.class_distances(patches)[1], bank.class_distances(patches)[1])
+    assert bank.class_distances(patches)[1][0, 1] > 7, "by its look, not by its patches"
 
     state = {name: value for name, value in bank.state_dict().items() if "looks" not in name}
     again.load_state_dict(state)
 
     bank.looks.set(1, None, 0.0)
-    assert torch.equal(again.class_distances(images)[1], bank.class_distances(images)[1])
+    assert torch.equal(again.class_distances(patches)[1], bank.class_distances(patches)[1])

@@ -281,7 +281,7 @@ def test_banks_of_different_sizes_lie_side_by_side_without_a_row_that_is_none():
     detector.fit([[level[:1] for level in far]], 1, stream())
     zeros = [torch.zeros_like(level[:1]) for level in near]
 
-    means, _ = detector.class_distances(zeros)
+    means, _ = detector.class_distances(detector.patches(zeros))
     distances = detector._nearest(detector.patches(zeros)[0], means[0].argmin())
 
     bank, _ = detector.bank_of(0)

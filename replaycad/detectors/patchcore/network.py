@@ -244,36 +244,30 @@ class PatchCore(Detector):
             maps, `[B, image_size, image_size]` float32, and `class_distances`.
         """
         patches = self.patches(features)
-        means, lows = self._class_distances(patches)
+        means, lows = self.class_distances(patches)
         routes = means.argmin(dim=1) if row is None else torch.full_like(means[:, 0], row).long()
         nearest = [self._nearest(one, route) for one, route in zip(patches, routes, strict=True)]
         return self._to_maps(torch.stack(nearest), features), means, lows
 
     @torch.no_grad()
-    def class_distances(
-        self, features: Sequence[torch.Tensor]
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """How far images are from classes.
+    def class_distances(self, patches: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """How far images with patches `[B, P, D]` are from classes.
 
         Returns:
             the mean distance of an image to the bank of each class, by which it is routed, and the
             distance that `OWN_SHARE` of its patches stay below, or that of its look (`looks`)
             if that is more, both `[B, K]` float32, squared, in the order of `known_classes`.
         """
-        return self._class_distances(self.patches(features))
-
-    def known_classes(self) -> list[int]:
-        """Indices of the classes that have a bank, in rising order."""
-        return [int(index) for index in self.bank_class_index.unique()]
-
-    def _class_distances(self, patches: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """`class_distances` of patches `[B, P, D]`."""
         patches = some(patches)
         found = [_class_distances(one, self._firsts, self._first_squares) for one in patches]
         means, lows = (torch.stack(parts) for parts in zip(*found, strict=True))
         if len(self.looks.rows):
             lows = torch.maximum(lows, self.looks(patches))
         return means, lows
+
+    def known_classes(self) -> list[int]:
+        """Indices of the classes that have a bank, in rising order."""
+        return [int(index) for index in self.bank_class_index.unique()]
 
     def _nearest(self, patches: torch.Tensor, route: torch.Tensor) -> torch.Tensor:
         """Squared distances `[P]` of the patches of one image `[P, D]` to one of the banks."""
