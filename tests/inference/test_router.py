@@ -57,11 +57,17 @@ def test_each_image_is_told_its_class_and_judged_by_the_limits_of_that_class(tra
     assert [one.class_name for one in found] == ["coarse", "fine"]
     assert all(one.distance < 1 for one in found)
     graph = DetectorGraph(trained, encoder)
-    maps, _ = graph.raw_maps(torch.from_numpy(fine.transpose(2, 0, 1))[None])
+    image = torch.from_numpy(fine.transpose(2, 0, 1))[None]
+    maps, _ = graph.raw_maps(image)
     own = trained.thresholds["by_class"]["fine"]
     raw = float(graph.detector.image_scores(maps))
     expected = (raw - own["typical_image"]) / (own["image"] - own["typical_image"])
     assert found[1].score == pytest.approx(expected, rel=1e-4)
+    bank = trained.router["bank"][trained.router["bank_class_index"] == 1]
+    patches = graph.patches(image)[0]
+    nearest = torch.cdist(patches, torch.from_numpy(bank)).amin(dim=1).square().sort().values
+    quarter = float(nearest[len(patches) // 4])
+    assert found[1].distance == pytest.approx(quarter / own["product"], rel=1e-3)
 
 
 def test_what_is_of_neither_class_is_an_unknown_product(trained, encoder):
