@@ -66,6 +66,7 @@ def audit_file(path: Path, data: Path) -> dict[str, Any]:
     return {
         "class_name": class_name, "num_replays": len(drawn), "num_images": len(samples),
         "num_kept_images": None if kept is None else len(kept.exemplars),
+        "num_fragments": 0 if kept is None or kept.fragments is None else len(kept.fragments),
         **distances, "near_copies": near_copies(distances),
     }  # fmt: skip
 

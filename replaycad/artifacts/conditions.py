@@ -18,6 +18,13 @@ from replaycad.artifacts.coded_features import (
     CodedFeatures,
 )
 from replaycad.artifacts.format import damaged, file_bytes, read, write
+from replaycad.artifacts.fragments import (
+    FIELD,
+    FRAGMENT_TENSORS,
+    FRAGMENTS_TOGETHER,
+    SHEET,
+    Fragments,
+)
 from replaycad.artifacts.masks import check_width
 from replaycad.artifacts.schema import Schema, TensorSpec
 from replaycad.artifacts.token_coding import (
@@ -38,7 +45,8 @@ PACKED, STEP = "packed_tokens", "packed_step"
 TOKENS, FREQUENCIES = "tokens", "frequencies"  # packed as they are, or transformed
 EXEMPLARS, ENDS, PLACES = "exemplars", "exemplar_ends", "exemplar_poses"
 TOGETHER = ((WEIGHT, BIAS), (VARIATIONS, STEPS), (PACKED, STEP), (EXEMPLARS, ENDS),
-            (EXEMPLARS, PLACES), (CODES, BASIS), (CODES, SCALES), (CODES, MEAN))  # fmt: skip
+            (EXEMPLARS, PLACES), (CODES, BASIS), (CODES, SCALES), (CODES, MEAN),
+            *FRAGMENTS_TOGETHER)  # fmt: skip
 
 CONDITIONS = Schema(
     format="conditions",
@@ -84,6 +92,7 @@ CONDITIONS = Schema(
             FLOATS, ("E", 3), "how each of them lies, as in `poses`; absent too", optional=True
         ),
         **FEATURE_TENSORS,
+        **FRAGMENT_TENSORS,
         "object_masks": TensorSpec(
             "uint8", ("M", "H'", "ceil(W'/8)"), "masks to draw from, one bit per pixel"
         ),
@@ -120,6 +129,8 @@ class ConditionsArtifact:
             likewise.
         features: patches of a memory bank, which no image is drawn from; None where none are kept.
             The header's `features` says what they serve.
+        fragments: squares of many images, of which replays are put together; None where none are
+            kept. `poses` are then those of these images where they turn, else None.
     """
 
     class_name: str
@@ -137,6 +148,7 @@ class ConditionsArtifact:
     exemplars: tuple[bytes, ...] = ()
     exemplar_poses: FloatArray | None = None
     features: CodedFeatures | None = None
+    fragments: Fragments | None = None
 
     @property
     def is_drawn(self) -> bool:
@@ -188,6 +200,8 @@ class ConditionsArtifact:
             num_floats += len(self.semantic_variations)
             num_integers = self.semantic_variations.size
         num_integers += sum(map(len, self.exemplars)) + 8 * len(self.exemplars)
+        if self.fragments is not None:
+            num_integers += sum(part.nbytes for part in self.fragments.tensors().values())
         return num_floats * (2 if self.half else 4) + num_integers
 
     @property
@@ -225,6 +239,8 @@ class ConditionsArtifact:
             own["packed_as"] = _form(self.semantic_embedding.shape)
         if self.features is not None:
             own["num_patches"] = len(self.features.codes)
+        if self.fragments is not None:
+            own[FIELD] = self.fragments.record()
         return {**self.header, **own}
 
     def _tensors(self, path: str | Path, half: bool | None) -> dict[str, NDArray[Any]]:
@@ -246,6 +262,8 @@ class ConditionsArtifact:
             tensors[ENDS] = np.cumsum([len(one) for one in self.exemplars], dtype=np.int64)
         if self.features is not None:
             tensors |= self.features.integers()
+        if self.fragments is not None:
+            tensors |= self.fragments.tensors()
         tensors["object_masks"] = pack_bits(self.object_masks)
         return tensors
 
@@ -295,7 +313,16 @@ class ConditionsArtifact:
             exemplars=_cut(Path(path), tensors) if EXEMPLARS in tensors else (),
             exemplar_poses=floats.get(PLACES),
             features=_features(Path(path), tensors, header) if CODES in tensors else None,
+            fragments=_fragments(Path(path), tensors, header) if SHEET in tensors else None,
         )
+
+
+def _fragments(path: Path, tensors: dict[str, NDArray[Any]], header: dict[str, Any]) -> Fragments:
+    """The squares of many images."""
+    try:
+        return Fragments.of(tensors, header.get(FIELD))
+    except ValueError as error:
+        damaged(path, CONDITIONS, f"expected `{FIELD}` of some size: {error}")
 
 
 def _features(

@@ -78,7 +78,10 @@ BatchSize = Annotated[
     ),
 ]
 Keep = Annotated[
-    str, typer.Option("--keep", help="Keep exemplars, features, conditions, hybrid or auto.")
+    str,
+    typer.Option(
+        "--keep", help="Keep exemplars, fragments, features, conditions, hybrid or auto."
+    ),
 ]
 Budget = Annotated[
     str,

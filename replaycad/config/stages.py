@@ -14,8 +14,9 @@ STAGES = ("mask", "compress", "replay", "train", "eval")
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 """Of unet and text encoder; `auto` is 16 bits on a GPU. What is trained is always fp32."""
 
-Representation = Literal["conditions", "exemplars", "hybrid", "features"]
-"""What is kept of a class: conditions, real images, both in one budget, or a bank's patches."""
+Representation = Literal["conditions", "fragments", "exemplars", "hybrid", "features"]
+"""What is kept of a class: conditions, squares of many images, real images, these beside conditions
+in one budget, or a bank's patches."""
 
 AUDIT_ENCODER = "mini"
 """Whose features say how near replays come to training images; bundled, so any machine has it."""

@@ -9,7 +9,8 @@ from replaycad.config.stages import ReplayConfig, Representation
 REPRESENTATIONS: tuple[Representation, ...] = ("features", "exemplars", "hybrid", "conditions")
 """What `auto` chooses among, what needs the least first."""
 FEATURES_SERVE = "patchcore"  # the only detector that has a use for patches
-SIZED: tuple[str, ...] = ("features", "exemplars", "hybrid", "auto")  # kept as detectors see them
+SIZED: tuple[str, ...] = ("features", "exemplars", "fragments", "hybrid", "auto")
+"""Kept as large as detectors see them."""
 ASKS_BACKBONE: tuple[str, ...] = ("conditions", "hybrid", "auto")
 MARGIN = 0.05
 """Of separation, by which a later representation must be better: two standard deviations of the

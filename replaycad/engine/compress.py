@@ -257,6 +257,13 @@ class CompressStage(Stage):
         from replaycad.stages.exemplars import keep_exemplars
 
         header |= reserved_limits(config.budget) if config.real_limits else {}
+        if config.keep == "fragments":
+            from replaycad.stages.fragments import keep_fragments
+
+            return Kept(*keep_fragments(
+                self._seen, masks, self._encoder(), self._preset, config, self._seed, header,
+                self._builder.report, self._builder.aligner,
+            ))  # fmt: skip
         kept, rows = None, list[int]()
         if config.keep != "exemplars":
             searched = self._searched(masks, config, header, checkpoint)

@@ -384,8 +384,8 @@ def _header_to_grow(path: Path, name: str) -> dict[str, Any]:
 
 def _form(header: Mapping[str, Any]) -> Representation:
     form = header.get("form") or header["config"].get("keep", "conditions")
-    if form not in REPRESENTATIONS:
-        raise ArtifactError(f"what is kept has an unknown form '{form}'", "compress the class anew")
+    if form not in REPRESENTATIONS:  # fragments: which images give some is decided for all at once
+        raise ArtifactError(f"nothing can be added to {form}", "compress the class from all photos")
     return cast(Representation, form)
 
 

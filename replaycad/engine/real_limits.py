@@ -80,7 +80,7 @@ def with_real_limits(
     drawn = draw_apart(builder, drawing, seed, artifact, {**artifact.header, "key": name})
     drawn = np.stack([resized(image, measuring.image_size) for image in drawn])
     owners = np.full(count, -1)
-    if kept.rows:
+    if artifact.exemplars:
         seeds = image_seeds(name, seed, count)
         owners = np.array([picked_place(one, len(kept.rows)) for one in seeds])
     found = measure(

@@ -64,7 +64,7 @@ class ReplayStage(Stage):
                 f"features are kept of {class_name}: there is nothing to draw",
                 f"`replaycad train --class NEW --past {name}` uses them as they are",
             )
-        if form != "exemplars":
+        if form not in ("exemplars", "fragments"):
             self._use_backbone(header, class_name)
         self.num_images = self.config.num_images
         self.next_command = builder.settings.command("train", "NEW", past=name)
@@ -186,7 +186,7 @@ def _draw(
     seed: int,
     check: Callable[[], None] = lambda: None,
 ) -> None:
-    from replaycad.stages.replay import replay_class, vary_exemplars
+    from replaycad.stages.replay import join_fragments, replay_class, vary_exemplars
 
     diffusion = builder.models.backbone(config) if conditions.is_drawn else None
     size = conditions.exemplar_size
@@ -198,6 +198,8 @@ def _draw(
         builder.report.note(f"going on from image {writer.rows_done} of {config.num_images}")
     if diffusion:
         replay_class(conditions, diffusion, config, seed, writer, builder.report)
+    elif conditions.fragments is not None:
+        join_fragments(conditions, config, seed, writer, builder.report)
     else:
         vary_exemplars(conditions, config, seed, writer, builder.report)
     check()

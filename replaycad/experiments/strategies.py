@@ -141,6 +141,10 @@ STRATEGIES: Mapping[str, Strategy] = MappingProxyType(
             description="Keeps as many real images of each class as the byte budget holds.",
             compress=(("keep", "exemplars"),),
         ),
+        "fragments": Strategy(
+            description="Keeps squares of many images of each class and puts replays together.",
+            compress=(("keep", "fragments"),),
+        ),
         "coded": Strategy(
             description="Keeps the memory bank of each class as coded features in the byte budget.",
             compress=(("keep", "features"),),

@@ -11,6 +11,8 @@ from replaycad.artifacts.conditions import ConditionsArtifact
 from replaycad.artifacts.replays import ReplaysWriter
 from replaycad.config.stages import ReplayConfig
 from replaycad.continual.exemplars import decode, resized
+from replaycad.continual.fragments import Frame
+from replaycad.continual.kept_fragments import KeptFragments
 from replaycad.continual.kept_images import KeptImages
 from replaycad.data.views import BLANK, View
 from replaycad.diffusion.alignment import beyond_border, to_pose
@@ -208,6 +210,53 @@ def vary_exemplars(
         drawn = as_photos(drawn, view)
         writer.append(drawn, whole, seeds[number : number + 1])
         report.step("replay", number + 1, config.num_images)
+
+
+def join_fragments(
+    conditions: ConditionsArtifact,
+    config: ReplayConfig,
+    seed: int,
+    writer: ReplaysWriter,
+    report: Report = silent,
+) -> None:
+    """Fill a replay set with images that are put together from fragments of many.
+
+    Args:
+        conditions: of one class, with fragments.
+        config: of the stage; only `num_images`, `batch_size` and `jpeg_quality` are read.
+        seed: of the images' seeds; each alone fixes its image.
+        writer: takes the images; may hold some from a killed run.
+        report: hears of the images done.
+
+    Raises:
+        ArtifactError: if the fragments cannot be read, or the disk is full.
+    """
+    kept, view = kept_fragments(conditions), View.from_dict(conditions.header.get("view"))
+    seeds = image_seeds(conditions.class_name, seed, config.num_images)
+    for start in range(writer.rows_done, config.num_images, config.batch_size):
+        batch = seeds[start : start + config.batch_size]
+        drawn = kept.draw(batch.tolist())
+        if config.jpeg_quality:
+            drawn = through_jpeg(drawn, config.jpeg_quality)
+        whole = np.ones((len(batch), *drawn.shape[2:]), np.bool_)
+        writer.append(as_photos(drawn, view), whole, batch)
+        report.step("replay", start + len(batch), config.num_images)
+
+
+def kept_fragments(conditions: ConditionsArtifact) -> KeptFragments:
+    """The fragments among the conditions of a class, read.
+
+    Raises:
+        ArtifactError: if there are none, or they cannot be read.
+    """
+    if conditions.fragments is None:
+        raise ArtifactError(f"the conditions of {conditions.class_name} hold no fragments")
+    try:
+        frame = Frame(conditions.exemplar_size, conditions.poses)
+        return KeptFragments(conditions.fragments, frame, conditions.header.get("symmetries", []))
+    except ValueError as error:
+        message = f"fragments of {conditions.class_name} cannot be read"
+        raise ArtifactError(f"{message}: {error}", "compress the class again") from None
 
 
 def kept_images(conditions: ConditionsArtifact) -> KeptImages:

@@ -1,8 +1,8 @@
 """What replays are worth: `python -m tests.bench.replays --data FOLDER --budget 50000 200000`.
 
-Each class alone: a memory bank of its replays from conditions beside a bank of its real images, at
-the default encoder and size, on the same test images. The share is of pixel AP; it is what a
-sequence keeps of a past class, where images are routed to their class.
+Each class alone: a memory bank of its replays (`--keep conditions`, `fragments`, ...) beside a bank
+of its real images, at the default encoder and size, on the same test images. The share is of pixel
+AP; it is what a sequence keeps of a past class, where images are routed to their class.
 
 Beside it stand precision and recall of patches (Kynkäänniemi et al. 2019) under the same encoder:
 which share of patches of replays lies within the manifold of real ones, and of real ones within
@@ -108,10 +108,12 @@ class Judge:
         return within(drawn[0], real[0], radii(*real)), within(real[0], drawn[0], radii(*drawn))
 
 
-def replays_of(builder: Builder, name: str, budget: int, seed: int, size: int) -> np.ndarray:
-    """Replays of a class from conditions of so many bytes, `[N, 3, size, size]` uint8."""
-    stored = f"{name}-{budget}-{seed}"
-    changes = {"keep": "conditions", "budget": budget}
+def replays_of(
+    builder: Builder, name: str, keep: str, budget: int, seed: int, size: int
+) -> np.ndarray:
+    """Replays of a class kept in so many bytes, `[N, 3, size, size]` uint8."""
+    stored = f"{name}-{keep}-{budget}-{seed}"
+    changes = {"keep": keep, "budget": budget}
     builder.build(CompressStage(builder, name, stored, seed, changes))
     builder.build(ReplayStage(builder, stored, seed, name))
     reader = ReplaysReader(builder.store.path("replays", stored))
@@ -141,7 +143,9 @@ def measured(
         for budget in typed.budget:
             for place, seed in enumerate(typed.seed):
                 try:
-                    drawn = replays_of(builder, name, budget, seed, preset.image_size)
+                    drawn = replays_of(
+                        builder, name, typed.keep, budget, seed, preset.image_size
+                    )
                 except BudgetError as error:
                     sys.stdout.write(f"{name} {budget}: {error.message}\n")
                     break
@@ -187,6 +191,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="folder of classes")
     parser.add_argument("--class", dest="classes", nargs="+")
     parser.add_argument("--held-out", type=int, default=0, help="procedural classes instead")
+    parser.add_argument("--keep", default="conditions", help="form that replays are drawn from")
     parser.add_argument("--store", type=Path, default=Path("build/replays"))
     parser.add_argument("--budget", type=int, nargs="+", default=[50_000, 100_000, 200_000])
     parser.add_argument("--seed", type=int, nargs="+", default=[0])

@@ -1,0 +1,63 @@
+"""Fragments of a class, and the images that are put together from them."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from replaycad.artifacts.fragments import Fragments
+from replaycad.continual.fragments import Frame, lattice
+from replaycad.continual.quilting import Quilter
+from replaycad.mask_ops import Operation, apply_to_images
+from replaycad.runtime import stream_seed
+
+
+class KeptFragments:
+    """The fragments of one class, read once.
+
+    Args:
+        fragments: as they are stored.
+        frame: that they lie in.
+        symmetries: turns and flips that the class allows, degrees and flip of each.
+
+    Raises:
+        ValueError: if the sheet is not of these fragments.
+    """
+
+    def __init__(
+        self, fragments: Fragments, frame: Frame, symmetries: Sequence[Sequence[Any]]
+    ) -> None:
+        places = lattice(fragments.canvas, fragments.size, fragments.overlap)
+        rows, columns = np.divmod(fragments.cells.astype(int), len(places))
+        most = len(frame.poses) if frame.poses is not None else 256
+        if fragments.canvas != frame.canvas or rows.max(initial=0) >= len(places):
+            raise ValueError(f"they do not fit into a frame of {frame.canvas} px")
+        if fragments.owners.max(initial=0) >= most:
+            raise ValueError(f"they are of more than {most} images")
+        self._frame = frame
+        self._operations = [Operation(rotate_degrees=turn, flip=flip) for turn, flip in symmetries]
+        self._owners = np.unique(fragments.owners)
+        shown = dict(zip(self._owners.tolist(), frame.seen(self._owners.tolist()), strict=True))
+        size, seen = fragments.size, []
+        for owner, row, column in zip(fragments.owners.tolist(), rows, columns, strict=True):
+            top, left = places[row], places[column]
+            seen.append(shown[owner][top : top + size, left : left + size])
+        self._quilter = Quilter(fragments, fragments.squares(), np.stack(seen))
+
+    def draw(self, seeds: Sequence[int]) -> NDArray[np.uint8]:
+        """Images `[n, 3, S, S]` uint8, of which a seed alone fixes each.
+
+        A seed picks whose pose the image takes, every square, and a turn or flip.
+        """
+        streams = [np.random.default_rng(stream_seed(int(seed), "fragments")) for seed in seeds]
+        posed = [int(stream.choice(self._owners)) for stream in streams]
+        pictures = self._quilter.draw(self._frame.seen(posed), streams)
+        images = self._frame.posed(pictures, posed)
+        if not self._operations:
+            return images
+        turned = [self._operations[stream.integers(len(self._operations))] for stream in streams]
+        return np.concatenate([
+            apply_to_images(operation, image[None])
+            for operation, image in zip(turned, images, strict=True)
+        ])  # fmt: skip
