@@ -176,6 +176,6 @@ def cut(
             if count == len(order) or used > WELL_USED * room:
                 break
         count = min(len(order), int(count * (1 + WELL_USED) / 2 * room / used))
-        if not count or (best is not None and count <= len(best)):
+        if count < 1 or (best is not None and count <= len(best)):
             break
     return best

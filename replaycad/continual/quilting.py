@@ -13,13 +13,12 @@ from scipy import ndimage
 
 from replaycad.artifacts.fragments import Fragments
 from replaycad.continual.fragments import lattice
-from replaycad.data.images import evenly_spaced
 
 TOLERANCE = 1.1
 """Squares are drawn from those that go on at most this much worse than the best, in grey levels."""
 SMOOTH = 0.125  # of a square's side, the sigma above which light and shade is smooth
 MISSED = 0.01  # of a square that may lack what the image shows; above it others stand in
-MOST_OTHERS = 300
+OTHERS = 64  # of the nearest cells: from farther ones parts would come into the ground
 _SIDES = ((0, -1), (-1, 0), (0, 1), (1, 0))  # left, above, right, below
 
 Floats = NDArray[np.float32]
@@ -44,12 +43,12 @@ class Quilter:
         self._smooth = ndimage.gaussian_filter(self._squares, sigma, mode="nearest", truncate=2)
         self._hidden = ~seen.reshape(len(seen), -1)
         across = len(self._places)
-        cells = fragments.cells.astype(np.int64)
+        self._cells = np.stack(np.divmod(fragments.cells.astype(np.int64), across), 1)
         self._own = {
-            divmod(cell, across): np.flatnonzero(cells == cell) for cell in range(across**2)
+            divmod(cell, across): np.flatnonzero(fragments.cells == cell)
+            for cell in range(across**2)
         }
-        whole = np.flatnonzero(~self._hidden.any(1))
-        self._whole = whole[evenly_spaced(len(whole), MOST_OTHERS)]
+        self._whole = np.flatnonzero(~self._hidden.any(1))
 
     def draw(
         self, wanted: NDArray[np.bool_], streams: Sequence[np.random.Generator]
@@ -105,7 +104,7 @@ class Quilter:
             which = np.flatnonzero(enough.any(1) == is_own)
             if not len(which):
                 continue
-            candidates = own if is_own else np.concatenate([own, self._whole])
+            candidates = own if is_own else np.concatenate([own, self._others(cell)])
             allowed = enough[which]
             if not is_own:
                 missed = self._missed(candidates, wanted[which])
@@ -119,6 +118,11 @@ class Quilter:
             for place, row in enumerate(which):
                 picks[row] = candidates[streams[rows[row]].choice(np.flatnonzero(good[place]))]
         return picks
+
+    def _others(self, cell: tuple[int, int]) -> NDArray[np.int64]:
+        """Squares `[n]` of the cells nearest to one, such as their images show whole."""
+        away = np.abs(self._cells[self._whole] - cell).max(1)
+        return self._whole[np.argsort(away, kind="stable")[:OTHERS]]
 
     def _missed(
         self, candidates: NDArray[np.int64], wanted: NDArray[np.bool_]
