@@ -6,9 +6,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from replaycad.artifacts.fragments import Fragments
+from replaycad.artifacts.conditions import ConditionsArtifact
+from replaycad.artifacts.fragments import MAX_OWNERS, Fragments
 from replaycad.continual.fragments import Frame, lattice
 from replaycad.continual.quilting import Quilter
+from replaycad.errors import ArtifactError
 from replaycad.mask_ops import Operation, apply_to_images
 from replaycad.runtime import stream_seed
 
@@ -30,7 +32,7 @@ class KeptFragments:
     ) -> None:
         places = lattice(fragments.canvas, fragments.size, fragments.overlap)
         rows, columns = np.divmod(fragments.cells.astype(int), len(places))
-        most = len(frame.poses) if frame.poses is not None else 256
+        most = len(frame.poses) if frame.poses is not None else MAX_OWNERS
         if fragments.canvas != frame.canvas or rows.max(initial=0) >= len(places):
             raise ValueError(f"they do not fit into a frame of {frame.canvas} px")
         if fragments.owners.max(initial=0) >= most:
@@ -61,3 +63,19 @@ class KeptFragments:
             apply_to_images(operation, image[None])
             for operation, image in zip(turned, images, strict=True)
         ])  # fmt: skip
+
+
+def kept_fragments(conditions: ConditionsArtifact) -> KeptFragments:
+    """The fragments among the conditions of a class, read.
+
+    Raises:
+        ArtifactError: if there are none, or they cannot be read.
+    """
+    if conditions.fragments is None:
+        raise ArtifactError(f"the conditions of {conditions.class_name} hold no fragments")
+    try:
+        frame = Frame(conditions.exemplar_size, conditions.poses)
+        return KeptFragments(conditions.fragments, frame, conditions.header.get("symmetries", []))
+    except ValueError as error:
+        message = f"fragments of {conditions.class_name} cannot be read"
+        raise ArtifactError(f"{message}: {error}", "compress the class again") from None

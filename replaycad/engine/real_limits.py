@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from replaycad.detectors.patchcore.looks import Look
 
 
+LEAST_LEFT_OUT = 4  # images without fragments that limits are found by
 LEAST_WITH_LOOK = 10_000  # bytes of a class; below, the kB of its look is worth more elsewhere
 
 
@@ -80,11 +81,14 @@ def with_real_limits(
     drawn = draw_apart(builder, drawing, seed, artifact, {**artifact.header, "key": name})
     drawn = np.stack([resized(image, measuring.image_size) for image in drawn])
     owners = np.full(count, -1)
-    if artifact.exemplars:
+    rows: Sequence[int] = kept.rows
+    if artifact.fragments is not None:
+        samples, rows = _left_out(samples, kept.rows), ()
+    elif rows:
         seeds = image_seeds(name, seed, count)
-        owners = np.array([picked_place(one, len(kept.rows)) for one in seeds])
+        owners = np.array([picked_place(one, len(rows)) for one in seeds])
     found = measure(
-        samples, kept.rows, drawn, owners, measuring.encoder, measuring.preset, seed, known
+        samples, rows, drawn, owners, measuring.encoder, measuring.preset, seed, known
     )
     ratio = found.real["typical_image"] / max(found.replays["typical_image"], 1e-12)
     builder.report.note(
@@ -97,6 +101,15 @@ def with_real_limits(
         found = replace(found, look=None)
     limits = record(found, measuring.bank)
     return replace(artifact, header={**artifact.header, LIMITS_OF_REAL: limits})
+
+
+def _left_out(samples: Sequence[Sample], given: Sequence[int]) -> Sequence[Sample]:
+    """Images that no fragment is of: replays lie nearer to the others than to any of tomorrow.
+
+    All of them where too few are left.
+    """
+    others = set(range(len(samples))) - set(given)
+    return [samples[row] for row in sorted(others)] if len(others) >= LEAST_LEFT_OUT else samples
 
 
 def grown_limits(

@@ -14,6 +14,7 @@ from replaycad.config.stages import CompressConfig
 from replaycad.continual.budget import IMAGE_BUDGET
 from replaycad.continual.coverage import Memory, separations, symmetries
 from replaycad.continual.fragments import PARTS, SHARED, Frame, cut, cut_order
+from replaycad.continual.kept_fragments import kept_fragments
 from replaycad.data.images import evenly_spaced, load_images
 from replaycad.data.samples import Sample
 from replaycad.detectors.encoders import Encoder
@@ -23,7 +24,6 @@ from replaycad.errors import BudgetError, DatasetError
 from replaycad.mask_ops import augmentations
 from replaycad.progress import Report, silent
 from replaycad.runtime import generator, stream_seed
-from replaycad.stages.replay import kept_fragments
 
 LEAST_IMAGES = 8
 """Of fewer, each of the four sets of cells would be those of one image."""

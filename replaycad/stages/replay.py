@@ -11,8 +11,7 @@ from replaycad.artifacts.conditions import ConditionsArtifact
 from replaycad.artifacts.replays import ReplaysWriter
 from replaycad.config.stages import ReplayConfig
 from replaycad.continual.exemplars import decode, resized
-from replaycad.continual.fragments import Frame
-from replaycad.continual.kept_fragments import KeptFragments
+from replaycad.continual.kept_fragments import kept_fragments
 from replaycad.continual.kept_images import KeptImages
 from replaycad.data.views import BLANK, View
 from replaycad.diffusion.alignment import beyond_border, to_pose
@@ -241,22 +240,6 @@ def join_fragments(
         whole = np.ones((len(batch), *drawn.shape[2:]), np.bool_)
         writer.append(as_photos(drawn, view), whole, batch)
         report.step("replay", start + len(batch), config.num_images)
-
-
-def kept_fragments(conditions: ConditionsArtifact) -> KeptFragments:
-    """The fragments among the conditions of a class, read.
-
-    Raises:
-        ArtifactError: if there are none, or they cannot be read.
-    """
-    if conditions.fragments is None:
-        raise ArtifactError(f"the conditions of {conditions.class_name} hold no fragments")
-    try:
-        frame = Frame(conditions.exemplar_size, conditions.poses)
-        return KeptFragments(conditions.fragments, frame, conditions.header.get("symmetries", []))
-    except ValueError as error:
-        message = f"fragments of {conditions.class_name} cannot be read"
-        raise ArtifactError(f"{message}: {error}", "compress the class again") from None
 
 
 def kept_images(conditions: ConditionsArtifact) -> KeptImages:

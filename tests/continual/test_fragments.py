@@ -11,15 +11,15 @@ from replaycad.artifacts.masks import MasksArtifact
 from replaycad.artifacts.replays import ReplaysReader
 from replaycad.config.stages import CompressConfig
 from replaycad.continual.fragments import Frame, cut, cut_order, lattice
-from replaycad.continual.kept_fragments import KeptFragments
+from replaycad.continual.kept_fragments import KeptFragments, kept_fragments
 from replaycad.continual.quilting import Quilter, seams
 from replaycad.data.images import load_images
 from replaycad.data.layouts import train_samples
 from replaycad.detectors.encoders import load_encoder
 from replaycad.detectors.patchcore.preset import PRESETS
+from replaycad.engine.real_limits import _left_out
 from replaycad.errors import ArtifactError
 from replaycad.stages.fragments import LEAST_IMAGES, _divided, keep_fragments
-from replaycad.stages.replay import kept_fragments
 from tests.artifacts import artifact_examples
 
 SIDE, SIZE, OVERLAP = 64, 16, 4
@@ -361,3 +361,8 @@ def test_of_two_ways_the_coarser_is_kept_unless_the_finer_is_clearly_better(
         report = type("Heard", (), {"note": lambda _, text, heard=heard: heard.append(text)})()
         keep_fragments(samples, masks, load_encoder("mini"), PRESETS["mini"], config, 0, {}, report)
         assert f"quality {quality}" in heard[0]
+
+
+def test_limits_of_real_images_are_found_by_those_that_gave_no_fragment():
+    assert _left_out("abcdefgh", [0, 2, 4, 6]) == ["b", "d", "f", "h"]
+    assert _left_out("abcdefgh", [0, 1, 2, 4, 6]) == "abcdefgh", "three are too few"
