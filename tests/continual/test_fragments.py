@@ -13,6 +13,7 @@ from replaycad.config.stages import CompressConfig
 from replaycad.continual.fragments import Frame, cut, cut_order, lattice
 from replaycad.continual.kept_fragments import KeptFragments, kept_fragments
 from replaycad.continual.quilting import Quilter, seams
+from replaycad.continual.real_limits import measure
 from replaycad.data.images import load_images
 from replaycad.data.layouts import train_samples
 from replaycad.detectors.encoders import load_encoder
@@ -363,6 +364,21 @@ def test_of_two_ways_the_coarser_is_kept_unless_the_finer_is_clearly_better(
         assert f"quality {quality}" in heard[0]
 
 
-def test_limits_of_real_images_are_found_by_those_that_gave_no_fragment():
+def test_limits_of_real_images_are_found_by_those_that_gave_no_fragment(run, data, monkeypatch):
     assert _left_out("abcdefgh", [0, 2, 4, 6]) == ["b", "d", "f", "h"]
     assert _left_out("abcdefgh", [0, 1, 2, 4, 6]) == "abcdefgh", "three are too few"
+    monkeypatch.setattr("replaycad.stages.fragments.LEAST_IMAGES", 6)
+    monkeypatch.setattr("replaycad.engine.real_limits.LEAST_LEFT_OUT", 1)
+    judged = []
+
+    def heard(samples, rows, *others):
+        judged.extend([samples, rows])
+        return measure(samples, rows, *others)
+
+    monkeypatch.setattr("replaycad.continual.real_limits.measure", heard)
+    result = run("compress", "--class", "disc", *FRAGMENTS)
+
+    assert result.exit_code == 0, result.output
+    first = train_samples(data, "disc")[0]
+    assert [one.path for one in judged[0]] == [first.path], "of six the first gives none"
+    assert judged[1] == ()

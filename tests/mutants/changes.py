@@ -50,6 +50,7 @@ _ALIGN = "tests/diffusion/test_alignment.py"
 
 _REAL = "tests/continual/test_real_limits.py"
 _LOOKS = "tests/detectors/test_looks.py"
+_FRAGMENTS = "tests/continual/test_fragments.py"
 _ROUTER = "tests/inference/test_router.py"
 
 CHANGES = [
@@ -516,4 +517,26 @@ CHANGES = [
            "replays of grey classes have clouds of colour", "tests/stages/test_replay_stage.py"),
     Change("continual/real_limits.py", "real.num_images >= ENOUGH_IMAGES", "real.num_images >= 0",
            "limits of drawn classes are as close as those of real images", _REAL),
+    Change("continual/quilting.py", "cost <= cost.min(1, keepdims=True) * TOLERANCE**2",
+           "np.isfinite(cost)", "squares do not go on from what lies there", _FRAGMENTS),
+    Change("continual/quilting.py", "own = self._own[cell]", "own = self._whole",
+           "squares stand anywhere", _FRAGMENTS),
+    Change("continual/quilting.py", "np.where(is_laid, ramp, 1)", "1",
+           "light and shade have steps at the squares", _FRAGMENTS),
+    Change("continual/quilting.py", "enough = missed <= MISSED * self._size**2",
+           "enough = missed >= 0", "replays show padding", _FRAGMENTS),
+    Change("continual/quilting.py", "columns >= cut[:, None]", "columns <= cut[:, None]",
+           "the new square is seen on the wrong side of the cut", _FRAGMENTS),
+    Change("continual/quilting.py", "np.argsort(away, kind=\"stable\")[:OTHERS]",
+           "np.arange(len(away))", "parts come into the ground", _FRAGMENTS),
+    Change("continual/fragments.py", "(sets == 2 * (row % 2) + column % 2) & is_shown",
+           "is_shown", "of one image squares are kept that touch", _FRAGMENTS),
+    Change("continual/fragments.py", "(place + 0.5) / len(images)", "place + cell",
+           "some cells get their squares before others have any", _FRAGMENTS),
+    Change("continual/kept_fragments.py", "[int(stream.choice(self._owners)) for stream in",
+           "[int(self._owners[0]) for stream in", "all replays lie alike", _FRAGMENTS),
+    Change("stages/fragments.py", "if found > reached + CLEARLY", "if found > reached",
+           "a finer way is kept for a gain that is chance", _FRAGMENTS),
+    Change("engine/real_limits.py", "_left_out(samples, kept.rows), ()", "samples, ()",
+           "limits are found by images whose squares are in the replays", _FRAGMENTS),
 ]  # fmt: skip
