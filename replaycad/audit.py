@@ -38,7 +38,8 @@ def audit_file(path: Path, data: Path) -> dict[str, Any]:
 
     Returns:
         `class_name`, `num_replays`, `num_images`, `num_kept_images` (real ones in the conditions,
-        where these are at hand), what `audit` returns and the `near_copies` of either kind.
+        where these are at hand), `num_fragments` likewise and `largest_share` of one image that
+        they are, 0..1, what `audit` returns and the `near_copies` of either kind.
 
     Raises:
         ArtifactError: another kind of artifact, or no replays of these conditions.
@@ -54,6 +55,9 @@ def audit_file(path: Path, data: Path) -> dict[str, Any]:
         hint = f"run `replaycad replay --class {path.stem}`"
         raise ArtifactError(f"{beside['replays']} is not there: nothing to audit", hint)
     kept = ConditionsArtifact.load(beside["conditions"]) if beside["conditions"].exists() else None
+    fragments, share = None if kept is None else kept.fragments, 0.0
+    if kept is not None and fragments is not None:
+        share = fragments.largest_share(kept.exemplar_size)
     replays = ReplaysReader(beside["replays"])
     class_name = replays.header["class_name"]
     drawn = replays.images(range(min(len(replays), AUDITED_REPLAYS)))
@@ -66,7 +70,8 @@ def audit_file(path: Path, data: Path) -> dict[str, Any]:
     return {
         "class_name": class_name, "num_replays": len(drawn), "num_images": len(samples),
         "num_kept_images": None if kept is None else len(kept.exemplars),
-        "num_fragments": 0 if kept is None or kept.fragments is None else len(kept.fragments),
+        "num_fragments": 0 if fragments is None else len(fragments),
+        "largest_share": share,
         **distances, "near_copies": near_copies(distances),
     }  # fmt: skip
 

@@ -74,6 +74,11 @@ class Fragments:
         rows = sheet.reshape(3, -1, size, across, size).transpose(1, 3, 0, 2, 4)
         return rows.reshape(-1, 3, size, size)[: len(self)]
 
+    def largest_share(self, side: int) -> float:
+        """The largest part, 0..1, that squares of one image are of its area, of `side` pixels."""
+        most = int(np.bincount(self.owners).max(initial=0))
+        return most * (self.size / side) ** 2
+
     def tensors(self) -> dict[str, NDArray[Any]]:
         """By name, as they are written."""
         return {

@@ -175,6 +175,11 @@ def show_audit(facts: Mapping[str, Any], as_json: bool) -> None:
     )
     if facts["num_kept_images"]:
         print_line(f"its conditions also hold {facts['num_kept_images']} real images")
+    if facts["num_fragments"]:
+        print_line(
+            f"its conditions hold {facts['num_fragments']} squares of images, of none more than "
+            f"{facts['largest_share']:.0%} of its area"
+        )
 
 
 def show_traces(

@@ -1,6 +1,6 @@
 """Cuts images of a class into fragments, of which new images can be put together.
 
-No image is kept: of any one at most every fourth square of the lattice, and no two that touch.
+No image is kept: of any one at most a quarter of its area, in squares of which no two touch.
 """
 
 from collections.abc import Sequence
@@ -17,6 +17,7 @@ from replaycad.diffusion.alignment import to_frame, to_pose
 PARTS, SHARED = 4, 4
 """A square is a quarter of the image's side, and shares a quarter of its own with each neighbour.
 """
+MOST_OF_ONE = PARTS**2 // 4  # squares of one image: a quarter of its area
 LEAST_SEEN = 0.25  # of a square that an image must show for it to be cut from it
 BYTES_BESIDE = 2  # of a fragment: its place and its image
 PROBE = 256  # squares that tell about how many fit
@@ -104,7 +105,8 @@ def cut_order(
     """Which fragments are cut, (cell, image) in the order in which they are kept.
 
     Each image gives to one of four sets of cells only, those of even or odd rows and columns: so no
-    two of its fragments touch. All cells are served in turn, one that few images show more seldom.
+    two of its fragments touch, and `MOST_OF_ONE` at most. All cells are served in turn, one that
+    few images show more seldom, by the image that has given least.
 
     Args:
         seen: `[N, C, C]`, what each image shows of the frame.
@@ -119,18 +121,24 @@ def cut_order(
     area = below[:, :, ends] - below[:, :, places] - above[:, :, ends] + above[:, :, places]
     is_shown = area >= LEAST_SEEN * size * size
     sets = rng.permutation(len(seen)) % 4
-    queue = []
+    ties = rng.random(len(seen))
+    free: dict[int, list[int]] = {}
+    turns = []
     for row in range(len(places)):
         for column in range(len(places)):
             own = (sets == 2 * (row % 2) + column % 2) & is_shown[:, row, column]
-            images = rng.permutation(np.flatnonzero(own))
-            ties = rng.random(len(images))
             cell = row * len(places) + column
-            queue += [
-                ((place + 0.5) / len(images), tie, cell, int(image))
-                for place, (tie, image) in enumerate(zip(ties, images, strict=True))
-            ]
-    return [(cell, image) for _, _, cell, image in sorted(queue)]
+            free[cell] = np.flatnonzero(own).tolist()
+            count = len(free[cell])
+            turns += [((place + 0.5) / count, rng.random(), cell) for place in range(count)]
+    order, given = [], np.zeros(len(seen), np.int64)
+    for _, _, cell in sorted(turns):
+        image = min(free[cell], key=lambda one: (given[one], ties[one]))
+        free[cell].remove(image)
+        if given[image] < MOST_OF_ONE:
+            order.append((cell, image))
+            given[image] += 1
+    return order
 
 
 def cut(

@@ -18,7 +18,7 @@ TOLERANCE = 1.1
 """Squares are drawn from those that go on at most this much worse than the best, in grey levels."""
 SMOOTH = 0.125  # of a square's side, the sigma above which light and shade is smooth
 MISSED = 0.01  # of a square that may lack what the image shows; above it others stand in
-OTHERS = 64  # of the nearest cells: from farther ones parts would come into the ground
+OTHERS = 64  # of the nearest cells
 _SIDES = ((0, -1), (-1, 0), (0, 1), (1, 0))  # left, above, right, below
 
 Floats = NDArray[np.float32]
@@ -116,7 +116,9 @@ class Quilter:
             )
             good = cost <= cost.min(1, keepdims=True) * TOLERANCE**2
             for place, row in enumerate(which):
-                picks[row] = candidates[streams[rows[row]].choice(np.flatnonzero(good[place]))]
+                fitting = candidates[good[place]]
+                # Of stand-ins the nearest: on a plain ground parts go on as well as it does.
+                picks[row] = streams[rows[row]].choice(fitting) if is_own else fitting[0]
         return picks
 
     def _others(self, cell: tuple[int, int]) -> NDArray[np.int64]:
