@@ -533,7 +533,7 @@ CHANGES = [
            "is_shown", "of one image squares are kept that touch", _FRAGMENTS),
     Change("continual/fragments.py", "if given[image] < MOST_OF_ONE", "if True",
            "more than a quarter of an image is kept", _FRAGMENTS),
-    Change("continual/fragments.py", "(place + 0.5) / len(images)", "place + cell",
+    Change("continual/fragments.py", "(place + 0.5) / count", "place + cell",
            "some cells get their squares before others have any", _FRAGMENTS),
     Change("continual/kept_fragments.py", "[int(stream.choice(self._owners)) for stream in",
            "[int(self._owners[0]) for stream in", "all replays lie alike", _FRAGMENTS),
