@@ -13,7 +13,7 @@ from replaycad.artifacts.schema import TensorSpec
 
 SHEET, CELLS, OWNERS = "fragments", "fragment_cells", "fragment_images"
 FIELD = "fragments"  # of the header: how large they are, and what they are put together to
-MAX_CELLS = MAX_OWNERS = 256  # one byte of a fragment each
+MAX_OWNERS = 256  # images that fragments are of: one byte of each says which
 MAX_PIXELS = 2**26  # that a sheet may claim to hold
 
 FRAGMENT_TENSORS = {
@@ -66,7 +66,7 @@ class Fragments:
             try:
                 picture = Image.open(file, formats=["AVIF"])
                 wanted = (across * size, -(-len(self) // across) * size)
-                if picture.size != wanted or picture.size[0] * picture.size[1] > MAX_PIXELS:
+                if picture.size != wanted:
                     raise ValueError(f"it has {picture.size} px, not {wanted}")
                 sheet = np.asarray(picture.convert("RGB")).transpose(2, 0, 1)
             except (OSError, RuntimeError, Image.DecompressionBombError) as error:
@@ -101,7 +101,8 @@ class Fragments:
                 pass
             case _:
                 raise ValueError(f"the header's `{FIELD}` is {record!r:.60}")
-        if not 0 < overlap < size <= canvas or len(tensors[CELLS]) * size * size > MAX_PIXELS:
+        largest = max(canvas**2, len(tensors[CELLS]) * size**2)
+        if not 0 < overlap < size <= canvas or largest > MAX_PIXELS or not len(tensors[CELLS]):
             raise ValueError(f"squares of {size} px cannot be put together to {canvas} px")
         sheet, cells, owners = (tensors[name] for name in (SHEET, CELLS, OWNERS))
         return cls(sheet.tobytes(), cells, owners, size, overlap, canvas)

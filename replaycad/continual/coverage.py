@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from replaycad.detectors.patchcore.preset import PatchCorePreset
 from replaycad.detectors.pyramid import smoothing_matrix
 from replaycad.mask_ops import Operation, apply_to_images, augmentations
 from replaycad.metrics import image_auroc, pixel_ap
+from replaycad.runtime import generator
 
 BANK_LIMIT = 32_768  # patches of the drawn images: all of 128 bundled ones; a coreset takes longer
 WHOLE = PatchCorePreset(bank_fraction=1.0, bank_limit=BANK_LIMIT)
@@ -237,6 +238,22 @@ def symmetries(
         for operation, value in zip(operations, distances, strict=True)
         if value <= limit
     ]
+
+
+def allowed_turns(
+    policy: Mapping[str, Any], framed: NDArray[np.uint8], encoder: Encoder, seed: int
+) -> list[Operation]:
+    """Turns and flips of a class: those that its policy names, else those that `symmetries` finds.
+
+    Args:
+        policy: of the class.
+        framed: `[N, 3, S, S]` uint8, its images in the common frame.
+        encoder: frozen.
+        seed: of the run.
+    """
+    if policy["train_augmentation"] in ("rotate_180", "six_way"):
+        return augmentations(policy["train_augmentation"])
+    return symmetries(framed, encoder, generator(seed, "symmetries"))
 
 
 def pyramids(images: NDArray[np.uint8], encoder: Encoder) -> Iterator[Sequence[torch.Tensor]]:

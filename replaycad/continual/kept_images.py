@@ -52,6 +52,10 @@ class KeptImages:
         still = np.zeros((1, 3), np.float32)
         return vary(self.images[picked], self._own[picked], still, self._beyond, (), [])[0]
 
+    def draw(self, seeds: Sequence[int]) -> NDArray[np.uint8]:
+        """Images `[n, 3, S, S]` uint8, each as its seed has it `varied`."""
+        return np.stack([self.varied(seed) for seed in seeds])
+
     def varied(self, seed: int, place: int | None = None) -> NDArray[np.uint8]:
         """An image moved and turned as the class is: `[3, S, S]` uint8.
 

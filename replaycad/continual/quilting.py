@@ -49,6 +49,7 @@ class Quilter:
             for cell in range(across**2)
         }
         self._whole = np.flatnonzero(~self._hidden.any(1))
+        self._order = self._outwards()
 
     def draw(
         self, wanted: NDArray[np.bool_], streams: Sequence[np.random.Generator]
@@ -63,7 +64,7 @@ class Quilter:
             `[B, 3, C, C]` uint8, black where nothing was wanted.
         """
         canvas = _Canvas(wanted, self._places, self._size)
-        for cell in self._outwards():
+        for cell in self._order:
             rows = canvas.rows(cell)
             if not len(rows):
                 continue
@@ -94,7 +95,7 @@ class Quilter:
     ) -> NDArray[np.int64]:
         """Which squares `[n]` go on well from what lies there.
 
-        Those that belong there; or any, where none of these shows what is wanted.
+        Those that belong there; or one from nearby, where none of these shows what is wanted.
         """
         own = self._own[cell]
         missed = self._missed(own, wanted)
@@ -117,7 +118,7 @@ class Quilter:
             good = cost <= cost.min(1, keepdims=True) * TOLERANCE**2
             for place, row in enumerate(which):
                 fitting = candidates[good[place]]
-                # Of stand-ins the nearest: on a plain ground parts go on as well as it does.
+                # Of others the nearest: a part fits on a plain ground as well as more ground does.
                 picks[row] = streams[rows[row]].choice(fitting) if is_own else fitting[0]
         return picks
 

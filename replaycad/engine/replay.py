@@ -186,7 +186,7 @@ def _draw(
     seed: int,
     check: Callable[[], None] = lambda: None,
 ) -> None:
-    from replaycad.stages.replay import join_fragments, replay_class, vary_exemplars
+    from replaycad.stages.replay import replay_class, replay_kept
 
     diffusion = builder.models.backbone(config) if conditions.is_drawn else None
     size = conditions.exemplar_size
@@ -198,9 +198,7 @@ def _draw(
         builder.report.note(f"going on from image {writer.rows_done} of {config.num_images}")
     if diffusion:
         replay_class(conditions, diffusion, config, seed, writer, builder.report)
-    elif conditions.fragments is not None:
-        join_fragments(conditions, config, seed, writer, builder.report)
     else:
-        vary_exemplars(conditions, config, seed, writer, builder.report)
+        replay_kept(conditions, config, seed, writer, builder.report)
     check()
     writer.close()

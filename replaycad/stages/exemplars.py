@@ -11,7 +11,7 @@ from replaycad.artifacts.conditions import ConditionsArtifact
 from replaycad.artifacts.masks import MasksArtifact
 from replaycad.config.stages import CompressConfig
 from replaycad.continual.budget import IMAGE_BUDGET
-from replaycad.continual.coverage import Memory, separations, symmetries
+from replaycad.continual.coverage import Memory, allowed_turns, separations
 from replaycad.continual.exemplars import (
     coverage_order,
     decode,
@@ -34,7 +34,7 @@ from replaycad.diffusion.alignment import (
     beyond_border,
 )
 from replaycad.errors import BudgetError
-from replaycad.mask_ops import Operation, augmentations
+from replaycad.mask_ops import Operation
 from replaycad.progress import Report, silent
 from replaycad.runtime import generator, stream_seed
 
@@ -250,10 +250,7 @@ def _looked_at(
         fill_with = beyond_border(policy["mask_rule"])
         framed = all_to_frame(torch.from_numpy(small), torch.from_numpy(poses), fill_with).numpy()
         targets = poses[evenly_spaced(len(samples), MAX_EXEMPLAR_POSES)]
-    if policy["train_augmentation"] in ("rotate_180", "six_way"):
-        operations = augmentations(policy["train_augmentation"])
-    else:
-        operations = symmetries(framed, encoder, generator(seed, "symmetries"))
+    operations = allowed_turns(policy, framed, encoder, seed)
     order = coverage_order(describe(framed, encoder), generator(seed, "exemplars"))
     empty = conditions or ConditionsArtifact(
         class_name=masks.class_name,

@@ -1,7 +1,7 @@
 """Keeps fragments of a class: squares of many images, of which replays are put together."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ from replaycad.artifacts.fragments import MAX_OWNERS, Fragments
 from replaycad.artifacts.masks import MasksArtifact
 from replaycad.config.stages import CompressConfig
 from replaycad.continual.budget import IMAGE_BUDGET
-from replaycad.continual.coverage import Memory, separations, symmetries
+from replaycad.continual.coverage import Memory, allowed_turns, separations
 from replaycad.continual.fragments import PARTS, SHARED, Frame, cut, cut_order
 from replaycad.continual.kept_fragments import kept_fragments
 from replaycad.data.images import evenly_spaced, load_images
@@ -21,7 +21,6 @@ from replaycad.detectors.encoders import Encoder
 from replaycad.detectors.patchcore.preset import PatchCorePreset
 from replaycad.diffusion.alignment import Aligner, all_to_frame, beyond_border
 from replaycad.errors import BudgetError, DatasetError
-from replaycad.mask_ops import augmentations
 from replaycad.progress import Report, silent
 from replaycad.runtime import generator, stream_seed
 
@@ -32,19 +31,12 @@ LEFT_OUT, MOST_LEFT_OUT = 5, 32
 than that many."""
 POSE_SIZE = 128  # px at which poses and symmetries are looked for
 QUALITIES = (50, 70)  # of AVIF
+QUALITY = "exemplar_quality"  # of the header
 CLEARLY = 0.01
 """Of separation, by which a later way must be better. Of two that are nearer than that the coarser
 holds more fragments (transistors in 100 kB: 0.753 and 0.752, pixel AP 48.9 and 41.3)."""
 TRIED_REPLAYS = 48
 SPARE = 64  # bytes of the budget for longer numbers in the header
-
-
-@dataclass(frozen=True)
-class _Way:
-    """One way to keep a class: as it lies or turned upright, and how finely."""
-
-    frame: Frame
-    quality: int
 
 
 def keep_fragments(
@@ -90,22 +82,25 @@ def keep_fragments(
         [samples[row] for row in given], masks, encoder, config, seed, header,
         aligner or Aligner(),
     )  # fmt: skip
-    ways = cutter.ways()
     real = load_images([samples[row] for row in judged], config.image_size)
-    best, reached = ways[0], -np.inf
-    for way in ways if len(ways) > 1 else ():
-        drawn, stream = cutter.replays(way, TRIED_REPLAYS), generator(seed, "tried")
+    kept, reached = None, -np.inf
+    for tried in cutter.ways():
+        if cutter.is_settled:
+            kept = tried
+            break
+        seeds = [stream_seed(seed, "tried", number) for number in range(TRIED_REPLAYS)]
+        drawn, stream = kept_fragments(tried).draw(seeds), generator(seed, "tried")
         memory = Memory.of(drawn, encoder, stream, preset)
         stream = generator(seed, "tried", "judged")
         found = separations({"": memory}, real, encoder, stream)[""]
         if found > reached + CLEARLY:
-            best, reached = way, found
-    kept = cutter.artifact(best)
+            kept, reached = tried, found
+    assert kept is not None
     assert kept.fragments is not None
     report.note(
         f"{masks.class_name}: {len(kept.fragments)} fragments of {len(given)} images kept, "
-        f"{'turned upright' if best.frame.poses is not None else 'as they lie'}, quality "
-        f"{best.quality}"
+        f"{'as they lie' if kept.poses is None else 'turned upright'}, quality "
+        f"{kept.header[QUALITY]}"
     )
     return kept, given
 
@@ -141,61 +136,50 @@ class _Cutter:
                 self._poses = found.poses.numpy().astype(np.float16).astype(np.float32)
                 fill = beyond_border(policy["mask_rule"])
                 framed = all_to_frame(torch.from_numpy(small), found.poses, fill).numpy()
-        if policy["train_augmentation"] in ("rotate_180", "six_way"):
-            operations = augmentations(policy["train_augmentation"])
-        else:
-            operations = symmetries(framed, encoder, generator(seed, "symmetries"))
-        self._symmetries = [[one.rotate_degrees, one.flip] for one in operations]
+        turns = allowed_turns(policy, framed, encoder, seed)
         self._header = {
-            **header, "symmetries": self._symmetries, "exemplar_size": config.image_size,
+            **header, "placement": config.semantic_placement, "exemplar_size": config.image_size,
+            "symmetries": [[one.rotate_degrees, one.flip] for one in turns],
         }  # fmt: skip
+        chosen = config.exemplar_quality
+        self._qualities = (chosen,) if chosen else QUALITIES
 
-    def ways(self) -> list[_Way]:
-        """To choose among."""
-        side = self._config.image_size
-        frames = [Frame(side, None)]
-        if self._poses is not None:
-            frames.append(Frame(side, self._poses))
-        chosen = self._config.exemplar_quality
-        qualities = (chosen,) if chosen else QUALITIES
-        return [_Way(frame, quality) for frame in frames for quality in qualities]
+    @property
+    def is_settled(self) -> bool:
+        """Whether there is one way alone."""
+        return self._poses is None and len(self._qualities) == 1
 
-    def artifact(self, way: _Way) -> ConditionsArtifact:
-        """The class kept so.
+    def ways(self) -> Iterator[ConditionsArtifact]:
+        """The class kept in each way, coarse before fine, as it lies before turned upright.
 
         Raises:
             BudgetError: if the budget holds no fragment.
         """
         side, budget = self._config.image_size, self._config.budget or IMAGE_BUDGET
         size = side // PARTS
-        overlap = size // SHARED
-        frame, rows = way.frame, range(len(self._images))
-        empty = ConditionsArtifact(
-            class_name=self._masks.class_name,
-            semantic_embedding=np.zeros((0, 0), np.float32),
-            spatial_weight=None, spatial_bias=None,
-            object_masks=np.zeros((0, side, side), np.bool_),
-            policy=self._masks.header["policy"],
-            header={**self._header, "placement": self._config.semantic_placement},
-            half=self._config.half, poses=frame.poses,
-            fragments=Fragments(
-                b"", np.zeros(0, np.uint8), np.zeros(0, np.uint8), size, overlap, frame.canvas
-            ),
-        )  # fmt: skip
-        stream = np.random.default_rng(stream_seed(self._seed, "cut"))
-        order = cut_order(frame.seen(rows), size, overlap, stream)
-        pictures = frame.moved(self._images, rows)
-        room = budget - empty.file_bytes() - SPARE
-        found = cut(pictures, order, size, overlap, way.quality, room)
-        if found is None:
-            raise BudgetError(
-                f"compress: a budget of {budget} bytes holds no fragments of "
-                f"{self._masks.class_name}", "give more",
-            )  # fmt: skip
-        return replace(empty, fragments=found)
-
-    def replays(self, way: _Way, count: int) -> np.ndarray:
-        """Images put together from what would be kept, `[count, 3, S, S]` uint8."""
-        return kept_fragments(self.artifact(way)).draw(
-            [stream_seed(self._seed, "tried", number) for number in range(count)]
-        )
+        overlap = max(1, size // SHARED)
+        none = np.zeros(0, np.uint8)
+        for poses in (None,) if self._poses is None else (None, self._poses):
+            frame, rows = Frame(side, poses), range(len(self._images))
+            stream = np.random.default_rng(stream_seed(self._seed, "cut"))
+            order = cut_order(frame.seen(rows), size, overlap, stream)
+            pictures = frame.moved(self._images, rows)
+            for quality in self._qualities:
+                empty = ConditionsArtifact(
+                    class_name=self._masks.class_name,
+                    semantic_embedding=np.zeros((0, 0), np.float32),
+                    spatial_weight=None, spatial_bias=None,
+                    object_masks=np.zeros((0, side, side), np.bool_),
+                    policy=self._masks.header["policy"],
+                    header={**self._header, QUALITY: quality},
+                    half=self._config.half, poses=poses,
+                    fragments=Fragments(b"", none, none, size, overlap, frame.canvas),
+                )  # fmt: skip
+                room = budget - empty.file_bytes() - SPARE
+                found = cut(pictures, order, size, overlap, quality, room)
+                if found is None:
+                    raise BudgetError(
+                        f"compress: a budget of {budget} bytes holds no fragments of "
+                        f"{self._masks.class_name}", "give more",
+                    )  # fmt: skip
+                yield replace(empty, fragments=found)

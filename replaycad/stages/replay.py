@@ -180,57 +180,30 @@ def _drawn(
         yield from zip(images, masks, strict=True)
 
 
-def vary_exemplars(
+def replay_kept(
     conditions: ConditionsArtifact,
     config: ReplayConfig,
     seed: int,
     writer: ReplaysWriter,
     report: Report = silent,
 ) -> None:
-    """Fill a replay set with real images that were kept, each moved as the class moves.
+    """Fill a replay set without a diffusion model.
+
+    Real images that were kept are moved as the class moves; fragments are put together.
 
     Args:
-        conditions: of one class, with exemplars.
-        config: of the stage; only `num_images` and `jpeg_quality` are read.
-        seed: of the images' seeds; each alone picks an exemplar, a pose of the class and a flip.
-        writer: takes the images; may hold some from a killed run.
-        report: hears of the images done.
-
-    Raises:
-        ArtifactError: if the disk is full.
-    """
-    kept, view = kept_images(conditions), View.from_dict(conditions.header.get("view"))
-    seeds = image_seeds(conditions.class_name, seed, config.num_images)
-    whole = np.ones((1, *kept.images.shape[2:]), np.bool_)
-    for number in range(writer.rows_done, config.num_images):
-        drawn = kept.varied(seeds[number])[None]
-        if config.jpeg_quality:
-            drawn = through_jpeg(drawn, config.jpeg_quality)
-        drawn = as_photos(drawn, view)
-        writer.append(drawn, whole, seeds[number : number + 1])
-        report.step("replay", number + 1, config.num_images)
-
-
-def join_fragments(
-    conditions: ConditionsArtifact,
-    config: ReplayConfig,
-    seed: int,
-    writer: ReplaysWriter,
-    report: Report = silent,
-) -> None:
-    """Fill a replay set with images that are put together from fragments of many.
-
-    Args:
-        conditions: of one class, with fragments.
+        conditions: of one class, with exemplars or fragments.
         config: of the stage; only `num_images`, `batch_size` and `jpeg_quality` are read.
         seed: of the images' seeds; each alone fixes its image.
         writer: takes the images; may hold some from a killed run.
         report: hears of the images done.
 
     Raises:
-        ArtifactError: if the fragments cannot be read, or the disk is full.
+        ArtifactError: if what is kept cannot be read, or the disk is full.
     """
-    kept, view = kept_fragments(conditions), View.from_dict(conditions.header.get("view"))
+    has_images = conditions.fragments is None
+    kept = kept_images(conditions) if has_images else kept_fragments(conditions)
+    view = View.from_dict(conditions.header.get("view"))
     seeds = image_seeds(conditions.class_name, seed, config.num_images)
     for start in range(writer.rows_done, config.num_images, config.batch_size):
         batch = seeds[start : start + config.batch_size]

@@ -257,6 +257,7 @@ def test_fragments_come_back_from_their_file(tmp_path):
 
 @pytest.mark.parametrize("record", [{}, {"size": 16, "overlap": 16, "canvas": 64},
                                     {"size": 0, "overlap": 4, "canvas": 64},
+                                    {"size": 16, "overlap": 4, "canvas": 10**9},
                                     {"size": "16", "overlap": 4, "canvas": 64}])  # fmt: skip
 def test_a_file_that_does_not_say_how_large_its_fragments_are_is_damaged(
     tmp_path, record, monkeypatch
@@ -387,3 +388,12 @@ def test_limits_of_real_images_are_found_by_those_that_gave_no_fragment(run, dat
     first = train_samples(data, "disc")[0]
     assert [one.path for one in judged[0]] == [first.path], "of six the first gives none"
     assert judged[1] == ()
+
+
+def test_a_file_of_no_fragments_is_damaged(tmp_path):
+    kept, none = stored(), np.zeros(0, np.uint8)
+    empty = replace(kept, fragments=replace(kept.fragments, cells=none, owners=none))
+    empty.save(tmp_path / "a.safetensors")
+
+    with pytest.raises(ArtifactError, match="fragments"):
+        ConditionsArtifact.load(tmp_path / "a.safetensors")

@@ -271,7 +271,7 @@ def test_a_form_is_judged_by_all_the_replays_that_are_drawn_of_it(builder, monke
         whole = np.ones((3, SIDE, SIDE), bool)
         writer.append(drawn, whole, np.arange(3))
 
-    monkeypatch.setattr("replaycad.stages.replay.vary_exemplars", vary)
+    monkeypatch.setattr("replaycad.stages.replay.replay_kept", vary)
     monkeypatch.setattr(ConditionsArtifact, "is_drawn", False)
     monkeypatch.setattr(ConditionsArtifact, "exemplar_size", SIDE)
     header = {"class_name": "bolt", "key": "exemplars"}

@@ -17,7 +17,7 @@ from replaycad.stages.replay import (
     pose_mask,
     rebuild_conditions,
     replay_class,
-    vary_exemplars,
+    replay_kept,
 )
 
 SIZE, NUM_IMAGES = 16, 10
@@ -81,7 +81,7 @@ def drawn(
     if work is replay_class:
         replay_class(kept, DIFFUSION, config, seed, writer)
     else:
-        vary_exemplars(kept, config, seed, writer)
+        replay_kept(kept, config, seed, writer)
     writer.close()
     replays = ReplaysReader(path)
     rows = range(len(replays))
@@ -124,7 +124,7 @@ def test_seeds_differ_between_images_classes_and_runs_and_not_with_their_number(
 @pytest.mark.parametrize("form", ["conditions", "hybrid", "exemplars"])
 def test_a_killed_run_goes_on_without_a_row_twice_or_none(tmp_path, done, form, shard_images):
     kept = conditions() if form == "conditions" else conditions(**leaning())
-    work = vary_exemplars if form == "exemplars" else replay_class
+    work = replay_kept if form == "exemplars" else replay_class
     whole = drawn(tmp_path / "whole", kept, work=work)
 
     begun = tuple(part[:done] for part in whole)
@@ -245,9 +245,9 @@ def test_of_a_hybrid_odd_rows_are_real_and_even_ones_start_from_the_image_of_the
 def test_a_set_of_real_images_passes_through_jpeg_too(tmp_path):
     config = ReplayConfig(num_images=NUM_IMAGES, jpeg_quality=20)
 
-    plain, _, _ = drawn(tmp_path / "plain", conditions(**leaning()), work=vary_exemplars)
+    plain, _, _ = drawn(tmp_path / "plain", conditions(**leaning()), work=replay_kept)
     pressed, _, _ = drawn(
-        tmp_path / "pressed", conditions(**leaning()), config, work=vary_exemplars
+        tmp_path / "pressed", conditions(**leaning()), config, work=replay_kept
     )
 
     assert (plain != pressed).any()
@@ -345,7 +345,7 @@ def test_conditions_are_rebuilt_as_they_were_stored():
 
 def test_exemplars_alone_fill_a_set_with_the_image_of_each_seed(tmp_path):
     kept = conditions(**leaning(), semantic_embedding=np.zeros((0, 0), np.float32))
-    images, masks, seeds = drawn(tmp_path / "one", kept, work=vary_exemplars)
+    images, masks, seeds = drawn(tmp_path / "one", kept, work=replay_kept)
 
     assert seeds.tolist() == image_seeds("bolt", 0, NUM_IMAGES).tolist()
     real = kept_images(kept)
