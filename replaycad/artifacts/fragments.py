@@ -12,6 +12,7 @@ from PIL import Image
 from replaycad.artifacts.schema import TensorSpec
 
 SHEET, CELLS, OWNERS = "fragments", "fragment_cells", "fragment_images"
+COLOURS = "fragment_colours"
 FIELD = "fragments"  # of the header: how large they are, and what they are put together to
 MAX_OWNERS = 256  # images that fragments are of: one byte of each says which
 MAX_PIXELS = 2**26  # that a sheet may claim to hold
@@ -28,6 +29,9 @@ FRAGMENT_TENSORS = {
         "uint8", ("Q",), "which image each is of, a row of `poses` if there are; absent too",
         optional=True,
     ),
+    COLOURS: TensorSpec(
+        "uint8", ("L", 3), "mean colours of some images; absent where images turn", optional=True
+    ),
 }  # fmt: skip
 FRAGMENTS_TOGETHER = ((SHEET, CELLS), (SHEET, OWNERS))
 
@@ -43,6 +47,8 @@ class Fragments:
         size: side of a square in pixels.
         overlap: pixels that neighbours in the lattice share, at least.
         canvas: side in pixels of the frame that they are put together to.
+        colours: `[L, 3]` uint8, mean colours of some images, of which a replay takes one; None
+            where squares keep their own.
     """
 
     sheet: bytes
@@ -51,6 +57,7 @@ class Fragments:
     size: int
     overlap: int
     canvas: int
+    colours: NDArray[np.uint8] | None = None
 
     def __len__(self) -> int:
         return len(self.cells)
@@ -81,8 +88,10 @@ class Fragments:
 
     def tensors(self) -> dict[str, NDArray[Any]]:
         """By name, as they are written."""
+        colours = {} if self.colours is None else {COLOURS: self.colours}
         return {
-            SHEET: np.frombuffer(self.sheet, np.uint8), CELLS: self.cells, OWNERS: self.owners
+            SHEET: np.frombuffer(self.sheet, np.uint8), CELLS: self.cells, OWNERS: self.owners,
+            **colours,
         }  # fmt: skip
 
     def record(self) -> dict[str, int]:
@@ -105,7 +114,10 @@ class Fragments:
         if not 0 < overlap < size <= canvas or largest > MAX_PIXELS or not len(tensors[CELLS]):
             raise ValueError(f"squares of {size} px cannot be put together to {canvas} px")
         sheet, cells, owners = (tensors[name] for name in (SHEET, CELLS, OWNERS))
-        return cls(sheet.tobytes(), cells, owners, size, overlap, canvas)
+        colours = tensors.get(COLOURS)
+        if colours is not None and not len(colours):
+            raise ValueError("they have mean colours of no image")
+        return cls(sheet.tobytes(), cells, owners, size, overlap, canvas, colours)
 
 
 def per_row(count: int) -> int:

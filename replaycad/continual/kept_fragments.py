@@ -33,14 +33,18 @@ class KeptFragments:
         places = lattice(fragments.canvas, fragments.size, fragments.overlap)
         rows, columns = np.divmod(fragments.cells.astype(int), len(places))
         most = len(frame.poses) if frame.poses is not None else MAX_OWNERS
+        if fragments.colours is not None and frame.poses is not None:
+            raise ValueError("they have both poses and mean colours")
         if fragments.canvas != frame.canvas or rows.max(initial=0) >= len(places):
             raise ValueError(f"they do not fit into a frame of {frame.canvas} px")
         if fragments.owners.max(initial=0) >= most:
             raise ValueError(f"they are of more than {most} images")
         self._frame = frame
         self._operations = [Operation(rotate_degrees=turn, flip=flip) for turn, flip in symmetries]
-        self._owners = np.unique(fragments.owners)
-        shown = dict(zip(self._owners.tolist(), frame.seen(self._owners.tolist()), strict=True))
+        self._colours, owners = fragments.colours, np.unique(fragments.owners)
+        # Rows that a replay takes its colour from where nothing turns, and else its pose.
+        self._rows = owners if self._colours is None else np.arange(len(self._colours))
+        shown = dict(zip(owners.tolist(), frame.seen(owners.tolist()), strict=True))
         size, seen = fragments.size, []
         for owner, row, column in zip(fragments.owners.tolist(), rows, columns, strict=True):
             top, left = places[row], places[column]
@@ -50,12 +54,15 @@ class KeptFragments:
     def draw(self, seeds: Sequence[int]) -> NDArray[np.uint8]:
         """Images `[n, 3, S, S]` uint8, of which a seed alone fixes each.
 
-        A seed picks whose pose the image takes, every square, and a turn or flip.
+        A seed picks whose pose or mean colour the image takes, every square, and a turn or flip.
         """
         streams = [np.random.default_rng(stream_seed(int(seed), "fragments")) for seed in seeds]
-        posed = [int(stream.choice(self._owners)) for stream in streams]
-        pictures = self._quilter.draw(self._frame.seen(posed), streams)
-        images = self._frame.posed(pictures, posed)
+        rows = [int(stream.choice(self._rows)) for stream in streams]
+        pictures = self._quilter.draw(self._frame.seen(rows), streams)
+        images = self._frame.posed(pictures, rows)
+        if self._colours is not None:
+            change = self._colours[rows] - images.mean((2, 3))
+            images = np.rint(images + change[:, :, None, None]).clip(0, 255).astype(np.uint8)
         if not self._operations:
             return images
         turned = [self._operations[stream.integers(len(self._operations))] for stream in streams]

@@ -25,6 +25,7 @@ STARTS = 4  # pictures tried as the first frame
 ROUNDS = 3
 FREE_GAIN = 0.7  # the whole circle is believed only if it leaves at most this much of the variance
 FREE_SPREAD = 0.1  # of the angles of a class on the circle, above which its pictures turn freely
+WRONG_TURN = 0.05  # of likeness of spectra, by which another turn must be better to be taken
 STEPS = 40
 MAX_KNOWN = 64  # alignments that an `Aligner` remembers; each is but the poses
 _DEGREES = 57.2958
@@ -232,7 +233,56 @@ def _search(coarse: torch.Tensor, fine: torch.Tensor, seed: torch.Generator) -> 
         moved = to_frame(fine, poses, mode="bilinear")
         frame = moved.mean(0, keepdim=True)
         poses = _compose(poses, _best_poses(moved, frame, torch.arange(-10.0, 10.1, 2.5), 4))
+    return righted(fine, poses)
+
+
+def righted(pictures: torch.Tensor, poses: torch.Tensor) -> torch.Tensor:
+    """Turn those pictures anew whose texture lies across that of the others in the frame.
+
+    A lattice fits the mean picture turned by its own angle nearly as well as it should (a quarter
+    of a class of wire mesh lay so). Its spectrum tells, whatever the shift.
+
+    Args:
+        pictures: `[N, 3, n, n]` float.
+        poses: `[N, 3]`, of which more than half are right.
+
+    Returns:
+        `[N, 3]`; those that lie as the others do are not touched.
+    """
+    angles = torch.arange(0.0, 180.0, 5.0)
+    for _ in range(2):
+        moved = to_frame(pictures, poses, mode="bilinear")
+        found = _spectra(moved)
+        typical = found.median(0).values
+        alike = []
+        for angle in angles.tolist():
+            turn = torch.tensor([[angle, 0.0, 0.0]]).expand(len(pictures), 3)
+            alike.append(_spectra(to_frame(pictures, turn, mode="bilinear")) @ typical)
+        best = torch.stack(alike).max(0)
+        is_wrong = best.values > found @ typical + WRONG_TURN * typical.norm()
+        if not is_wrong.any() or is_wrong.all():
+            break
+        turn = F.pad(angles[best.indices[is_wrong]][:, None], (0, 2))
+        turned = to_frame(pictures[is_wrong], turn, mode="bilinear")
+        frame, reach = moved[~is_wrong].mean(0, keepdim=True), int(REACH * pictures.shape[-1])
+        either_way = torch.tensor([-2.5, 0.0, 2.5, 177.5, 180.0, 182.5])
+        step = _best_poses(turned, frame, either_way, reach)
+        poses = poses.clone()
+        poses[is_wrong] = _compose(turn, step)
     return poses
+
+
+def _spectra(pictures: torch.Tensor) -> torch.Tensor:
+    """Log magnitudes `[N, K]` of the spectra of pictures `[N, 3, n, n]`, without mean, unit length.
+
+    They turn with a picture and do not know its shift.
+    """
+    disc = _disc(pictures.shape[-1])
+    grey = pictures.mean(1)
+    grey = disc * (grey - (disc * grey).sum((1, 2), keepdim=True) / disc.sum())
+    logs = torch.fft.fftshift(torch.fft.fft2(grey).abs().log1p(), dim=(1, 2))
+    flat = F.avg_pool2d(logs[:, None], 3, 1, 1).flatten(1)
+    return F.normalize(flat - flat.mean(1, keepdim=True), dim=1)
 
 
 def _best_poses(

@@ -358,8 +358,18 @@ def test_of_two_ways_the_coarser_is_kept_unless_the_finer_is_clearly_better(
         {"policy": {"mask_rule": "frame", "train_augmentation": "none"}},
     )  # fmt: skip
     config = CompressConfig(keep="fragments", budget=30_000, image_size=64, alignment="none")
-    for gain, quality in ((0.005, 50), (0.02, 70)):
-        scores = iter([0.6, 0.6 + gain])
+    least = {}  # of the qualities, the coarsest at which not all squares fit
+    monkeypatch.setattr(
+        "replaycad.stages.fragments.cut",
+        lambda pictures, order, size, overlap, quality, room: cut(
+            pictures, order[: len(order) - (quality >= least["of"])], size, overlap, quality, room
+        ),
+    )
+    for least["of"], gains, quality in (
+        (90, (), 85), (85, (0.005,), 70), (70, (0.005, 0.008), 50), (70, (0.02, 0.029), 70),
+        (70, (0.02, 0.031), 85),
+    ):  # fmt: skip
+        scores = iter([0.6, *(0.6 + gain for gain in gains)])
         monkeypatch.setattr(
             "replaycad.stages.fragments.separations",
             lambda *_, scores=scores: {"": next(scores)},
@@ -397,3 +407,35 @@ def test_a_file_of_no_fragments_is_damaged(tmp_path):
 
     with pytest.raises(ArtifactError, match="fragments"):
         ConditionsArtifact.load(tmp_path / "a.safetensors")
+
+
+def test_a_replay_has_the_mean_colour_of_one_image_wherever_its_squares_are_from():
+    random = np.random.default_rng(0)
+    means = np.array([60, 100, 140, 180] * 10)
+    noise = random.integers(-40, 41, (40, 1, SIDE, SIDE))
+    pictures = (means[:, None, None, None] + noise).repeat(3, 1).astype(np.uint8)
+    fragments = cut_from(pictures)
+    wanted = np.array([[70, 100, 120], [140, 110, 90]], np.uint8)
+
+    own = joined(fragments, range(16)).mean((2, 3))
+    drawn = joined(replace(fragments, colours=wanted), range(16)).mean((2, 3))
+
+    away = np.abs(drawn[:, None] - wanted).max(2)
+    assert away.min(1).max() < 0.6, "that of one of them, rounded"
+    assert set(away.argmin(1)) == {0, 1}
+    assert np.abs(own[:, None] - wanted).max(2).min() > 20, "squares of grey images are grey"
+
+
+def test_mean_colours_and_poses_do_not_go_together(tmp_path):
+    kept = stored()
+    colours = np.zeros((2, 3), np.uint8)
+    poses = np.zeros((3, 3), np.float32)
+    both = replace(kept, fragments=replace(kept.fragments, colours=colours), poses=poses)
+    both.save(tmp_path / "a.safetensors")
+
+    with pytest.raises(ArtifactError, match="both poses and mean colours"):
+        kept_fragments(ConditionsArtifact.load(tmp_path / "a.safetensors"))
+    none = replace(kept, fragments=replace(kept.fragments, colours=colours[:0]))
+    none.save(tmp_path / "b.safetensors")
+    with pytest.raises(ArtifactError, match="mean colours of no image"):
+        ConditionsArtifact.load(tmp_path / "b.safetensors")
