@@ -3,6 +3,7 @@
 No image is kept: of any one at most a quarter of its area, in squares of which no two touch.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -99,8 +100,27 @@ class Frame:
         return poses * torch.tensor([1.0, scale, scale])
 
 
+def shown_cells(
+    seen: NDArray[np.bool_], size: int, overlap: int, least: float = LEAST_SEEN
+) -> NDArray[np.bool_]:
+    """Which cells of the lattice each image shows, `[N, R * R]`, row by row.
+
+    Args:
+        seen: `[N, C, C]`, what each image shows.
+        size: side of a square in pixels.
+        overlap: of neighbours.
+        least: part of a square that must be seen.
+    """
+    places = lattice(seen.shape[-1], size, overlap)
+    sums = np.pad(seen.cumsum(1, dtype=np.int32).cumsum(2), ((0, 0), (1, 0), (1, 0)))
+    ends = places + size
+    above, below = sums[:, places], sums[:, ends]
+    area = below[:, :, ends] - below[:, :, places] - above[:, :, ends] + above[:, :, places]
+    return area.reshape(len(seen), -1) >= least * size * size
+
+
 def cut_order(
-    seen: NDArray[np.bool_], size: int, overlap: int, rng: np.random.Generator
+    shown: Sequence[NDArray[np.bool_]], rng: np.random.Generator
 ) -> list[tuple[int, int]]:
     """Which fragments are cut, (cell, image) in the order in which they are kept.
 
@@ -109,29 +129,25 @@ def cut_order(
     few images show more seldom, by the image that has given least.
 
     Args:
-        seen: `[N, C, C]`, what each image shows of the frame.
-        size: side of a square in pixels.
-        overlap: of neighbours.
+        shown: of each lattice that squares belong to, as `shown_cells` finds them; cells are
+            numbered through, and every image gives to one of the lattices.
         rng: random stream.
     """
-    places = lattice(seen.shape[-1], size, overlap)
-    sums = np.pad(seen.cumsum(1, dtype=np.int32).cumsum(2), ((0, 0), (1, 0), (1, 0)))
-    ends = places + size
-    above, below = sums[:, places], sums[:, ends]
-    area = below[:, :, ends] - below[:, :, places] - above[:, :, ends] + above[:, :, places]
-    is_shown = area >= LEAST_SEEN * size * size
-    sets = rng.permutation(len(seen)) % 4
-    ties = rng.random(len(seen))
+    count = len(shown[0])
+    sets, ties = rng.permutation(count), rng.random(count)
     free: dict[int, list[int]] = {}
     turns = []
-    for row in range(len(places)):
-        for column in range(len(places)):
-            own = (sets == 2 * (row % 2) + column % 2) & is_shown[:, row, column]
-            cell = row * len(places) + column
+    for number, cells in enumerate(shown):
+        gives = sets // 4 % len(shown) == number
+        across, before = math.isqrt(cells.shape[1]), len(free)
+        for place in range(cells.shape[1]):
+            row, column = divmod(place, across)
+            own = gives & (sets % 4 == 2 * (row % 2) + column % 2) & cells[:, place]
+            cell = before + place
             free[cell] = np.flatnonzero(own).tolist()
-            count = len(free[cell])
-            turns += [((place + 0.5) / count, rng.random(), cell) for place in range(count)]
-    order, given = [], np.zeros(len(seen), np.int64)
+            many = len(free[cell])
+            turns += [((turn + 0.5) / many, rng.random(), cell) for turn in range(many)]
+    order, given = [], np.zeros(count, np.int64)
     for _, _, cell in sorted(turns):
         image = min(free[cell], key=lambda one: (given[one], ties[one]))
         free[cell].remove(image)
@@ -142,7 +158,7 @@ def cut_order(
 
 
 def cut(
-    pictures: ByteArray,
+    pictures: Sequence[ByteArray],
     order: Sequence[tuple[int, int]],
     size: int,
     overlap: int,
@@ -152,7 +168,7 @@ def cut(
     """As many fragments as fit, the first in the order.
 
     Args:
-        pictures: `[N, 3, C, C]` uint8, images in the frame.
+        pictures: of each lattice `[N, 3, C, C]` uint8, images as they lie there.
         order: as `cut_order` gives.
         size: side of a square in pixels.
         overlap: of neighbours.
@@ -162,19 +178,23 @@ def cut(
     Returns:
         None if not even a few fit.
     """
-    places = lattice(pictures.shape[-1], size, overlap)
-    across = len(places)
+    corners = []
+    for number, one in enumerate(pictures):
+        places = lattice(one.shape[-1], size, overlap)
+        corners += [(number, top, left) for top in places for left in places]
 
     def taken(count: int) -> tuple[Fragments, int]:
         # In the order of the cells neighbours in the sheet are alike, which takes fewer bytes.
         first = sorted(order[:count])
-        corners = [(places[cell // across], places[cell % across], n) for cell, n in first]
-        squares = np.stack([pictures[n, :, y : y + size, x : x + size] for y, x, n in corners])
+        found = ((*corners[cell], image) for cell, image in first)
+        squares = np.stack([
+            pictures[number][image, :, top : top + size, left : left + size]
+            for number, top, left, image in found
+        ])  # fmt: skip
         cells, owners = np.array(first, np.uint8).T
-        found = Fragments(
-            encode_squares(squares, quality), cells, owners, size, overlap, pictures.shape[-1]
-        )
-        return found, len(found.sheet) + BYTES_BESIDE * count
+        canvas = pictures[-1].shape[-1]
+        kept = Fragments(encode_squares(squares, quality), cells, owners, size, overlap, canvas)
+        return kept, len(kept.sheet) + BYTES_BESIDE * count
 
     count, best = min(PROBE, len(order)), None
     for _ in range(TRIES):

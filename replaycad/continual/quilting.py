@@ -69,7 +69,8 @@ class Quilter:
             if not len(rows):
                 continue
             under, has = canvas.under(cell, rows)
-            picks = self._picked(cell, under, has, canvas.wanted(cell, rows), streams, rows)
+            wanted_here = canvas.wanted(cell, rows)
+            picks = self._picked(cell, under, has & wanted_here, wanted_here, streams, rows)
             canvas.lay(cell, rows, self._squares[picks], self._smooth[picks])
         return canvas.picture()
 

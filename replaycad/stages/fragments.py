@@ -1,11 +1,12 @@
 """Keeps fragments of a class: squares of many images, of which replays are put together."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from replaycad.artifacts.conditions import ConditionsArtifact
 from replaycad.artifacts.fragments import MAX_OWNERS, Fragments
@@ -13,14 +14,16 @@ from replaycad.artifacts.masks import MasksArtifact
 from replaycad.config.stages import CompressConfig
 from replaycad.continual.budget import IMAGE_BUDGET
 from replaycad.continual.coverage import Memory, allowed_turns, separations
-from replaycad.continual.fragments import PARTS, SHARED, Frame, cut, cut_order
+from replaycad.continual.fragments import PARTS, SHARED, Frame, cut, cut_order, shown_cells
 from replaycad.continual.kept_fragments import kept_fragments
+from replaycad.continual.part import Part, on_plain_ground, resized_masks, shape_of
 from replaycad.data.images import evenly_spaced, load_images
 from replaycad.data.samples import Sample
 from replaycad.detectors.encoders import Encoder
 from replaycad.detectors.patchcore.preset import PatchCorePreset
 from replaycad.diffusion.alignment import Aligner, all_to_frame, beyond_border
 from replaycad.errors import BudgetError, DatasetError
+from replaycad.mask_ops import Operation
 from replaycad.progress import Report, silent
 from replaycad.runtime import generator, stream_seed
 
@@ -42,6 +45,7 @@ its squares, each lit in its own way, would make a patchwork: of magnetic tiles 
 of real images in place of 69. More of the light than its mean (ten cosines) takes 91 to 88 % of
 transistors, whose place is in it, and 87 to 62 % of a mesh that turns.
 """
+LEAST_OF_PART = 0.02  # of a square that a part must fill to be cut from it
 SPARE = 64  # bytes of the budget for longer numbers in the header
 
 
@@ -84,12 +88,11 @@ def keep_fragments(
             "use keep=conditions or keep=exemplars",
         )
     judged, given = _divided(len(samples))
-    cutter = _Cutter(
-        [samples[row] for row in given], masks, encoder, config, seed, header,
-        aligner or Aligner(),
-    )  # fmt: skip
+    ways = _Cutter(
+        [samples[row] for row in given], masks, masks.object_masks[given], encoder, config, seed,
+        header, aligner or Aligner(),
+    ).kept()  # fmt: skip
     real = load_images([samples[row] for row in judged], config.image_size)
-    ways = list(cutter.ways())
     kept, reached = ways[0], -np.inf
     for tried in ways if len(ways) > 1 else ():
         seeds = [stream_seed(seed, "tried", number) for number in range(TRIED_REPLAYS)]
@@ -102,10 +105,15 @@ def keep_fragments(
     assert kept.fragments is not None
     report.note(
         f"{masks.class_name}: {len(kept.fragments)} fragments of {len(given)} images kept, "
-        f"{'as they lie' if kept.poses is None else 'turned upright'}, quality "
-        f"{kept.header[QUALITY]}"
+        f"{_told(kept)}, quality {kept.header[QUALITY]}"
     )
     return kept, given
+
+
+def _told(kept: ConditionsArtifact) -> str:
+    if len(kept.object_masks):
+        return "their part turned upright, the ground as it lies"
+    return "as they lie" if kept.poses is None else "turned upright"
 
 
 def _divided(count: int) -> tuple[list[int], list[int]]:
@@ -115,6 +123,27 @@ def _divided(count: int) -> tuple[list[int], list[int]]:
     return judged, [rest[row] for row in evenly_spaced(len(rest), MAX_OWNERS)]
 
 
+@dataclass(frozen=True)
+class _Way:
+    """One way to cut a class.
+
+    Attributes:
+        frame: that replays are put together in.
+        symmetries: turns and flips of replays.
+        pictures: of each lattice `[N, 3, C, C]` uint8.
+        shown: which of its cells each image shows.
+        colours: mean colours of some images, or None.
+        shape: of the part, `[0 or 1, H, H]`.
+    """
+
+    frame: Frame
+    symmetries: list[Operation]
+    pictures: list[NDArray[np.uint8]]
+    shown: list[NDArray[np.bool_]]
+    colours: NDArray[np.uint8] | None
+    shape: NDArray[np.bool_]
+
+
 class _Cutter:
     """Cuts the images of one class in one way or another."""
 
@@ -122,72 +151,112 @@ class _Cutter:
         self,
         samples: Sequence[Sample],
         masks: MasksArtifact,
+        object_masks: NDArray[np.bool_],
         encoder: Encoder,
         config: CompressConfig,
         seed: int,
         header: dict[str, Any],
         aligner: Aligner,
     ) -> None:
-        self._masks, self._config, self._seed = masks, config, seed
+        self._masks, self._config, self._seed, self._encoder = masks, config, seed, encoder
+        self._object_masks, self._aligner = object_masks, aligner
+        self._size = config.image_size // PARTS
+        self._overlap = max(1, self._size // SHARED)
         self._images = load_images(samples, config.image_size)
-        small = load_images(samples, min(POSE_SIZE, config.image_size))
-        self._poses = None
-        policy, framed = masks.header["policy"], small
-        if config.alignment == "auto":
-            found = aligner(small, seed)
-            if found.is_free:
-                self._poses = found.poses.numpy().astype(np.float16).astype(np.float32)
-                fill = beyond_border(policy["mask_rule"])
-                framed = all_to_frame(torch.from_numpy(small), found.poses, fill).numpy()
-        turns = allowed_turns(policy, framed, encoder, seed)
+        self._small = load_images(samples, min(POSE_SIZE, config.image_size))
         self._header = {
             **header, "placement": config.semantic_placement, "exemplar_size": config.image_size,
-            "symmetries": [[one.rotate_degrees, one.flip] for one in turns],
         }  # fmt: skip
         chosen = config.exemplar_quality
         self._qualities = (chosen,) if chosen else QUALITIES
 
-    def ways(self) -> Iterator[ConditionsArtifact]:
-        """The class kept in each way, coarse before fine, as it lies before turned upright.
+    def kept(self) -> list[ConditionsArtifact]:
+        """The class kept in each way, coarse before fine.
 
         None is coarser than one in which all squares fit: it would hold no more.
 
         Raises:
             BudgetError: if the budget holds no fragment.
         """
-        side, budget = self._config.image_size, self._config.budget or IMAGE_BUDGET
-        size = side // PARTS
-        overlap = max(1, size // SHARED)
-        none = np.zeros(0, np.uint8)
+        return [kept for way in self._ways() for kept in self._in_qualities(way)]
+
+    def _ways(self) -> Iterator[_Way]:
+        """As images lie; turned upright; their part turned upright, on a ground that lies still."""
+        policy = self._masks.header["policy"]
+        none = np.zeros((0, 1, 1), np.bool_)
+        whole, small = list(range(len(self._images))), self._small
+        found = self._free_poses(small)
+        upright = small
+        if found is not None:
+            fill = beyond_border(policy["mask_rule"])
+            upright = all_to_frame(torch.from_numpy(small), torch.from_numpy(found), fill).numpy()
+        turns = allowed_turns(policy, upright, self._encoder, self._seed)
+        for poses in (None,) if found is None else (None, found):
+            frame = Frame(self._config.image_size, poses)
+            shown = shown_cells(frame.seen(whole), self._size, self._overlap)
+            yield _Way(
+                frame, turns, [frame.moved(self._images, whole)], [shown],
+                self._colours() if poses is None else None, none,
+            )  # fmt: skip
+        if policy["mask_rule"] == "frame" or self._object_masks.all((1, 2)).any():
+            return
+        own = resized_masks(self._object_masks, small.shape[-1])
+        poses = self._free_poses(on_plain_ground(small, own))
+        if poses is not None:
+            yield self._part_on_ground(poses, whole)
+
+    def _part_on_ground(self, poses: NDArray[np.float32], whole: list[int]) -> _Way:
+        side, size, overlap = self._config.image_size, self._size, self._overlap
+        frame, shape = Frame(side, poses), shape_of(self._object_masks, poses)
+        part = Part(shape, poses, side)
+        ground = shown_cells(part.ground(whole), size, overlap)
+        needed = part.upright(frame.canvas)
+        upright = shown_cells(frame.seen(whole), size, overlap)
+        upright &= shown_cells(needed[None], size, overlap, LEAST_OF_PART)
+        return _Way(
+            frame, [], [self._images, frame.moved(self._images, whole)], [ground, upright], None,
+            shape[None],
+        )  # fmt: skip
+
+    def _free_poses(self, images: NDArray[np.uint8]) -> NDArray[np.float32] | None:
+        """How images lie that turn through the circle, as numbers of 16 bits; else None."""
+        if self._config.alignment != "auto":
+            return None
+        found = self._aligner(images, self._seed)
+        return found.poses.numpy().astype(np.float16).astype(np.float32) if found.is_free else None
+
+    def _colours(self) -> NDArray[np.uint8]:
         some = self._images[evenly_spaced(len(self._images), COLOURS)]
-        colours = np.rint(some.mean((2, 3))).astype(np.uint8)
-        for poses in (None,) if self._poses is None else (None, self._poses):
-            frame, rows = Frame(side, poses), range(len(self._images))
-            stream = np.random.default_rng(stream_seed(self._seed, "cut"))
-            order = cut_order(frame.seen(rows), size, overlap, stream)
-            pictures = frame.moved(self._images, rows)
-            own = colours if poses is None else None
-            found = []
-            for quality in reversed(self._qualities):
-                empty = ConditionsArtifact(
-                    class_name=self._masks.class_name,
-                    semantic_embedding=np.zeros((0, 0), np.float32),
-                    spatial_weight=None, spatial_bias=None,
-                    object_masks=np.zeros((0, side, side), np.bool_),
-                    policy=self._masks.header["policy"],
-                    header={**self._header, QUALITY: quality},
-                    half=self._config.half, poses=poses,
-                    fragments=Fragments(b"", none, none, size, overlap, frame.canvas, own),
-                )  # fmt: skip
-                room = budget - empty.file_bytes() - SPARE
-                fitting = cut(pictures, order, size, overlap, quality, room)
-                if fitting is not None:
-                    found.append(replace(empty, fragments=replace(fitting, colours=own)))
-                    if len(fitting) == len(order):
-                        break
-            if not found:
-                raise BudgetError(
-                    f"compress: a budget of {budget} bytes holds no fragments of "
-                    f"{self._masks.class_name}", "give more",
-                )  # fmt: skip
-            yield from reversed(found)
+        return np.rint(some.mean((2, 3))).astype(np.uint8)
+
+    def _in_qualities(self, way: _Way) -> list[ConditionsArtifact]:
+        budget, none = self._config.budget or IMAGE_BUDGET, np.zeros(0, np.uint8)
+        size, overlap = self._size, self._overlap
+        turns = [[one.rotate_degrees, one.flip] for one in way.symmetries]
+        stream = np.random.default_rng(stream_seed(self._seed, "cut"))
+        order, found = cut_order(way.shown, stream), list[ConditionsArtifact]()
+        for quality in reversed(self._qualities):
+            empty = ConditionsArtifact(
+                class_name=self._masks.class_name,
+                semantic_embedding=np.zeros((0, 0), np.float32),
+                spatial_weight=None, spatial_bias=None, object_masks=way.shape,
+                policy=self._masks.header["policy"],
+                header={**self._header, "symmetries": turns, QUALITY: quality},
+                half=self._config.half, poses=way.frame.poses,
+                fragments=Fragments(
+                    b"", none, none, size, overlap, way.frame.canvas, way.colours
+                ),
+            )  # fmt: skip
+            room = budget - empty.file_bytes() - SPARE
+            fitting = cut(way.pictures, order, size, overlap, quality, room)
+            if fitting is not None:
+                fitting = replace(fitting, colours=way.colours)
+                found.append(replace(empty, fragments=fitting))
+                if len(fitting) == len(order):
+                    break
+        if not found:
+            raise BudgetError(
+                f"compress: a budget of {budget} bytes holds no fragments of "
+                f"{self._masks.class_name}", "give more",
+            )  # fmt: skip
+        return found[::-1]

@@ -10,7 +10,7 @@ from replaycad.artifacts.fragments import Fragments, encode_squares
 from replaycad.artifacts.masks import MasksArtifact
 from replaycad.artifacts.replays import ReplaysReader
 from replaycad.config.stages import CompressConfig
-from replaycad.continual.fragments import Frame, cut, cut_order, lattice
+from replaycad.continual.fragments import Frame, cut, cut_order, lattice, shown_cells
 from replaycad.continual.kept_fragments import KeptFragments, kept_fragments
 from replaycad.continual.quilting import Quilter, seams
 from replaycad.continual.real_limits import measure
@@ -31,11 +31,11 @@ FRAGMENTS = ("--keep", "fragments")
 
 def order_of(count, seen=None, side=SIDE):
     seen = np.ones((count, side, side), np.bool_) if seen is None else seen
-    return cut_order(seen, SIZE, OVERLAP, np.random.default_rng(0))
+    return cut_order([shown_cells(seen, SIZE, OVERLAP)], np.random.default_rng(0))
 
 
 def cut_from(pictures, quality=100, room=10**6):
-    found = cut(pictures, order_of(len(pictures)), SIZE, OVERLAP, quality, room)
+    found = cut([pictures], order_of(len(pictures)), SIZE, OVERLAP, quality, room)
     assert found is not None
     return found
 
@@ -105,7 +105,7 @@ def test_squares_lie_where_they_were_cut_and_fill_the_room():
     used = len(whole.sheet) + 2 * len(whole)
     half = cut_from(pictures, room=used // 2)
     assert 0.85 * used // 2 < len(half.sheet) + 2 * len(half) <= used // 2
-    assert cut(pictures, order_of(12), SIZE, OVERLAP, 100, 200) is None
+    assert cut([pictures], order_of(12), SIZE, OVERLAP, 100, 200) is None
 
 
 def test_a_cut_runs_where_both_differ_least_by_a_pixel_a_row_at_most():
@@ -199,8 +199,9 @@ def test_images_that_turn_are_cut_upright_and_put_together_at_poses_of_theirs():
     upright = frame.moved(bars(angles), rows)
     assert upright.shape == (72, 3, 96, 96)
     assert np.abs(upright.astype(int) - upright[:1]).mean() < 5, "all alike in the frame"
-    order = cut_order(frame.seen(rows), SIZE, OVERLAP, np.random.default_rng(0))
-    fragments = cut(upright, order, SIZE, OVERLAP, 100, 10**6)
+    shown = shown_cells(frame.seen(rows), SIZE, OVERLAP)
+    order = cut_order([shown], np.random.default_rng(0))
+    fragments = cut([upright], order, SIZE, OVERLAP, 100, 10**6)
 
     drawn = joined(fragments, range(8), frame)
 

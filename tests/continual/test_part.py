@@ -1,0 +1,91 @@
+"""A part that turns on a ground that lies still: both come out of fragments as they went in."""
+
+import numpy as np
+
+from replaycad.continual.fragments import Frame, cut, cut_order, shown_cells
+from replaycad.continual.kept_fragments import KeptFragments
+from replaycad.continual.part import Part, on_plain_ground, resized_masks, shape_of
+from tests.continual.test_fragments import OVERLAP, SIDE, SIZE, bars
+
+ANGLES = np.arange(72) * 5.0
+POSES = np.stack([ANGLES, 0 * ANGLES, 0 * ANGLES], 1).astype(np.float32)
+MASKS = bars(ANGLES)[:, 0] > 150
+ROWS = list(range(72))
+
+
+def on_stripes():
+    """Bars on stripes that lie still, 8 px dark and 8 px light."""
+    stripes = np.where(np.arange(SIDE) // 8 % 2, 110, 50)
+    return np.where(MASKS[:, None], 220, stripes).astype(np.uint8).repeat(3, 1)
+
+
+def cut_apart(images):
+    frame, shape = Frame(SIDE, POSES), shape_of(MASKS, POSES)
+    part = Part(shape, POSES, SIDE)
+    shown = [
+        shown_cells(part.ground(ROWS), SIZE, OVERLAP),
+        shown_cells(frame.seen(ROWS), SIZE, OVERLAP)
+        & shown_cells(part.upright(frame.canvas)[None], SIZE, OVERLAP, 0.02),
+    ]
+    order = cut_order(shown, np.random.default_rng(0))
+    pictures = [images, frame.moved(images, ROWS)]
+    return order, shape, frame, cut(pictures, order, SIZE, OVERLAP, 100, 10**6)
+
+
+def test_the_shape_of_a_part_is_found_upright_and_laid_where_the_part_lies():
+    shape = shape_of(MASKS, POSES)
+    part = Part(shape, POSES, SIDE)
+
+    length, width = 24 / SIDE, 8 / SIDE
+    assert abs(shape.mean() - length * width) < 0.012, "as large as the bar"
+    covers = part.covers(ROWS)
+    assert np.abs(covers - MASKS).mean() < 0.012
+    assert not (part.ground(ROWS) & MASKS).any(), "nothing of the part counts as ground"
+    assert part.ground(ROWS).mean() > 0.85
+    upright = part.upright(96)
+    assert upright.shape == (96, 96)
+    assert upright[48, 52:68].all()
+    assert not upright[48, 80:].any()
+
+
+def test_a_part_and_its_ground_are_put_together_apart():
+    images = on_stripes()
+    order, shape, frame, fragments = cut_apart(images)
+    gives = {image: {cell < 25 for cell, owner in order if owner == image} for image in ROWS}
+    assert {len(kinds) for kinds in gives.values()} == {1}, "an image gives ground or part"
+
+    drawn = KeptFragments(fragments, frame, (), shape).draw(range(12))
+
+    assert drawn.shape == (12, 3, SIDE, SIDE)
+    nearest = [np.abs(images.astype(int) - one).mean((1, 2, 3)) for one in drawn.astype(int)]
+    assert max(one.min() for one in nearest) < 6, "a bar at one of the poses, on the stripes"
+    assert len({int(one.argmin()) for one in nearest}) > 6, "in many poses"
+    turned = KeptFragments(
+        cut([frame.moved(images, ROWS)], *upright_order(frame), 100, 10**6), frame, ()
+    ).draw(range(12))
+    worse = [np.abs(images.astype(int) - one).mean((1, 2, 3)) for one in turned.astype(int)]
+    assert min(one.min() for one in worse) > 12, "turned upright, the stripes are lost"
+
+
+def upright_order(frame):
+    shown = shown_cells(frame.seen(ROWS), SIZE, OVERLAP)
+    return cut_order([shown], np.random.default_rng(0)), SIZE, OVERLAP
+
+
+def test_a_plain_ground_is_the_mean_of_what_masks_leave():
+    images = on_stripes()
+
+    plain = on_plain_ground(images, MASKS)
+
+    ground = ~MASKS[:, None].repeat(3, 1)
+    assert np.ptp(plain[ground]) == 0
+    assert abs(int(plain[ground][0]) - images[ground].mean()) <= 0.5
+    assert (plain[~ground] == 220).all()
+
+
+def test_masks_are_shrunk_to_what_half_of_a_pixel_shows():
+    masks = np.zeros((1, 8, 8), np.bool_)
+    masks[0, :4, :3] = True
+
+    found = resized_masks(masks, 4)[0].tolist()
+    assert found == [[True, True, False, False]] * 2 + [[False] * 4] * 2
