@@ -130,7 +130,8 @@ class ConditionsArtifact:
         features: patches of a memory bank, which no image is drawn from; None where none are kept.
             The header's `features` says what they serve.
         fragments: squares of many images, of which replays are put together; None where none are
-            kept. `poses` are then those of these images where they turn, else None.
+            kept. `poses` are then those of these images where they turn, else None; a mask is the
+            shape of a part that turns alone, upright, on a ground that lies still.
     """
 
     class_name: str

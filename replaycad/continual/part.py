@@ -10,6 +10,7 @@ from scipy import ndimage
 from torch.nn import functional as F
 
 from replaycad.diffusion.alignment import to_frame, to_pose
+from replaycad.mask_ops import resize_masks
 
 SHAPE_SIZE = 96  # px of the shape that is kept
 RIM = 1 / 64  # of an image's side, about a part, where nothing counts as ground
@@ -26,15 +27,9 @@ def on_plain_ground(
     return np.where(ground, plain, images)
 
 
-def resized_masks(object_masks: NDArray[np.bool_], size: int) -> NDArray[np.bool_]:
-    """Masks `[N, H, W]` at another size, `[N, size, size]`."""
-    floats = torch.from_numpy(object_masks)[:, None].float()
-    return (F.interpolate(floats, (size, size), mode="area")[:, 0] >= 0.5).numpy()
-
-
 def shape_of(object_masks: NDArray[np.bool_], poses: NDArray[np.float32]) -> NDArray[np.bool_]:
     """The part upright, `[SHAPE_SIZE, SHAPE_SIZE]`: what half of the masks `[N, H, W]` show."""
-    floats = torch.from_numpy(resized_masks(object_masks, SHAPE_SIZE))[:, None].float()
+    floats = torch.from_numpy(resize_masks(object_masks, SHAPE_SIZE))[:, None].float()
     moved = to_frame(floats, torch.from_numpy(poses), "zeros", "bilinear")
     return (moved.mean((0, 1)) >= 0.5).numpy()
 

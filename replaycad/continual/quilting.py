@@ -124,9 +124,10 @@ class Quilter:
         return picks
 
     def _others(self, cell: tuple[int, int]) -> NDArray[np.int64]:
-        """Squares `[n]` of the cells nearest to one, such as their images show whole."""
-        away = np.abs(self._cells[self._whole] - cell).max(1)
-        return self._whole[np.argsort(away, kind="stable")[:OTHERS]]
+        """Squares `[n]` of the cells nearest to one, such as their images show whole, if any."""
+        others = self._whole if len(self._whole) else np.arange(len(self._squares))
+        away = np.abs(self._cells[others] - cell).max(1)
+        return others[np.argsort(away, kind="stable")[:OTHERS]]
 
     def _missed(
         self, candidates: NDArray[np.int64], wanted: NDArray[np.bool_]

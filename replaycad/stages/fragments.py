@@ -16,14 +16,14 @@ from replaycad.continual.budget import IMAGE_BUDGET
 from replaycad.continual.coverage import Memory, allowed_turns, separations
 from replaycad.continual.fragments import PARTS, SHARED, Frame, cut, cut_order, shown_cells
 from replaycad.continual.kept_fragments import kept_fragments
-from replaycad.continual.part import Part, on_plain_ground, resized_masks, shape_of
+from replaycad.continual.part import Part, on_plain_ground, shape_of
 from replaycad.data.images import evenly_spaced, load_images
 from replaycad.data.samples import Sample
 from replaycad.detectors.encoders import Encoder
 from replaycad.detectors.patchcore.preset import PatchCorePreset
 from replaycad.diffusion.alignment import Aligner, all_to_frame, beyond_border
 from replaycad.errors import BudgetError, DatasetError
-from replaycad.mask_ops import Operation
+from replaycad.mask_ops import Operation, resize_masks
 from replaycad.progress import Report, silent
 from replaycad.runtime import generator, stream_seed
 
@@ -160,6 +160,7 @@ class _Cutter:
     ) -> None:
         self._masks, self._config, self._seed, self._encoder = masks, config, seed, encoder
         self._object_masks, self._aligner = object_masks, aligner
+        self._budget = config.budget or IMAGE_BUDGET
         self._size = config.image_size // PARTS
         self._overlap = max(1, self._size // SHARED)
         self._images = load_images(samples, config.image_size)
@@ -178,7 +179,13 @@ class _Cutter:
         Raises:
             BudgetError: if the budget holds no fragment.
         """
-        return [kept for way in self._ways() for kept in self._in_qualities(way)]
+        kept = [kept for way in self._ways() for kept in self._in_qualities(way)]
+        if not kept:
+            raise BudgetError(
+                f"compress: a budget of {self._budget} bytes holds no fragments of "
+                f"{self._masks.class_name}", "give more",
+            )  # fmt: skip
+        return kept
 
     def _ways(self) -> Iterator[_Way]:
         """As images lie; turned upright; their part turned upright, on a ground that lies still."""
@@ -200,14 +207,17 @@ class _Cutter:
             )  # fmt: skip
         if policy["mask_rule"] == "frame" or self._object_masks.all((1, 2)).any():
             return
-        own = resized_masks(self._object_masks, small.shape[-1])
+        own = resize_masks(self._object_masks, small.shape[-1])
         poses = self._free_poses(on_plain_ground(small, own))
-        if poses is not None:
-            yield self._part_on_ground(poses, whole)
+        shape = none if poses is None else shape_of(self._object_masks, poses)
+        if poses is not None and shape.any():
+            yield self._part_on_ground(poses, shape, whole)
 
-    def _part_on_ground(self, poses: NDArray[np.float32], whole: list[int]) -> _Way:
+    def _part_on_ground(
+        self, poses: NDArray[np.float32], shape: NDArray[np.bool_], whole: list[int]
+    ) -> _Way:
         side, size, overlap = self._config.image_size, self._size, self._overlap
-        frame, shape = Frame(side, poses), shape_of(self._object_masks, poses)
+        frame = Frame(side, poses)
         part = Part(shape, poses, side)
         ground = shown_cells(part.ground(whole), size, overlap)
         needed = part.upright(frame.canvas)
@@ -230,8 +240,8 @@ class _Cutter:
         return np.rint(some.mean((2, 3))).astype(np.uint8)
 
     def _in_qualities(self, way: _Way) -> list[ConditionsArtifact]:
-        budget, none = self._config.budget or IMAGE_BUDGET, np.zeros(0, np.uint8)
-        size, overlap = self._size, self._overlap
+        size, overlap, none = self._size, self._overlap, np.zeros(0, np.uint8)
+        ends = np.cumsum([cells.shape[1] for cells in way.shown])
         turns = [[one.rotate_degrees, one.flip] for one in way.symmetries]
         stream = np.random.default_rng(stream_seed(self._seed, "cut"))
         order, found = cut_order(way.shown, stream), list[ConditionsArtifact]()
@@ -247,16 +257,12 @@ class _Cutter:
                     b"", none, none, size, overlap, way.frame.canvas, way.colours
                 ),
             )  # fmt: skip
-            room = budget - empty.file_bytes() - SPARE
+            room = self._budget - empty.file_bytes() - SPARE
             fitting = cut(way.pictures, order, size, overlap, quality, room)
-            if fitting is not None:
+            given = () if fitting is None else np.searchsorted(ends, fitting.cells, "right")
+            if fitting is not None and len(np.unique(given)) == len(ends):
                 fitting = replace(fitting, colours=way.colours)
                 found.append(replace(empty, fragments=fitting))
                 if len(fitting) == len(order):
                     break
-        if not found:
-            raise BudgetError(
-                f"compress: a budget of {budget} bytes holds no fragments of "
-                f"{self._masks.class_name}", "give more",
-            )  # fmt: skip
         return found[::-1]

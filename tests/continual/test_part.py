@@ -1,10 +1,20 @@
 """A part that turns on a ground that lies still: both come out of fragments as they went in."""
 
-import numpy as np
+from dataclasses import replace
 
+import numpy as np
+from PIL import Image
+
+from replaycad.artifacts.conditions import ConditionsArtifact
+from replaycad.artifacts.masks import MasksArtifact
+from replaycad.config.stages import CompressConfig
 from replaycad.continual.fragments import Frame, cut, cut_order, shown_cells
-from replaycad.continual.kept_fragments import KeptFragments
-from replaycad.continual.part import Part, on_plain_ground, resized_masks, shape_of
+from replaycad.continual.kept_fragments import KeptFragments, kept_fragments
+from replaycad.continual.part import Part, on_plain_ground, shape_of
+from replaycad.data.layouts import train_samples
+from replaycad.detectors.encoders import load_encoder
+from replaycad.detectors.patchcore.preset import PRESETS
+from replaycad.stages.fragments import keep_fragments
 from tests.continual.test_fragments import OVERLAP, SIDE, SIZE, bars
 
 ANGLES = np.arange(72) * 5.0
@@ -83,9 +93,34 @@ def test_a_plain_ground_is_the_mean_of_what_masks_leave():
     assert (plain[~ground] == 220).all()
 
 
-def test_masks_are_shrunk_to_what_half_of_a_pixel_shows():
-    masks = np.zeros((1, 8, 8), np.bool_)
-    masks[0, :4, :3] = True
+def test_such_a_class_is_kept_apart_by_measurement(tmp_path):
+    folder = tmp_path / "data" / "bolt" / "train" / "good"
+    folder.mkdir(parents=True)
+    chosen = slice(0, 72, 2)
+    for number, image in enumerate(on_stripes()[chosen]):
+        picture = Image.fromarray(image.transpose(1, 2, 0))
+        picture.save(folder / f"{number:03}.png")
+    samples = train_samples(tmp_path / "data", "bolt")
+    policy = {"mask_rule": "sam", "train_augmentation": "none"}
+    masks = MasksArtifact(
+        "bolt", [one.image_id for one in samples], MASKS[chosen],
+        np.ones(36, np.float32), "sam", {"policy": policy},
+    )  # fmt: skip
+    config = CompressConfig(keep="fragments", budget=60_000, image_size=64)
+    heard = []
+    report = type("Heard", (), {"note": lambda _, text: heard.append(text)})()
 
-    found = resized_masks(masks, 4)[0].tolist()
-    assert found == [[True, True, False, False]] * 2 + [[False] * 4] * 2
+    kept, _ = keep_fragments(
+        samples, masks, load_encoder("mini"), PRESETS["mini"], config, 0, {}, report
+    )
+
+    assert "their part turned upright, the ground as it lies" in heard[-1]
+    kept.save(tmp_path / "a.safetensors")
+    read = ConditionsArtifact.load(tmp_path / "a.safetensors")
+    drawn = kept_fragments(read).draw(range(12))
+    nearest = [np.abs(on_stripes().astype(int) - one).mean((1, 2, 3)) for one in drawn.astype(int)]
+    assert np.median([one.min() for one in nearest]) < 12
+
+    none = replace(masks, object_masks=np.zeros_like(MASKS[chosen]))
+    keep_fragments(samples, none, load_encoder("mini"), PRESETS["mini"], config, 0, {}, report)
+    assert "their part" not in heard[-1], "no mask shows one"

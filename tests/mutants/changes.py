@@ -51,6 +51,7 @@ _ALIGN = "tests/diffusion/test_alignment.py"
 _REAL = "tests/continual/test_real_limits.py"
 _LOOKS = "tests/detectors/test_looks.py"
 _FRAGMENTS = "tests/continual/test_fragments.py"
+_PART = "tests/continual/test_part.py"
 _ROUTER = "tests/inference/test_router.py"
 
 CHANGES = [
@@ -529,16 +530,37 @@ CHANGES = [
            "the new square is seen on the wrong side of the cut", _FRAGMENTS),
     Change("continual/quilting.py", "choice(fitting) if is_own else fitting[0]",
            "choice(fitting)", "parts come into the ground", _FRAGMENTS),
-    Change("continual/fragments.py", "(sets == 2 * (row % 2) + column % 2) & is_shown",
-           "is_shown", "of one image squares are kept that touch", _FRAGMENTS),
+    Change("continual/fragments.py", "(sets % 4 == 2 * (row % 2) + column % 2) & cells",
+           "cells", "of one image squares are kept that touch", _FRAGMENTS),
     Change("continual/fragments.py", "if given[image] < MOST_OF_ONE", "if True",
            "more than a quarter of an image is kept", _FRAGMENTS),
-    Change("continual/fragments.py", "(place + 0.5) / count", "place + cell",
+    Change("continual/fragments.py", "(turn + 0.5) / many", "turn + cell",
            "some cells get their squares before others have any", _FRAGMENTS),
-    Change("continual/kept_fragments.py", "[int(stream.choice(self._owners)) for stream in",
-           "[int(self._owners[0]) for stream in", "all replays lie alike", _FRAGMENTS),
+    Change("continual/kept_fragments.py", "[int(stream.choice(self._rows)) for stream in",
+           "[int(self._rows[0]) for stream in", "all replays lie alike", _FRAGMENTS),
     Change("stages/fragments.py", "if found > reached + CLEARLY", "if found > reached",
            "a finer way is kept for a gain that is chance", _FRAGMENTS),
+    Change("stages/fragments.py", "if len(fitting) == len(order):", "if True:",
+           "of the ways only the finest is tried, however little it holds", _FRAGMENTS),
+    Change("stages/fragments.py", "self._colours() if poses is None else None", "None",
+           "replays are patchworks of light", _FRAGMENTS),
+    Change("continual/kept_fragments.py", "self._colours[rows] - images.mean((2, 3))",
+           "self._colours[rows] * 0.0", "mean colours are kept and not used", _FRAGMENTS),
+    Change("continual/fragments.py", "sets // 4 % len(shown) == number", "sets >= 0",
+           "an image gives squares of its part that lie on those of its ground", _PART),
+    Change("continual/part.py", "iterations=self._rim", "iterations=1",
+           "beside the part black shines through", _PART),
+    Change("continual/part.py", "return ~ndimage.binary_dilation(covered, near)",
+           "return ~covered", "the ground shows the rim of parts", _PART),
+    Change("continual/kept_fragments.py", "share * parts + (1 - share) * grounds", "grounds",
+           "the part is missing", _PART),
+    Change("continual/kept_fragments.py", "ground.draw(covers < 1, streams)",
+           "self._frame.posed(self._quilter.draw(wanted, streams), rows)",
+           "the ground turns along", _PART),
+    Change("diffusion/alignment.py", "return righted(fine, poses)", "return poses",
+           "a mesh lies across the others", "tests/diffusion/test_alignment.py"),
+    Change("diffusion/alignment.py", "grey = disc * (grey -", "grey = (grey -",
+           "the border's own lines decide how a picture lies", "tests/diffusion/test_alignment.py"),
     Change("engine/real_limits.py", "_left_out(samples, kept.rows), ()", "samples, ()",
            "limits are found by images whose squares are in the replays", _FRAGMENTS),
 ]  # fmt: skip
