@@ -43,11 +43,12 @@ $(INSTALLED): pyproject.toml
 
 install: $(INSTALLED) ## create .venv and install everything into it
 
-demo: $(INSTALLED) ## draw three classes, learn them one after another, print the table (4 minutes)
-	$(BIN)/python -m replaycad.mini.world.demo demo/data
-	$(REPLAYCAD) run --data demo/data --store demo/artifacts --recipe mini --class all --strategy finetune,replay,joint \
-	  --detector patchcore --set replay.num_images=60 $(OPTIONS)
-	@echo "contact sheet: demo/artifacts/results/run.png"
+demo: $(INSTALLED) ## draw three classes, learn them one after another, judge defects of the first (5 minutes)
+	$(BIN)/python -m replaycad.mini.world.demo demo/data --size 256
+	$(REPLAYCAD) run --data demo/data --store demo/artifacts --class all --strategy finetune,fragments,exemplars,joint \
+	  --detector patchcore --budget 50kB --set replay.num_images=60 $(OPTIONS)
+	$(REPLAYCAD) predict demo/data/pill/test/broken --store demo/artifacts --name run-fragments-3-patchcore-50kB --out demo/heatmaps
+	@echo "contact sheet: demo/artifacts/results/run.png; heat maps of the first class, after two more: demo/heatmaps"
 
 test: $(INSTALLED) ## run the tests
 	$(BIN)/python -m pytest $(PARALLEL)

@@ -19,32 +19,37 @@ from replaycad.data.views import View
 
 CELL, GAP, HEAD, PER_KIND = 128, 4, 18, 3
 GROUND, INK = (24, 24, 24), (230, 230, 230)
-KINDS = ("real", "mask", "replay")
 
 
-def draw_sheet(data: Path, store: Store, replays: Mapping[str, str], target: Path) -> None:
+def draw_sheet(
+    data: Path, store: Store, replays: Mapping[str, Mapping[str, str]], target: Path
+) -> None:
     """Write the sheet: one row per class; a cell stays empty where there is no such artifact.
 
     Args:
         data: folder of the images.
         store: with masks and replays.
-        replays: class -> name of its replays; one row each.
+        replays: class -> what its replays are called on the sheet -> their name in the store; one
+            row for each class, and in it as many kinds for all.
         target: the PNG.
 
     Raises:
         DatasetError: if a real image cannot be read.
         ArtifactError: if the sheet cannot be written or an artifact is damaged.
     """
-    width = len(KINDS) * (PER_KIND * (CELL + GAP) + 2 * GAP)
+    num_kinds = 2 + max(map(len, replays.values()))
+    width = num_kinds * (PER_KIND * (CELL + GAP) + 2 * GAP)
     height = len(replays) * (CELL + HEAD + GAP)
     sheet = Image.new("RGB", (width, height), GROUND)
     pen = ImageDraw.Draw(sheet)
-    for row, (class_name, drawn) in enumerate(replays.items()):
+    for row, (class_name, names) in enumerate(replays.items()):
         top = row * (CELL + HEAD + GAP)
-        found = pictures_of(data, store, class_name, drawn)
+        found = _real_pictures(data, store, class_name)
+        found |= {kind: _replayed(store, name) for kind, name in names.items()}
         for column, (kind, pictures) in enumerate(found.items()):
             left = column * (PER_KIND * (CELL + GAP) + 2 * GAP) + GAP
-            none = " (none: kept as features)" if keeps_features(store, drawn) else " (none)"
+            is_coded = kind in names and keeps_features(store, names[kind])
+            none = " (none: kept as features)" if is_coded else " (none)"
             label = f"{class_name}: {kind}" + ("" if pictures else none)
             pen.text((left, top + 3), label, fill=INK)
             for index, picture in enumerate(pictures):
@@ -68,7 +73,11 @@ def pictures_of(
 
     Of a class that is seen as tiles, they are tiles.
     """
-    masks_path, replays_path = store.path("masks", class_name), store.path("replays", drawn)
+    return _real_pictures(data, store, class_name) | {"replay": _replayed(store, drawn)}
+
+
+def _real_pictures(data: Path, store: Store, class_name: str) -> dict[str, list[np.ndarray]]:
+    masks_path = store.path("masks", class_name)
     masks = MasksArtifact.load(masks_path) if masks_path.exists() else None
     real = train_samples(data, class_name)
     view = View.from_dict(masks.header.get("view")) if masks else (
@@ -86,9 +95,13 @@ def pictures_of(
         shown = [masks.object_masks[place[one]] if one in place else np.zeros((1, 1), bool)
                  for one in ids]  # fmt: skip
         found["mask"] = [np.repeat(one[..., None], 3, -1).astype(np.uint8) * 255 for one in shown]
-    found["replay"] = []
-    if replays_path.exists() and not keeps_features(store, drawn):  # else of an earlier form
-        replays = ReplaysReader(replays_path)
-        images = replays.images(evenly_spaced(len(replays), PER_KIND))
-        found["replay"] = [np.ascontiguousarray(image.transpose(1, 2, 0)) for image in images]
     return found
+
+
+def _replayed(store: Store, drawn: str) -> list[np.ndarray]:
+    path = store.path("replays", drawn)
+    if not path.exists() or keeps_features(store, drawn):  # those of an earlier form
+        return []
+    replays = ReplaysReader(path)
+    images = replays.images(evenly_spaced(len(replays), PER_KIND))
+    return [np.ascontiguousarray(image.transpose(1, 2, 0)) for image in images]

@@ -81,10 +81,14 @@ def run_sequence(
         from replaycad.experiments.contact_sheet import draw_sheet  # noqa: PLC0415
 
         drawing = [cell for cell in left if STRATEGIES[cell.strategy].keeps_classes]
+        kinds: dict[str, Cell] = {}
+        for cell in drawing:
+            kinds.setdefault("replay" if len(drawing) == 1 else cell.strategy, cell)
         stored = {
-            one: artifact_name(one, drawing[0]) if drawing else one
+            one: {kind: artifact_name(one, cell) for kind, cell in kinds.items()}
+            or {"replay": one}
             for one in cells[0].classes
-        }
+        }  # fmt: skip
         draw_sheet(builder.settings.data, builder.store, stored, picture)
     result["files"].append(picture)
     return {"outcomes": list(outcomes.values()), **result}

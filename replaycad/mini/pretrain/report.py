@@ -172,7 +172,8 @@ def inversion(
         with Builder(settings, silent) as builder:
             scores = [_class_scores(builder, name, is_real=kind == "real") for name in classes]
         if kind != "real":
-            draw_sheet(data, builder.store, {one: one for one in classes}, work / f"{kind}.png")
+            drawn = {one: {"replay": one} for one in classes}
+            draw_sheet(data, builder.store, drawn, work / f"{kind}.png")
         for figure, rows in tables.items():
             row = dict(zip(classes, (one[figure] for one in scores), strict=True))
             row["mean"] = mean(row.values())
