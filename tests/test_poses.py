@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 
 from replaycad.artifacts.conditions import ConditionsArtifact
-from replaycad.diffusion.alignment import Aligner
+from replaycad.diffusion.aligner import Aligner
 from replaycad.stages.compress import _into_frame
 from replaycad.stages.replay import move, pick_rows, pose_mask
 

@@ -30,7 +30,7 @@ from replaycad.errors import ArtifactError, ConfigError, DatasetError
 from replaycad.progress import Report, silent
 
 if TYPE_CHECKING:
-    from replaycad.diffusion.alignment import Aligner
+    from replaycad.diffusion.aligner import Aligner
 
 
 class Stage(ABC):
@@ -207,7 +207,7 @@ class Builder:
     @cached_property
     def aligner(self) -> "Aligner":
         """Finds the poses of a class's images, once for all that is built from them."""
-        from replaycad.diffusion.alignment import Aligner
+        from replaycad.diffusion.aligner import Aligner
 
         return Aligner()
 

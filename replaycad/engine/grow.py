@@ -51,7 +51,7 @@ from replaycad.errors import ArtifactError, ConfigError, DatasetError
 
 if TYPE_CHECKING:
     from replaycad.detectors.encoders import Encoder
-    from replaycad.diffusion.alignment import Aligner
+    from replaycad.diffusion.aligner import Aligner
 
 MOST_REPLAYS = 512  # drawn to stand for the images of before
 MOST_SEARCHED = 1000  # images, replays and new photos together, that conditions are searched with
@@ -297,7 +297,7 @@ class GrowStage(Stage):
         self, before: ConditionsArtifact, count: int, folder: Path
     ) -> tuple[list[Sample], np.ndarray, "Aligner | None"]:
         """Images in place of those of before, as files, their masks, and what finds the poses."""
-        from replaycad.diffusion.alignment import FrameAligner
+        from replaycad.diffusion.aligner import FrameAligner
         from replaycad.stages.replay import image_seeds, pick_rows
 
         builder, name = self._builder, self._class_name

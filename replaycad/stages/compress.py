@@ -13,13 +13,8 @@ from replaycad.config.stages import CompressConfig
 from replaycad.continual.budget import IMAGE_BUDGET, MAX_POSES, affordable, fitted
 from replaycad.data.images import evenly_spaced, load_counted, load_images
 from replaycad.data.samples import Sample
-from replaycad.diffusion.alignment import (
-    Aligner,
-    Alignment,
-    all_to_frame,
-    beyond_border,
-    to_frame,
-)
+from replaycad.diffusion.aligner import Aligner
+from replaycad.diffusion.alignment import Alignment, all_to_frame, beyond_border, to_frame
 from replaycad.diffusion.backbones import Diffusion, mask_images
 from replaycad.diffusion.conditioning import Conditions
 from replaycad.diffusion.posterior import encode_posterior

@@ -27,12 +27,8 @@ from replaycad.data.images import evenly_spaced, load_images
 from replaycad.data.samples import Sample
 from replaycad.detectors.encoders import Encoder
 from replaycad.detectors.patchcore.preset import PatchCorePreset
-from replaycad.diffusion.alignment import (
-    Aligner,
-    FrameAligner,
-    all_to_frame,
-    beyond_border,
-)
+from replaycad.diffusion.aligner import Aligner, FrameAligner
+from replaycad.diffusion.alignment import all_to_frame, beyond_border
 from replaycad.errors import BudgetError
 from replaycad.mask_ops import Operation
 from replaycad.progress import Report, silent

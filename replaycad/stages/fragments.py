@@ -21,7 +21,8 @@ from replaycad.data.images import evenly_spaced, load_images
 from replaycad.data.samples import Sample
 from replaycad.detectors.encoders import Encoder
 from replaycad.detectors.patchcore.preset import PatchCorePreset
-from replaycad.diffusion.alignment import Aligner, all_to_frame, beyond_border
+from replaycad.diffusion.aligner import Aligner
+from replaycad.diffusion.alignment import all_to_frame, beyond_border
 from replaycad.errors import BudgetError, DatasetError
 from replaycad.mask_ops import Operation, resize_masks
 from replaycad.progress import Report, silent

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from replaycad.diffusion.aligner import FrameAligner
 from replaycad.diffusion.alignment import (
     FINE,
-    FrameAligner,
     align,
     all_to_frame,
     between,

@@ -15,7 +15,7 @@ from replaycad.artifacts.replays import ReplaysWriter
 from replaycad.config.stages import CompressConfig, ReplayConfig
 from replaycad.continual import coverage
 from replaycad.continual.kept import Kept
-from replaycad.diffusion import alignment
+from replaycad.diffusion import aligner as aligners
 from replaycad.engine.builder import Builder
 from replaycad.engine.compress import CompressStage
 from replaycad.engine.models import Models
@@ -150,10 +150,10 @@ def test_poses_are_remembered_for_the_images_and_the_seed(monkeypatch):
         asked.append(int(images.sum()))
         return asked[-1], seed.initial_seed()
 
-    monkeypatch.setattr(alignment, "align", align)
+    monkeypatch.setattr(aligners, "align", align)
     dark, bright = np.zeros((1, 3, 4, 4), np.uint8), np.ones((1, 3, 4, 4), np.uint8)
 
-    aligner = alignment.Aligner()
+    aligner = aligners.Aligner()
     first = aligner(dark, 0)
 
     assert aligner(dark, 0) == first
@@ -164,9 +164,9 @@ def test_poses_are_remembered_for_the_images_and_the_seed(monkeypatch):
 
 def test_the_oldest_poses_are_forgotten_first(monkeypatch):
     asked = []
-    monkeypatch.setattr(alignment, "MAX_KNOWN", 2)
-    monkeypatch.setattr(alignment, "align", lambda images, _: asked.append(int(images[0, 0, 0, 0])))
-    aligner = alignment.Aligner()
+    monkeypatch.setattr(aligners, "MAX_KNOWN", 2)
+    monkeypatch.setattr(aligners, "align", lambda images, _: asked.append(int(images[0, 0, 0, 0])))
+    aligner = aligners.Aligner()
 
     for value in (1, 2, 3, 2, 1):
         aligner(np.full((1, 3, 4, 4), value, np.uint8), 0)
