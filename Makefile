@@ -43,7 +43,7 @@ $(INSTALLED): pyproject.toml
 
 install: $(INSTALLED) ## create .venv and install everything into it
 
-demo: $(INSTALLED) ## draw three classes, learn them one after another, judge defects of the first (5 minutes)
+demo: $(INSTALLED) ## draw three classes, learn them one after another, judge defects of the first (8 minutes)
 	$(BIN)/python -m replaycad.mini.world.demo demo/data --size 256
 	$(REPLAYCAD) run --data demo/data --store demo/artifacts --class all --strategy finetune,fragments,exemplars,joint \
 	  --detector patchcore --budget 50kB --set replay.num_images=60 $(OPTIONS)
