@@ -52,6 +52,7 @@ class KeptFragments:
         self._part, self._ground, before = None, None, 0
         if shape is not None and frame.poses is not None:
             self._part = Part(shape, frame.poses, frame.side)
+            self._upright = self._part.upright(frame.canvas)
             ground = replace(fragments, canvas=frame.side)
             before = len(lattice(frame.side, fragments.size, fragments.overlap)) ** 2
             own = fragments.cells < before
@@ -89,8 +90,7 @@ class KeptFragments:
         rows: list[int],
         streams: Sequence[np.random.Generator],
     ) -> NDArray[np.uint8]:
-        upright = part.upright(self._frame.canvas)
-        wanted = np.broadcast_to(upright, (len(rows), *upright.shape))
+        wanted = np.broadcast_to(self._upright, (len(rows), *self._upright.shape))
         parts = self._frame.posed(self._quilter.draw(wanted, streams), rows)
         covers = part.covers(rows)
         grounds = ground.draw(covers < 1, streams)

@@ -204,8 +204,8 @@ def _frame_of(
 def righted(pictures: torch.Tensor, poses: torch.Tensor) -> torch.Tensor:
     """Turn those pictures anew whose texture lies across that of the others in the frame.
 
-    A lattice fits the mean picture turned by its own angle nearly as well as it should (a quarter
-    of a class of wire mesh lay so). Its spectrum tells, whatever the shift.
+    A lattice fits the mean picture turned by its own angle nearly as well as it should (more
+    than a tenth of a class of wire mesh lay so). Its spectrum tells, whatever the shift.
 
     Args:
         pictures: `[N, 3, n, n]` float.

@@ -75,8 +75,9 @@ def keep_fragments(
         aligner: finds the poses, if it does not know them; None for a new one.
 
     Returns:
-        such conditions without tokens and masks, of at most `config.budget` bytes; and the places
-        in `samples` of the images that fragments are of.
+        such conditions without tokens, of at most `config.budget` bytes, with the shape of a part
+        for a mask where its ground lies still; and the places in `samples` of the images that
+        fragments are of.
 
     Raises:
         BudgetError: if the budget holds no fragment.
