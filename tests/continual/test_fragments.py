@@ -305,6 +305,9 @@ def test_a_class_is_kept_as_fragments_and_replayed_without_a_diffusion_model(
     assert path.stat().st_size <= 30_000
     real = load_images(train_samples(data, "disc"), kept.exemplar_size)
     assert set(kept.fragments.owners.tolist()) <= set(range(5)), "one is left to judge by"
+    means = set(map(tuple, np.rint(real.mean((2, 3))).astype(int).tolist()))
+    assert len(kept.fragments.colours) == 5
+    assert set(map(tuple, kept.fragments.colours.tolist())) <= means
     assert run(*drawing, "num_images=9").exit_code == 0
     path = tmp_path / "store" / "replays" / "disc.safetensors"
     first, replays = path.read_bytes(), ReplaysReader(path)

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 from PIL import Image
+from scipy import ndimage
 
 from replaycad.artifacts.conditions import ConditionsArtifact
 from replaycad.artifacts.masks import MasksArtifact
@@ -56,6 +57,22 @@ def test_the_shape_of_a_part_is_found_upright_and_laid_where_the_part_lies():
     assert upright.shape == (96, 96)
     assert upright[48, 52:68].all()
     assert not upright[48, 80:].any()
+
+
+def test_about_a_part_there_is_a_rim_that_is_needed_of_it_and_counts_as_no_ground():
+    side, rim = 256, 4  # a 64th of the side
+    shape = np.zeros((96, 96), np.bool_)
+    shape[40:56, 24:72] = True
+    part = Part(shape, POSES[:3], side)
+
+    needed, ground = part.upright(side), part.ground([0])[0]
+    clear = part.covers([0])[0] < 1e-3  # a turn by nothing leaves millionths beside the part
+    near = ndimage.distance_transform_cdt(clear, "chessboard")
+    across = ndimage.distance_transform_cdt(clear, "taxicab")
+    assert not ground[near <= rim].any()
+    assert ground[near > rim + 1].all()
+    assert needed[across <= rim].all()
+    assert not needed[across > rim].any()
 
 
 def test_a_part_and_its_ground_are_put_together_apart():
