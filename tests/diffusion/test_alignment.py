@@ -54,7 +54,7 @@ def _mesh(poses: torch.Tensor, size: int = 64) -> torch.Tensor:
     return moved[:, :, half:-half, half:-half].round().clamp(0, 255).to(torch.uint8)
 
 
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("seed", [1, 3])  # without `righted` a picture of the second lies wrong
 def test_no_picture_of_a_mesh_lies_across_the_others(seed: int) -> None:
     # Turned by the angle between its wires a mesh fits the mean nearly as well; one of 24 did so.
     poses = torch.rand(24, 3, generator=generator(seed, "m")) * torch.tensor([360.0, 0.1, 0.1])
