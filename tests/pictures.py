@@ -1,8 +1,7 @@
-"""Draws the README's picture: what is kept of a class, what is drawn from it, what is found.
+"""Draws the README's picture: what is kept of a class, what is made of it, what is found.
 
-`python -m tests.pictures FOLDER` draws the demo classes, runs the stages on them with the bundled
-models and writes `replaycad/guide/overview.webp`. Stages that ran before in FOLDER do not run
-again.
+`python -m tests.pictures FOLDER` draws the demo classes, runs the stages on them and writes
+`replaycad/guide/overview.webp`. Stages that ran before in FOLDER do not run again.
 """
 
 import json
@@ -28,9 +27,9 @@ PAPER = (255, 255, 255)
 COLUMNS = (
     ("a real photo", "one of 60"),
     ("where the part is", "object mask"),
-    ("kept of the class", "in place of photos"),
-    ("drawn from it", "replay 1"),
-    ("drawn from it", "replay 2"),
+    ("kept of the class", "squares of photos"),
+    ("put together of it", "replay 1"),
+    ("put together of it", "replay 2"),
     ("a new photo", "with a defect"),
     ("what predict says", "alarm above 1"),
 )
@@ -40,11 +39,12 @@ def run_stages(folder: Path) -> dict[str, dict]:
     """Run all stages on the demo classes; what `predict` prints of each class's defective image."""
     data = folder / "data"
     if not data.exists():
-        _python("replaycad.mini.world.demo", data)
+        _python("replaycad.mini.world.demo", data, "--size", "256")
     *past, newest = DEFECTS
     shared = ["--data", data, "--store", folder / "artifacts", "--device", "cpu", "--quiet"]
-    _python("replaycad", "compress", "--class", ",".join(DEFECTS), *shared)
-    _python("replaycad", "replay", "--class", ",".join(DEFECTS), *shared[2:])
+    _python("replaycad", "compress", "--class", ",".join(DEFECTS), "--keep", "fragments",
+            "--budget", "50kB", "--image-size", "256", *shared)  # fmt: skip
+    _python("replaycad", "replay", "--class", ",".join(DEFECTS), "--num", "60", *shared[2:])
     _python("replaycad", "train", "--class", newest, "--past", ",".join(past), "--detector",
             "patchcore", "--name", "line", *shared)  # fmt: skip
     found = {}
@@ -95,8 +95,8 @@ def _pictures(folder: Path, name: str, said: dict) -> dict[int, Image.Image]:
     store, data = folder / "artifacts", folder / "data"
     real = sorted((data / name / "train" / "good").iterdir())[0]
     masks = MasksArtifact.load(store / "masks" / f"{name}.safetensors")
-    with ReplaysReader(store / "replays" / f"{name}.safetensors") as replays:
-        first, second = replays.images([0, 1]).transpose(0, 2, 3, 1)
+    replays = ReplaysReader(store / "replays" / f"{name}.safetensors")
+    first, second = replays.images([0, 1]).transpose(0, 2, 3, 1)
     return {
         0: Image.open(real).convert("RGB"),
         1: Image.fromarray(masks.object_masks[0]).convert("RGB"),
