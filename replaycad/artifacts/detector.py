@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 from replaycad.artifacts.format import content_id, damaged, read, write
 from replaycad.artifacts.schema import Schema, TensorSpec
 
-MODEL, PENALTY, ROUTER, CONFIRMED = "model.", "penalty.", "router.", "confirmed."
+MODEL, PENALTY, GUARD = "model.", "penalty.", "guard."
+ROUTER, CONFIRMED = "router.", "confirmed."
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 NUMBERS = ("float32", "float16", "float64", "int64", "int32", "uint8", "bool")
@@ -21,6 +22,10 @@ DETECTOR = Schema(
         "model.*": TensorSpec(NUMBERS, None, "trained parameters and buffers by module path"),
         "penalty.*": TensorSpec(
             NUMBERS, None, "what ewc or mas remember, if trained with them", optional=True
+        ),
+        "guard.*": TensorSpec(
+            NUMBERS, None, "matrices by layer that hold steps of later classes, if trained so",
+            optional=True,
         ),
         "router.*": TensorSpec(
             NUMBERS, None, "banks that tell classes apart, of other detectors than banks",
@@ -66,6 +71,7 @@ class DetectorArtifact:
             of photos, as `continual.feedback` writes it.
         mean, std: of the channels R, G, B in 0 to 1, as the encoder expects them.
         penalty: what ewc or mas need to go on, by name.
+        guard: what holds the steps of later classes, by layer, as `continual.guard` keeps it.
         router: parameters of the memory banks that tell classes apart where the detector does not.
         confirmed: patches of photos that people confirmed as good, as `continual.confirmed` keeps
             them beside a detector that has no memory bank.
@@ -82,6 +88,7 @@ class DetectorArtifact:
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
     penalty: Arrays = field(default_factory=dict)
+    guard: Arrays = field(default_factory=dict)
     router: Arrays = field(default_factory=dict)
     confirmed: Arrays = field(default_factory=dict)
 
@@ -93,8 +100,8 @@ class DetectorArtifact:
     @property
     def _tensors(self) -> Arrays:
         groups = (
-            (MODEL, self.state), (PENALTY, self.penalty), (ROUTER, self.router),
-            (CONFIRMED, self.confirmed),
+            (MODEL, self.state), (PENALTY, self.penalty), (GUARD, self.guard),
+            (ROUTER, self.router), (CONFIRMED, self.confirmed),
         )  # fmt: skip
         return {
             start + name: values for start, group in groups for name, values in group.items()
@@ -141,6 +148,7 @@ class DetectorArtifact:
             mean=tuple(header["mean"]),
             std=tuple(header["std"]),
             penalty=_under(PENALTY, tensors),
+            guard=_under(GUARD, tensors),
             router=_under(ROUTER, tensors),
             confirmed=_under(CONFIRMED, tensors),
         )

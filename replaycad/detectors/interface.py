@@ -48,6 +48,30 @@ class Detector(nn.Module):
         """
         raise NotImplementedError
 
+    def labelled_loss(
+        self, features: Sequence[torch.Tensor], class_index: torch.Tensor, progress: float = 0.0
+    ) -> torch.Tensor:
+        """What training minimises: `loss`, for all that do not learn which class an image is of.
+
+        Args:
+            features: of one batch of normal images.
+            class_index: `[B]` int64, of the images, in the order in which classes were learned.
+            progress: share of the training that is done, 0..1.
+        """
+        return self.loss(features, progress)
+
+    def begin(self, num_classes: int, is_first: bool) -> None:
+        """Make ready for a training after which it knows so many classes.
+
+        Args:
+            num_classes: the new ones too.
+            is_first: whether it starts from scratch.
+        """
+
+    def guarded(self) -> list[str]:
+        """Names of the linear layers and convolutions whose steps a guard can hold."""
+        return []
+
     def fit(
         self,
         features: Iterable[Sequence[torch.Tensor]],

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import torch
 from torch import nn
@@ -11,6 +12,19 @@ from replaycad.detectors.settings import OptimizerSettings, TrainingSettings
 from replaycad.detectors.stable_adamw import StableAdamW
 
 FUSED_DEVICES = ("cpu", "cuda")
+
+
+class Holder(Protocol):
+    """Limits how a step changes the weights."""
+
+    def before_step(self) -> None:
+        """Act before the forward pass."""
+
+    def hold_gradients(self) -> None:
+        """Act on the clipped gradients."""
+
+    def after_step(self) -> None:
+        """Act on the weights that the optimisers have changed."""
 
 
 def make_optimizers(
@@ -42,6 +56,8 @@ def _make_optimizer(
     decay = settings.weight_decay
     if settings.kind == "stable_adamw":
         return StableAdamW([group], learning_rate, settings.betas, decay)
+    if settings.kind == "sgd":
+        return torch.optim.SGD([group], learning_rate, weight_decay=decay)
     kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[settings.kind]
     fused = all(parameter.device.type in FUSED_DEVICES for parameter in parameters)
     return kind([group], learning_rate, settings.betas, weight_decay=decay, fused=fused)
@@ -67,6 +83,8 @@ def optimize_step(
     progress: float = 0.0,
     *,
     penalty: torch.Tensor | None = None,
+    guard: Holder | None = None,
+    class_index: torch.Tensor | None = None,
     average: Callable[[Sequence[nn.Parameter]], None] | None = None,
 ) -> torch.Tensor:
     """Take one clipped gradient step.
@@ -81,6 +99,8 @@ def optimize_step(
         training: of the preset, for the schedule and the gradient clip.
         progress: share of all steps that is done, 0..1.
         penalty: scalar added to the loss, such as that of EWC; None for none.
+        guard: what holds the step; None for nothing.
+        class_index: `[B]` int64, for a detector that learns which class an image is of.
         average: replaces gradients by their mean over processes; None where there is one.
 
     Returns:
@@ -91,7 +111,12 @@ def optimize_step(
         group["lr"] = group["base_rate"] * rate_factor(progress, training)
     for optimizer in optimizers:
         optimizer.zero_grad(set_to_none=True)
-    loss = detector.loss(features, progress)
+    if guard is not None:
+        guard.before_step()
+    if class_index is None:
+        loss = detector.loss(features, progress)
+    else:
+        loss = detector.labelled_loss(features, class_index, progress)
     total = loss if penalty is None else loss + penalty
     total.backward()
     parameters = [parameter for group in groups for parameter in group["params"]]
@@ -100,6 +125,10 @@ def optimize_step(
     norm = nn.utils.clip_grad_norm_(parameters, training.grad_clip or math.inf)
     if not torch.isfinite(total.detach() + norm):
         return torch.full_like(loss.detach(), torch.nan)
+    if guard is not None:
+        guard.hold_gradients()
     for optimizer in optimizers:
         optimizer.step()
+    if guard is not None:
+        guard.after_step()
     return loss.detach()

@@ -12,7 +12,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from replaycad.config.stages import TrainConfig
-from replaycad.detectors.settings import Preset
+from replaycad.detectors.settings import Preset, TrainingSettings
 from replaycad.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ NETWORKS: Mapping[str, str] = MappingProxyType(
         "rlr": "RLR",
         "mambaad": "MambaAD",
         "dne": "DNE",
+        "iuf": "IUF",
     }
 )
 """Detector, which is the name of its folder -> class in the `network.py` of that folder."""
@@ -36,6 +37,9 @@ DETECTORS: Mapping[str, Mapping[str, Preset]] = MappingProxyType(
     {name: import_module(f"{__package__}.{name}.preset").PRESETS for name in NETWORKS}
 )
 """Detector -> preset name -> preset."""
+
+FIRST_OPTIMIZER = ("iuf-adam",)
+"""Guards under which later classes are trained with the optimiser of the first."""
 
 
 def preset_for(detector: str, preset: str) -> Preset:
@@ -54,14 +58,27 @@ def preset_for(detector: str, preset: str) -> Preset:
     return presets[preset]
 
 
+def training_of(config: TrainConfig) -> TrainingSettings:
+    """How the preset of a config trains: its first class, or a later one under a guard.
+
+    Raises:
+        ConfigError: if the detector or its preset is unknown.
+    """
+    preset = preset_for(config.detector, config.preset)
+    if not config.init or config.guard == "none" or preset.later is None:
+        return preset.training
+    if config.guard in FIRST_OPTIMIZER:
+        return replace(preset.later, optimizers=preset.training.optimizers)
+    return preset.later
+
+
 def resolve_defaults(config: TrainConfig) -> TrainConfig:
     """The config with every 0 and "" replaced by what the detector's preset says.
 
     Raises:
         ConfigError: if the detector or its preset is unknown.
     """
-    preset = preset_for(config.detector, config.preset)
-    training = preset.training
+    preset, training = preset_for(config.detector, config.preset), training_of(config)
     is_counted = config.num_steps or config.epochs
     rates = [settings.learning_rate for settings in training.optimizers]
     return replace(

@@ -5,6 +5,8 @@ from typing import ClassVar, Literal
 
 STANDARD_ENCODER = "efficientnet-lite0"
 """Of the presets `standard`: what `pip install replaycad` brings along."""
+PICTURE = -1
+"""Among a preset's levels, the first: the normalised picture itself, 3 channels at stride 1."""
 MINI_LEVELS = (1, 2, 3)  # stride 4, 8 and 16 of the usual convolutional encoders
 
 
@@ -13,15 +15,15 @@ class OptimizerSettings:
     """One optimiser over some of a detector's parameters.
 
     Attributes:
-        kind: `adam` (weight decay added to the gradient), `adamw` (decay apart from it) or
-            `stable_adamw`.
+        kind: `adam` (weight decay added to the gradient), `adamw` (decay apart from it),
+            `stable_adamw`, or `sgd` without momentum.
         learning_rate: at the preset's batch size.
         betas: decay rates of the two moments; both must be floats.
         weight_decay: per step, times the learning rate.
         parameters: prefix of the names of the parameters it moves; empty for all.
     """
 
-    kind: Literal["adam", "adamw", "stable_adamw"] = "adam"
+    kind: Literal["adam", "adamw", "stable_adamw", "sgd"] = "adam"
     learning_rate: float
     betas: tuple[float, float] = (0.9, 0.999)
     weight_decay: float = 0.0
@@ -65,6 +67,7 @@ class Preset:
         levels: which of the encoder's levels are read, in timm's numbers.
         image_size: side of the input images in pixels.
         training: settings of the optimisation.
+        later: those of classes after the first, where a guard holds the steps; None for the same.
     """
 
     has_memory_banks: ClassVar[bool] = False
@@ -72,3 +75,4 @@ class Preset:
     levels: tuple[int, ...] = MINI_LEVELS
     image_size: int = 128
     training: TrainingSettings = TrainingSettings()
+    later: TrainingSettings | None = None

@@ -18,7 +18,7 @@ def neighbours(size: int, reach: int) -> torch.Tensor:
 
     Args:
         size: side of the grid.
-        reach: largest distance along either axis; 0 for the place itself alone.
+        reach: largest distance along either axis; 0 for the place itself alone, -1 for none.
 
     Returns:
         `[size * size, size * size]` bool, true within the window around the row's place.

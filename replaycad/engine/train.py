@@ -59,10 +59,10 @@ class TrainStage(Stage):
         self._seed = settings.seed if seed is None else seed
         self.seed = self._seed
         config, told = settings.config(TrainConfig), dict(changes)
-        config = resolve_defaults(
-            replace(config, detector=told.pop("detector", config.detector))
-        )
-        self.config: TrainConfig = replace(config, init=init or config.init, **told)
+        told |= {"init": init or config.init}
+        first = {name: told.pop(name) for name in ("detector", "init", "guard") if name in told}
+        # A preset that a strategy wants changes the structure; sizes and steps stay as they are.
+        self.config: TrainConfig = replace(resolve_defaults(replace(config, **first)), **told)
         if self.config.init == name:
             raise ConfigError(f"detector '{name}' cannot go on from itself", "give another --name")
         self._samples = {

@@ -277,7 +277,7 @@ def _remembered(by_step: Mapping[Step, Outcome], cell: Cell) -> int:
     """A class's part of what the last detector of a cell remembers, in bytes, if anything."""
     last = [step for step in by_step if cell in step.cells and step.stage == "train"][-1]
     detector = DetectorArtifact.load(by_step[last].plan.path)
-    kept = [*detector.penalty.values()]
+    kept = [*detector.penalty.values(), *detector.guard.values()]
     if STRATEGIES[cell.strategy].needs == "memory banks":
         kept += detector.state.values()
     elif len(detector.state.get("memory_class", ())) > 1:

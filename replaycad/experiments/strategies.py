@@ -113,6 +113,33 @@ STRATEGIES: Mapping[str, Strategy] = MappingProxyType(
             goes_on=True,
             detector="dne",
         ),
+        # Tang et al. 2024, with its projection made from moments, not from a row of each image.
+        "iuf": Strategy(
+            description=(
+                "Runs the detector IUF, whose steps change least what past classes use most."
+            ),
+            train=(("guard", "iuf"),),
+            goes_on=True,
+            detector="iuf",
+        ),
+        "iuf-adam": Strategy(
+            description="Runs IUF with AdamW in place of plain gradient steps for later classes.",
+            train=(("guard", "iuf-adam"),),
+            goes_on=True,
+            detector="iuf",
+        ),
+        "iuf-nopull": Strategy(
+            description="Runs IUF without the pull back to the weights of the class before.",
+            train=(("guard", "iuf-nopull"),),
+            goes_on=True,
+            detector="iuf",
+        ),
+        "iuf-noproject": Strategy(
+            description="Runs IUF without weighing directions of a step, by the pull alone.",
+            train=(("guard", "iuf-noproject"),),
+            goes_on=True,
+            detector="iuf",
+        ),
         "replay": Strategy(
             description="Trains on the images of the new class and replays of all earlier ones.",
             compress=(),

@@ -13,24 +13,21 @@ from replaycad.artifacts.detector import DetectorArtifact
 from replaycad.config.stages import TrainConfig
 from replaycad.continual.banks import Keeper, KeptBank, fit_banks, with_kept
 from replaycad.continual.normal_limits import normal_limits
-from replaycad.continual.penalties import IMPORTANCES, Penalty, added, normalized
+from replaycad.continual.protection import Protection
 from replaycad.continual.real_limits import RealLimits
 from replaycad.continual.router import Router, router_of, state_beside
-from replaycad.data.images import evenly_spaced
 from replaycad.data.mixture import Mixture, batches
 from replaycad.detectors.encoders import Encoder
 from replaycad.detectors.feature_cache import FeatureCache
 from replaycad.detectors.interface import Detector
 from replaycad.detectors.optimization import make_optimizers, optimize_step
 from replaycad.detectors.patchcore.network import PatchCore
-from replaycad.detectors.registry import build_detector, preset_for, resolve_defaults
+from replaycad.detectors.registry import build_detector, resolve_defaults, training_of
 from replaycad.detectors.shared_norm import share
 from replaycad.distributed import average_gradients, ranks, wait
 from replaycad.errors import ArtifactError, ConfigError, TrainingError
 from replaycad.progress import Report, silent
 from replaycad.runtime import generator, global_stream, stream_seed
-
-IMPORTANCE_IMAGES = 256  # that a penalty's importances are the mean of, likewise
 
 
 class TrainCheckpoint(Protocol):
@@ -84,16 +81,15 @@ def train_detector(
         ConfigError: if a penalty is asked of a detector without a loss.
     """
     config = resolve_defaults(config)
-    detector = _start(encoder, config, seed, header, init)
+    detector = _start(encoder, config, seed, header, init, len(class_order))
     for name, bank in banks.items():
         assert isinstance(detector, PatchCore)
         bank.give(detector, class_order.index(name))
-    remembered = _remembered(init, config, encoder.device)
+    protection = Protection(detector, config, init)
     uses, size = _uses(config, mixture) if detector.trained_by != "fit" else 1.0, config.batch_size
     features = FeatureCache(encoder, mixture.images, len(mixture), size, uses, report)
     if detector.trained_by != "fit":
-        held = Penalty(detector, remembered, config.penalty_weight) if remembered else None
-        loop = _Loop(detector, features, mixture, config, seed, report, held)
+        loop = _Loop(detector, features, mixture, config, seed, report, protection)
         loop.run(checkpoint, save_every_seconds)
     router: Router | None = None
     if isinstance(detector, PatchCore) and detector.is_separate:
@@ -106,9 +102,7 @@ def train_detector(
         router, thresholds = _judged(
             detector, mixture, class_order, features, encoder, config, seed, init, real, report
         )
-    if config.penalty != "none":
-        importances = _importances(detector, features, mixture, config, seed)
-        remembered = added(importances, remembered) if remembered else importances
+    penalty, guard = protection.remembered(detector, features, mixture, seed)
     return DetectorArtifact(
         detector=config.detector,
         preset=config.preset,
@@ -120,7 +114,8 @@ def train_detector(
         header=header,
         mean=tuple(encoder.mean),
         std=tuple(encoder.std),
-        penalty={name: values.cpu().numpy() for name, values in remembered.items()},
+        penalty=penalty,
+        guard=guard,
         router=state_beside(router, detector),
     )
 
@@ -151,6 +146,7 @@ def _start(
     seed: int,
     header: dict[str, Any],
     init: DetectorArtifact | None,
+    num_classes: int,
 ) -> Detector:
     """The detector before it sees an image: new, or as `init` left it."""
     detector = build_detector(
@@ -165,6 +161,9 @@ def _start(
         # To fine-tune a memory bank is to replace it: adding to it would keep the old classes.
         if detector.trained_by != "fit" or config.banks == "extend":
             detector.load_state_dict({k: torch.from_numpy(v) for k, v in init.state.items()})
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(stream_seed(seed, "begin"))
+        detector.begin(num_classes, is_first=init is None)
     return detector.to(encoder.device)
 
 
@@ -179,32 +178,6 @@ def _check_same_kind(init: DetectorArtifact, config: TrainConfig, header: dict[s
                 f"detector '{config.init}' was trained with another {what}: {there}, not {here}",
                 "use the same settings, or train without init",
             )
-
-
-def _remembered(
-    init: DetectorArtifact | None, config: TrainConfig, device: torch.device
-) -> dict[str, torch.Tensor]:
-    """How important the weights of `init` are to its classes; empty without a penalty."""
-    if init is None or config.penalty == "none":
-        return {}
-    of = init.header["config"].get("penalty", "none")
-    if of != config.penalty:
-        raise ArtifactError(
-            f"detector '{config.init}' was trained with the penalty '{of}', not '{config.penalty}'",
-            f"train it with --set penalty={config.penalty}",
-        )
-    return {name: torch.from_numpy(values).to(device) for name, values in init.penalty.items()}
-
-
-def _importances(
-    detector: Detector, features: FeatureCache, mixture: Mixture, config: TrainConfig, seed: int
-) -> dict[str, torch.Tensor]:
-    """Of every weight to the classes just learned, with a mean of 1."""
-    rows = evenly_spaced(len(mixture), IMPORTANCE_IMAGES)
-    chunks = np.array_split(rows, math.ceil(len(rows) / config.batch_size))
-    device = next(detector.parameters()).device
-    with global_stream(device, seed, "importances", 0):
-        return normalized(IMPORTANCES[config.penalty](detector, map(features, chunks)))
 
 
 def _fit(
@@ -254,10 +227,10 @@ class _Loop:
         config: TrainConfig,
         seed: int,
         report: Report,
-        penalty: Penalty | None = None,
+        protection: Protection,
     ) -> None:
         self._detector, self._features, self._mixture = detector, features, mixture
-        self._penalty = penalty
+        self._protection = protection
         self._config, self._seed, self._report = config, seed, report
         self._batch_size, self._per_epoch = _batching(config, mixture)
         self._ranks = ranks()
@@ -269,7 +242,7 @@ class _Loop:
         if self._ranks.count > 1:
             share(detector)
         self._total = _num_steps(config, mixture)
-        self._training = preset_for(config.detector, config.preset).training
+        self._training = training_of(config)
         self._optimizers = make_optimizers(detector, self._training, config.learning_rate)
 
     def run(self, checkpoint: TrainCheckpoint | None, save_every_seconds: float) -> None:
@@ -309,13 +282,16 @@ class _Loop:
                 step += 1
 
     def _step(self, done: int, rows: np.ndarray) -> None:
-        features = self._features(rows[self._ranks.rank :: self._ranks.count])
+        own = rows[self._ranks.rank :: self._ranks.count]
+        features = self._features(own)
+        classes = torch.from_numpy(self._mixture.class_index[own]).to(features[0].device)
         # noise and dropout of a step are drawn from its own stream, on each rank from another
         stream = f"noise of rank {self._ranks.rank}" if self._ranks.rank else "noise"
         with global_stream(features[0].device, self._seed, stream, done):
             loss = optimize_step(
                 self._detector, self._optimizers, features, self._training, done / self._total,
-                penalty=self._penalty() if self._penalty else None,
+                penalty=self._protection.penalty(), guard=self._protection.guard,
+                class_index=classes,
                 average=average_gradients if self._ranks.count > 1 else None,
             )  # fmt: skip
         value = float(loss)

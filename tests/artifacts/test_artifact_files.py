@@ -142,6 +142,11 @@ def test_a_detector_comes_back(tmp_path):
         np.testing.assert_array_equal(found.state[name], values)
         assert found.state[name].shape == values.shape
     assert found.penalty.keys() == detector().penalty.keys()
+    assert found.guard == {}
+    guarded = replace(detector(), guard={"layer": np.eye(3, 2, dtype=np.float16)})
+    guarded.save(tmp_path / "b")
+    assert DetectorArtifact.load(tmp_path / "b").guard["layer"].tolist() == [[1, 0], [0, 1], [0, 0]]
+    assert found.guard == {}
     assert (found.class_order, found.thresholds) == (["bottle", "grid"], {"bottle": 0.5})
     assert (found.mean, found.std) == (detector().mean, detector().std)
 

@@ -116,14 +116,15 @@ def test_a_class_weighs_what_its_own_strategy_keeps_of_it(tmp_path):
     assert len(set(sizes.values())) == 6
 
 
-def test_what_a_penalty_needs_is_counted_in_the_last_detector(tmp_path):
-    (cell,) = comparison(["a", "b"], ("ewc",))
+@pytest.mark.parametrize(("strategy", "what"), [("ewc", "penalty"), ("iuf", "guard")])
+def test_what_a_penalty_or_a_guard_needs_is_counted_in_the_last_detector(strategy, what, tmp_path):
+    (cell,) = comparison(["a", "b"], (strategy,))
     by_step = _made([cell], tmp_path)
-    sizes = {"run-ewc-1": 500, "run-ewc-2": 6}
+    sizes = {f"run-{strategy}-1": 500, f"run-{strategy}-2": 6}
     for step, outcome in by_step.items():
         if step.stage == "train":
             kept = {"gain": np.zeros(sizes[step.name], np.float32)}
-            mirror_artifact(penalty=kept).save(outcome.plan.path)
+            mirror_artifact(**{what: kept}).save(outcome.plan.path)
 
     # Six numbers of four bytes, shared by two classes.
     assert _remembered(by_step, cell) == 12

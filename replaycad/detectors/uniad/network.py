@@ -29,11 +29,16 @@ class Attention(nn.Module):
         self.norm = nn.LayerNorm(width)
 
     def forward(
-        self, x: torch.Tensor, memory: torch.Tensor, place: torch.Tensor, forbidden: torch.Tensor
+        self, x: torch.Tensor, memory: torch.Tensor, place: torch.Tensor, forbidden: torch.Tensor,
+        objects: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Let `[B, N, D]` tokens query `[B, N, D]` memory; places `[N, D]`, mask `[N, N]` bool."""
+        """Let `[B, N, D]` tokens query `[B, N, D]` memory; places `[N, D]`, mask `[N, N]` bool.
+
+        Queries are multiplied by `objects` `[B, N, D]`, if given.
+        """
+        query = x + place if objects is None else (x + place) * objects
         attended, _ = self.attention(
-            x + place, memory + place, memory, attn_mask=forbidden, need_weights=False
+            query, memory + place, memory, attn_mask=forbidden, need_weights=False
         )
         return self.norm(x + self.dropout(attended))
 
@@ -66,10 +71,14 @@ class EncoderLayer(nn.Module):
         self.feed_forward = FeedForward(width, hidden, dropout)
 
     def forward(
-        self, x: torch.Tensor, place: torch.Tensor, forbidden: torch.Tensor
+        self, x: torch.Tensor, place: torch.Tensor, forbidden: torch.Tensor,
+        objects: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Map tokens `[B, N, D]` to `[B, N, D]`; places `[N, D]`, mask `[N, N]` bool."""
-        return self.feed_forward(self.attention(x, x, place, forbidden))
+        """Map tokens `[B, N, D]` to `[B, N, D]`; places `[N, D]`, mask `[N, N]` bool.
+
+        Queries are multiplied by `objects` `[B, N, D]`, if given.
+        """
+        return self.feed_forward(self.attention(x, x, place, forbidden, objects))
 
 
 class DecoderLayer(nn.Module):
@@ -110,6 +119,7 @@ class UniAD(Detector):
         ConfigError: if encoder, image size and preset do not fit together.
     """
 
+    name = "UniAD"
     _forbidden: torch.Tensor
     _to_image: torch.Tensor
 
@@ -122,13 +132,13 @@ class UniAD(Detector):
     ) -> None:
         """Draw matrices by Xavier's rule and places uniformly."""
         super().__init__()
-        check_pyramid("UniAD", strides, image_size)
+        check_pyramid(self.name, strides, image_size)
         self.preset = preset
         self.size = image_size // strides[preset.grid_level]
         if preset.reach >= self.size // 2:  # the token in the middle would see nothing
             raise ConfigError(
-                f"UniAD's window reaches {preset.reach} places to all sides and covers its grid, "
-                f"{self.size} a side",
+                f"{self.name}'s window reaches {preset.reach} places to all sides and covers its "
+                f"grid, {self.size} a side",
                 "use larger images",
             )
         width, total = preset.width, sum(channels)
@@ -181,18 +191,18 @@ class UniAD(Detector):
 
     def _reconstruct(self, tokens: torch.Tensor) -> torch.Tensor:
         """Tokens `[B, N, C]` to a reconstructed map `[B, C, H, W]`."""
-        size = self.size
-        place = torch.cat(
-            [
-                self.rows[:, None].expand(-1, size, -1),
-                self.columns[None].expand(size, -1, -1),
-            ],
-            dim=2,
-        ).flatten(0, 1)
+        place = self.places()
         memory = self.project(tokens)
         for layer in self.encoder:
             memory = layer(memory, place, self._forbidden)
         x = memory
         for layer in self.decoder:
             x = layer(memory, x, place, self._forbidden)
-        return to_maps(self.restore(x), size)
+        return to_maps(self.restore(x), self.size)
+
+    def places(self) -> torch.Tensor:
+        """Of the tokens, `[N, D]`: a learned row and a learned column beside each other."""
+        size = self.size
+        row, column = self.rows[:, None], self.columns[None]
+        both = [row.expand(-1, size, -1), column.expand(size, -1, -1)]
+        return torch.cat(both, dim=2).flatten(0, 1)

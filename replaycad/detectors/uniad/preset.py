@@ -20,7 +20,7 @@ class UniADPreset(Preset):
         num_heads: of every attention.
         hidden_width: of the feed-forward part.
         num_layers: of the encoder, and of the decoder.
-        reach: places around the query, along either axis, that it may not see.
+        reach: places around the query, along either axis, that it may not see; -1 if it sees all.
         jitter: scale of the noise on the tokens while training.
         dropout: in attention and feed-forward part.
     """

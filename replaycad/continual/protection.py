@@ -1,0 +1,100 @@
+"""What a training protects of the classes before: weights by a penalty, steps by a guard."""
+
+import math
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+
+from replaycad.artifacts.detector import Arrays, DetectorArtifact
+from replaycad.config.stages import TrainConfig
+from replaycad.continual.guard import HOLDS, Guard, remembered
+from replaycad.continual.penalties import IMPORTANCES, Penalty, added, normalized
+from replaycad.data.images import evenly_spaced
+from replaycad.data.mixture import Mixture
+from replaycad.detectors.feature_cache import FeatureCache
+from replaycad.detectors.interface import Detector
+from replaycad.errors import ArtifactError
+from replaycad.runtime import global_stream
+
+IMPORTANCE_IMAGES = 256  # that a penalty's importances are the mean of, likewise
+
+
+class Protection:
+    """A penalty and a guard, where the config wants them and a detector is gone on from.
+
+    Args:
+        detector: as it starts.
+        config: of the stage.
+        init: detector to go on from; None for none, and then nothing is protected yet.
+
+    Raises:
+        ArtifactError: if `init` remembers nothing for what is wanted.
+        ConfigError: if the detector has no layers that a guard could hold.
+
+    Attributes:
+        guard: that holds steps; None for none.
+    """
+
+    def __init__(
+        self, detector: Detector, config: TrainConfig, init: DetectorArtifact | None
+    ) -> None:
+        self._config = config
+        self._importances = _kept(init, config, "penalty", detector)
+        self._matrices = _kept(init, config, "guard", detector)
+        self._penalty: Penalty | None = None
+        if self._importances:
+            self._penalty = Penalty(detector, self._importances, config.penalty_weight)
+        self.guard: Guard | None = None
+        if init is not None and config.guard != "none":
+            self.guard = Guard(detector, self._matrices, HOLDS[config.guard])
+
+    def penalty(self) -> torch.Tensor | None:
+        """Of the weights as they are, a scalar `[]` with gradient; None for none."""
+        return self._penalty() if self._penalty else None
+
+    def remembered(
+        self, detector: Detector, features: FeatureCache, mixture: Mixture, seed: int
+    ) -> tuple[Arrays, Arrays]:
+        """What the next training needs: importances of weights, and matrices of layers."""
+        importances, matrices, config = self._importances, self._matrices, self._config
+        if config.penalty != "none":
+            device = next(detector.parameters()).device
+            some = _some(features, mixture, IMPORTANCE_IMAGES, config)
+            with global_stream(device, seed, "importances", 0):
+                found = normalized(IMPORTANCES[config.penalty](detector, some))
+            importances = added(found, importances) if importances else found
+        if config.guard != "none":
+            some = _some(features, mixture, HOLDS[config.guard].num_images, config)
+            matrices = remembered(detector, some, config.guard, matrices)
+        return _arrays(importances), _arrays(matrices)
+
+
+def _kept(
+    init: DetectorArtifact | None, config: TrainConfig, what: str, detector: Detector
+) -> dict[str, torch.Tensor]:
+    """What `init` remembers of its classes for a `penalty` or a `guard`; empty without one."""
+    wanted = getattr(config, what)
+    if init is None or wanted == "none":
+        return {}
+    of = init.header["config"].get(what, "none")
+    if of != wanted:
+        raise ArtifactError(
+            f"detector '{config.init}' was trained with the {what} '{of}', not '{wanted}'",
+            f"train it with --set {what}={wanted}",
+        )
+    device = next(detector.parameters()).device
+    kept: Arrays = getattr(init, what)
+    return {name: torch.from_numpy(values).to(device) for name, values in kept.items()}
+
+
+def _some(
+    features: FeatureCache, mixture: Mixture, count: int, config: TrainConfig
+) -> Iterator[list[torch.Tensor]]:
+    """Pyramids of images evenly spaced in a mixture, so many of them or all for 0."""
+    rows = evenly_spaced(len(mixture), count or len(mixture))
+    return map(features, np.array_split(rows, math.ceil(len(rows) / config.batch_size)))
+
+
+def _arrays(tensors: dict[str, torch.Tensor]) -> Arrays:
+    return {name: values.cpu().numpy() for name, values in tensors.items()}
