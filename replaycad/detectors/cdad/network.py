@@ -1,0 +1,284 @@
+"""CDAD, called One-for-More: an image is noised and drawn again, and what differs is anomalous.
+
+Li et al., CVPR 2025. The U-Net of a latent diffusion model is trained on, and a network that sees
+the picture, but at no place its neighbourhood, tells it what to draw. Later classes are learned
+with a held step: `continual.guard`.
+
+Deviation: no guidance. Both branches of the released program are the same, and it doubles the cost.
+
+Deviation: the noise is that of the first step of the ladder; the program starts at another one.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from diffusers import DDIMScheduler
+from torch import nn
+from torch.nn import functional as F
+
+from replaycad.anomaly import apply_both_axes, map_matrix
+from replaycad.detectors.cdad.preset import CDADPreset
+from replaycad.detectors.cdad.spoil import spoilt
+from replaycad.detectors.encoders import load_encoder
+from replaycad.detectors.interface import Detector, evaluating
+from replaycad.detectors.settings import PICTURE
+from replaycad.detectors.tokens import neighbours, to_maps, to_tokens
+from replaycad.diffusion.backbones import SCHEDULE, load_backbone
+from replaycad.diffusion.cell_unet import CellUNet
+from replaycad.diffusion.prompts import encode_texts
+from replaycad.errors import ConfigError
+from replaycad.runtime import generator
+
+_TIME = ("time_embedding", "time_emb_proj")
+
+
+def sine_places(size: int, width: int) -> torch.Tensor:
+    """Fixed places of a square grid, `[size * size, width]`: rows, then columns, in 0 to 2 pi."""
+    quarter = width // 4
+    turns = (torch.arange(size, device="cpu") + 1.0) / size * 2 * math.pi
+    rates = 10_000.0 ** (torch.arange(quarter, device="cpu") / quarter)
+    waves = turns[:, None] / rates
+    waves = torch.cat([waves.sin(), waves.cos()], dim=1)
+    rows, columns = waves[:, None].expand(-1, size, -1), waves[None].expand(size, -1, -1)
+    return torch.cat([rows, columns], dim=2).flatten(0, 1)
+
+
+class MaskedLayer(nn.Module):
+    """Attention that does not see the neighbourhood, then two layers; norms come last."""
+
+    def __init__(self, preset: CDADPreset) -> None:
+        super().__init__()
+        width = preset.widths[-1]
+        # Four layers of their own, for a guard holds each by what it is given.
+        self.query, self.key, self.value, self.out = (nn.Linear(width, width) for _ in range(4))
+        self.layers = nn.Sequential(
+            nn.Linear(width, preset.hidden_width), nn.ReLU(), nn.Dropout(preset.dropout),
+            nn.Linear(preset.hidden_width, width), nn.Dropout(preset.dropout),
+        )  # fmt: skip
+        self.after, self.last = nn.LayerNorm(width), nn.LayerNorm(width)
+        self._heads, self._dropout = preset.num_heads, preset.dropout
+
+    def attended(
+        self, x: torch.Tensor, place: torch.Tensor, allowed: torch.Tensor
+    ) -> torch.Tensor:
+        """What tokens `[B, N, D]` see of each other, `[B, N, D]`; places `[N, D]`, `[N, N]`."""
+        placed = x + place
+        split = [
+            one.unflatten(2, (self._heads, -1)).transpose(1, 2)
+            for one in (self.query(placed), self.key(placed), self.value(x))
+        ]
+        dropout = self._dropout if self.training else 0.0
+        seen = F.scaled_dot_product_attention(*split, attn_mask=allowed, dropout_p=dropout)
+        return self.out(seen.transpose(1, 2).flatten(2))
+
+    def forward(self, x: torch.Tensor, place: torch.Tensor, allowed: torch.Tensor) -> torch.Tensor:
+        """Map tokens `[B, N, D]` to `[B, N, D]`; places `[N, D]`, `[N, N]` true where seen."""
+        seen = F.dropout(self.attended(x, place, allowed), self._dropout, self.training)
+        x = self.after(x + seen)
+        return self.last(x + self.layers(x))
+
+
+class MaskedNetwork(nn.Module):
+    """Sees the picture and tells the U-Net, at each place by what lies around its neighbourhood."""
+
+    _place: torch.Tensor
+    _allowed: torch.Tensor
+
+    def __init__(self, preset: CDADPreset, size: int) -> None:
+        super().__init__()
+        channels = (3, *preset.widths)
+        layers: list[nn.Module] = []
+        for number, stride in enumerate(preset.strides):
+            wide = channels[number], channels[number + 1]
+            layers += [nn.Conv2d(*wide, 3, stride, padding=1, bias=False), nn.SiLU()]
+        self.convolutions = nn.Sequential(*layers[:-1])
+        self.layers = nn.ModuleList(MaskedLayer(preset) for _ in range(preset.num_layers))
+        self.size = size
+        place = sine_places(size, preset.widths[-1])
+        self.register_buffer("_place", place, persistent=False)
+        self.register_buffer("_allowed", ~neighbours(size, preset.reach), persistent=False)
+
+    def forward(self, pictures: torch.Tensor) -> torch.Tensor:
+        """What the U-Net is told of `[B, 3, S, S]`: `[B, D, h, w]`."""
+        x = to_tokens(self.seen(pictures))
+        for layer in self.layers:
+            x = layer(x, self._place, self._allowed)
+        return to_maps(x, self.size)
+
+    def seen(self, pictures: torch.Tensor) -> torch.Tensor:
+        """What the convolutions see of `[B, 3, S, S]`: `[B, D, h, w]`."""
+        return self.convolutions(pictures)
+
+
+class CDAD(Detector):
+    """A trained U-Net and what tells it what to draw; codec, text and encoder stay frozen.
+
+    Args:
+        channels: of the levels; the picture comes first.
+        strides: of the levels.
+        image_size: side of the input images in pixels.
+        preset: structure.
+
+    Raises:
+        ConfigError: if the picture is not among the levels, or no window leaves a place to see.
+        WeightsError: if the backbone or the encoder is not there.
+    """
+
+    _empty: torch.Tensor
+    _to_image: torch.Tensor
+    _noise: torch.Tensor
+
+    def __init__(
+        self,
+        channels: Sequence[int],
+        strides: Sequence[int],
+        image_size: int,
+        preset: CDADPreset,
+    ) -> None:
+        """Start from the backbone's own U-Net, and draw the network that sees the picture."""
+        super().__init__()
+        if strides[0] != 1 or channels[0] != 3:
+            raise ConfigError("CDAD reads pictures", "use a preset whose levels have the picture")
+        self.image_size, self.preset = image_size, preset
+        diffusion = load_backbone(preset.backbone, torch.device("cpu"), torch.float32)
+        levels = tuple(level for level in preset.levels if level != PICTURE)
+        encoder = load_encoder(preset.encoder, levels=levels)
+        # In a tuple: neither their weights nor their names belong to this detector.
+        self._frozen = (diffusion, encoder)
+        self.unet = diffusion.unet
+        self.masked = MaskedNetwork(preset, diffusion.latent_size)
+        trained = {f"{name}.weight" for name in self._layers()}
+        for name, parameter in self.named_parameters():
+            parameter.requires_grad_(not name.startswith("unet.") or name in trained)
+        text = encode_texts(diffusion.tokenizer, diffusion.text_encoder, [""]).detach()
+        self.register_buffer("_empty", text, persistent=False)
+        noise = torch.randn(1, *diffusion.latent_shape, generator=generator(0, "cdad"))
+        self.register_buffer("_noise", noise, persistent=False)
+        sigma = preset.sigma_px * image_size / 256
+        for number, stride in enumerate(encoder.strides):
+            matrix = map_matrix(image_size, image_size // stride, sigma, align_corners=True)
+            self.register_buffer(f"_to_image_{number}", matrix, persistent=False)
+        self._scheduler = DDIMScheduler(
+            **{key: value for key, value in diffusion.scheduler_config.items() if key in SCHEDULE},
+            timestep_spacing="trailing", set_alpha_to_one=False, clip_sample=False,
+        )  # fmt: skip
+        self._scheduler.set_timesteps(preset.num_inference_steps)
+
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> "CDAD":
+        """Take the frozen networks along to another device."""
+        diffusion, encoder = self._frozen
+        for network in (diffusion.vae, encoder):
+            network._apply(fn)
+        return super()._apply(fn, recurse)
+
+    def train(self, mode: bool = True) -> "CDAD":
+        """Set the mode of what is trained; the rest stays in eval mode."""
+        return super().train(mode)
+
+    def guarded(self) -> list[str]:
+        """All trained linear layers and convolutions."""
+        return [
+            *self._layers(),
+            *(f"masked.{name}" for name, one in self.masked.named_modules()
+              if isinstance(one, nn.Linear | nn.Conv2d)),
+        ]  # fmt: skip
+
+    def _layers(self) -> list[str]:
+        """The U-Net's linear layers and convolutions but those that tell it the time."""
+        whole = self.unet
+        inner, start = (whole.unet, "unet.unet") if isinstance(whole, CellUNet) else (whole, "unet")
+        return [
+            f"{start}.{name}" for name, one in inner.named_modules()
+            if isinstance(one, nn.Linear | nn.Conv2d) and not any(part in name for part in _TIME)
+        ]  # fmt: skip
+
+    def forward(self, features: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """What the network that sees the picture, the first of the levels, tells: `[B, D, h, w]`.
+
+        What is made of it differs with noise and time.
+        """
+        return [self.masked(self._pictures(features))]
+
+    def loss(self, features: Sequence[torch.Tensor], progress: float = 0.0) -> torch.Tensor:
+        """Error of what the U-Net predicts, and of what it is told of spoilt pictures `[B, ...]`.
+
+        The latents are those of the pictures as they are, at a random time of all.
+        """
+        pictures = self._pictures(features)
+        latents = self._latents(pictures)
+        told = self.masked(spoilt(pictures, self.preset.spoilt_share, self.preset.max_patches))
+        many = self._scheduler.config.num_train_timesteps
+        timesteps = torch.randint(0, many, (len(latents),), device="cpu").to(latents.device)
+        noise = torch.randn_like(latents)
+        noisy = self._scheduler.add_noise(latents, noise, timesteps)
+        if self._scheduler.config.prediction_type == "v_prediction":
+            wanted = self._scheduler.get_velocity(latents, noise, timesteps)
+        else:
+            wanted = noise
+        error = F.mse_loss(self._predict(noisy, timesteps, told), wanted)
+        return error + F.mse_loss(told, self.masked.seen(pictures))
+
+    def anomaly_maps(self, features: Sequence[torch.Tensor]) -> torch.Tensor:
+        """How far an image lies from itself drawn again: `[B, image_size, image_size]`, >= 0.
+
+        Both are decoded, and their features compared at each level: the sum of distances.
+        """
+        diffusion, encoder = self._frozen
+        with evaluating(self):
+            pictures = self._pictures(features)
+            latents = self._latents(pictures)
+            drawn = self.redrawn(latents, self.masked(pictures))
+            both = diffusion.decode(torch.cat([latents, drawn])).to(latents.device)
+            sized = F.interpolate(both.float(), self.image_size, mode="bilinear", antialias=True)
+            levels = encoder.encode_images(sized.round().byte())
+            total = latents.new_zeros(len(latents), self.image_size, self.image_size)
+            for number, level in enumerate(levels):
+                seen, again = level.float().chunk(2)
+                distance = (seen - again).norm(dim=1)
+                total += apply_both_axes(distance, getattr(self, f"_to_image_{number}"))
+        return total
+
+    @torch.no_grad()
+    def redrawn(self, latents: torch.Tensor, told: torch.Tensor) -> torch.Tensor:
+        """Latents `[B, C, h, w]` noised as far as the ladder begins and drawn again.
+
+        Args:
+            latents: of the pictures.
+            told: `[B, D, h, w]`.
+        """
+        scheduler = self._scheduler
+        noise = self._noise.expand_as(latents)
+        first = scheduler.timesteps[:1].to(latents.device)
+        now = scheduler.add_noise(latents, noise, first.expand(len(latents)))
+        for timestep in scheduler.timesteps:
+            times = timestep.to(latents.device).expand(len(latents))
+            now = scheduler.step(self._predict(now, times, told), timestep, now).prev_sample
+        return now
+
+    def _predict(
+        self, noisy: torch.Tensor, timesteps: torch.Tensor, told: torch.Tensor
+    ) -> torch.Tensor:
+        """The U-Net's prediction; what it is told is added behind its first convolution."""
+        first = self.unet.unet.conv_in if isinstance(self.unet, CellUNet) else self.unet.conv_in
+        handle = first.register_forward_hook(lambda _, __, output: output + told)
+        try:
+            states = self._empty.expand(len(noisy), -1, -1)
+            return self.unet(noisy, timesteps, states).sample
+        finally:
+            handle.remove()
+
+    def _pictures(self, features: Sequence[torch.Tensor]) -> torch.Tensor:
+        """The pictures at the backbone's size, `[B, 3, S, S]`, normalised."""
+        side = self._frozen[0].image_size
+        return F.interpolate(
+            features[0].float(), side, mode="bilinear", antialias=True, align_corners=False
+        )
+
+    @torch.no_grad()
+    def _latents(self, pictures: torch.Tensor) -> torch.Tensor:
+        """Means of the latents of normalised pictures `[B, 3, S, S]`."""
+        diffusion, encoder = self._frozen
+        levels = ((pictures - encoder._shift) / encoder._scale).clamp(0, 255)
+        return diffusion.encode_images(levels.round().byte())[0]

@@ -1,0 +1,83 @@
+"""Presets of CDAD; imports no torch."""
+
+from dataclasses import dataclass, replace
+
+from replaycad.detectors.settings import (
+    PICTURE,
+    STANDARD_ENCODER,
+    OptimizerSettings,
+    Preset,
+    TrainingSettings,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CDADPreset(Preset):
+    """Structure of CDAD. Of its levels it reads the picture; the others tell classes apart.
+
+    Attributes:
+        backbone: diffusion model whose U-Net is trained on.
+        widths: of the convolutions that see the picture; the last is that of the U-Net's first.
+        strides: of these convolutions.
+        num_layers: of attention among what they give.
+        num_heads: of each.
+        hidden_width: of its feed-forward part.
+        reach: places around the query, along either axis, that it may not see.
+        dropout: in attention and feed-forward part.
+        spoilt_share: of the images of a batch that are spoilt for the network that sees them.
+        max_patches: that one of them is spoilt by; each after the first by the toss of a coin.
+        num_inference_steps: in which an image is redrawn.
+        sigma_px: of the smoothing of maps, at 256 px.
+    """
+
+    levels: tuple[int, ...] = (PICTURE, 1, 2, 3)
+    backbone: str = "mini"
+    widths: tuple[int, ...] = (16, 16, 32, 32, 48, 48, 64, 64)
+    strides: tuple[int, ...] = (1, 1, 2, 1, 2, 1, 2, 1)
+    num_layers: int = 2
+    num_heads: int = 4
+    hidden_width: int = 205
+    reach: int = 2
+    dropout: float = 0.0
+    spoilt_share: float = 0.5
+    max_patches: int = 3
+    num_inference_steps: int = 10
+    sigma_px: float = 5.0
+
+
+_ADAMW = OptimizerSettings(kind="adamw", learning_rate=3e-4)
+
+_MINI = CDADPreset(
+    training=TrainingSettings(
+        optimizers=(_ADAMW,), num_steps=600, grad_clip=0.0, schedule="constant"
+    ),
+    later=TrainingSettings(
+        optimizers=(replace(_ADAMW, learning_rate=1e-4),), num_steps=300, grad_clip=0.0,
+        schedule="constant",
+    ),
+)  # fmt: skip
+
+_FULL_RATE = OptimizerSettings(kind="adamw", learning_rate=1e-5, weight_decay=0.01)
+_FULL_TRAINING = TrainingSettings(
+    optimizers=(_FULL_RATE,), batch_size=12, epochs=500, grad_clip=0.0, schedule="constant"
+)
+
+PRESETS: dict[str, Preset] = {
+    # Deviation: Stable Diffusion's own autoencoder, of which the program takes LDM's.
+    "full": CDADPreset(
+        encoder="resnet50.a1_in1k",
+        levels=(PICTURE, 1, 2, 3),
+        image_size=256,
+        backbone="sd15",
+        widths=(16, 16, 32, 32, 96, 96, 256, 320),
+        num_layers=8,
+        num_heads=8,
+        hidden_width=1025,
+        reach=3,
+        dropout=0.1,
+        max_patches=4,
+        training=_FULL_TRAINING,
+    ),
+    "standard": replace(_MINI, encoder=STANDARD_ENCODER, image_size=256),
+    "mini": _MINI,
+}
