@@ -151,6 +151,12 @@ class ReplayConfig:
             )
 
 
+Guard = Literal[
+    "none", "iuf", "iuf-adam", "iuf-nopull", "iuf-noproject", "cdad", "cdad-gradient",
+    "cdad-released",
+]  # fmt: skip
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """Real images of the new class + replays of the old ones -> detector."""
@@ -170,7 +176,7 @@ class TrainConfig:
     banks: Literal["replace", "extend"] = "replace"  # of patchcore: what becomes of those of `init`
     penalty: Literal["none", "ewc", "mas"] = "none"  # on leaving the weights of `init`
     penalty_weight: float = _at_least(0.0, 1.0)  # of importances whose mean is 1
-    guard: Literal["none", "iuf", "iuf-adam", "iuf-nopull", "iuf-noproject"] = "none"  # of steps
+    guard: Guard = "none"  # on steps away from what classes of `init` need
     stage = "train"
 
     def __post_init__(self) -> None:

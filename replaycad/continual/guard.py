@@ -11,7 +11,7 @@ gives them. Matrices are sums over images of outer products, so they grow with n
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from types import MappingProxyType
 from typing import Literal
@@ -20,6 +20,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from replaycad.continual.released import released_bases
 from replaycad.detectors.interface import Detector
 from replaycad.errors import ConfigError
 
@@ -39,6 +40,7 @@ class Hold:
         pull: share of the way back to the weights at the start, before each step.
         freezes_others: whether parameters without a matrix stay as they are.
         num_images: that matrices are made of; 0 for all.
+        as_released: whether bases are found as CDAD's program does: `continual.released`.
         energy: share of what layers were given that a basis must cover, on the input side.
     """
 
@@ -47,8 +49,11 @@ class Hold:
     pull: float = 0.0
     freezes_others: bool = False
     num_images: int = 0
+    as_released: bool = False
     energy: float = 0.999
 
+
+_CDAD = Hold(side="input", freezes_others=True, num_images=24)
 
 HOLDS: Mapping[str, Hold] = MappingProxyType(
     {
@@ -56,9 +61,12 @@ HOLDS: Mapping[str, Hold] = MappingProxyType(
         "iuf-adam": Hold(side="output", pull=0.05),
         "iuf-nopull": Hold(side="output"),
         "iuf-noproject": Hold(side="output", what="nothing", pull=0.05),
+        "cdad": _CDAD,
+        "cdad-gradient": replace(_CDAD, what="gradient"),
+        "cdad-released": replace(_CDAD, what="gradient", as_released=True),
     }
 )
-"""By the name in `TrainConfig.guard`."""
+"""By the name in `TrainConfig.guard`, which begins with the detector that it belongs to."""
 
 
 def guarded_layers(detector: Detector) -> dict[str, Layer]:
@@ -71,7 +79,8 @@ def guarded_layers(detector: Detector) -> dict[str, Layer]:
     found = {name: named[name] for name in detector.guarded()}
     if not found:
         raise ConfigError(
-            "this detector has no layers whose steps a guard could hold", "use --detector iuf"
+            "this detector has no layers whose steps a guard could hold",
+            "use --detector iuf or cdad",
         )
     assert all(isinstance(layer, nn.Linear | nn.Conv2d) for layer in found.values())
     return found  # type: ignore[return-value]
@@ -204,8 +213,9 @@ class Guard:
         for name, layer in layers.items():
             matrix = memory[name].to(layer.weight.device)
             if hold.side == "input":
-                basis = orthonormal(matrix).float()
-                held.append((layer.weight, partial(without_inputs, basis=basis)))
+                # Deviation: as released, a basis is no basis; its columns are of any length.
+                basis = matrix if hold.as_released else orthonormal(matrix)
+                held.append((layer.weight, partial(without_inputs, basis=basis.float())))
             else:
                 weigh = partial(weighed_outputs, projection=output_projection(matrix))
                 held += [(one, weigh) for one in (layer.weight, layer.bias) if one is not None]
@@ -266,10 +276,15 @@ def remembered(
         by layer, on the output side moments `[out, out]` float32, on the input side bases
         `[in, r]` float16.
     """
-    own = HOLDS[hold]
+    own, layers = HOLDS[hold], guarded_layers(detector)
     if own.what == "nothing":
         return {}
-    found = moments(detector, guarded_layers(detector), pyramids, own.side)
+    if own.as_released:
+        singles = ([level[row : row + 1] for level in one] for one in pyramids
+                   for row in range(len(one[0])))  # fmt: skip
+        images = (moments(detector, layers, [single], own.side) for single in singles)
+        return released_bases(images, before, own.energy)
+    found = moments(detector, layers, pyramids, own.side)
     if own.side == "output":
         return {
             name: (moment + before[name].double() if name in before else moment).float()

@@ -14,7 +14,7 @@ from replaycad.data.images import evenly_spaced
 from replaycad.data.mixture import Mixture
 from replaycad.detectors.feature_cache import FeatureCache
 from replaycad.detectors.interface import Detector
-from replaycad.errors import ArtifactError
+from replaycad.errors import ArtifactError, ConfigError
 from replaycad.runtime import global_stream
 
 IMPORTANCE_IMAGES = 256  # that a penalty's importances are the mean of, likewise
@@ -30,7 +30,7 @@ class Protection:
 
     Raises:
         ArtifactError: if `init` remembers nothing for what is wanted.
-        ConfigError: if the detector has no layers that a guard could hold.
+        ConfigError: if the guard belongs to another detector.
 
     Attributes:
         guard: that holds steps; None for none.
@@ -39,6 +39,7 @@ class Protection:
     def __init__(
         self, detector: Detector, config: TrainConfig, init: DetectorArtifact | None
     ) -> None:
+        _check_fits(config)
         self._config = config
         self._importances = _kept(init, config, "penalty", detector)
         self._matrices = _kept(init, config, "guard", detector)
@@ -50,7 +51,7 @@ class Protection:
             self.guard = Guard(detector, self._matrices, HOLDS[config.guard])
 
     def penalty(self) -> torch.Tensor | None:
-        """Of the weights as they are, a scalar `[]` with gradient; None for none."""
+        """Of weights, `[out, in]` and others, as they are: a scalar with gradient, or None."""
         return self._penalty() if self._penalty else None
 
     def remembered(
@@ -68,6 +69,15 @@ class Protection:
             some = _some(features, mixture, HOLDS[config.guard].num_images, config)
             matrices = remembered(detector, some, config.guard, matrices)
         return _arrays(importances), _arrays(matrices)
+
+
+def _check_fits(config: TrainConfig) -> None:
+    wanted = config.guard.partition("-")[0]
+    if wanted not in ("none", config.detector):
+        raise ConfigError(
+            f"the guard '{config.guard}' belongs to the detector {wanted}, not {config.detector}",
+            f"use --detector {wanted}, or penalty=ewc with any that is trained by a loss",
+        )
 
 
 def _kept(

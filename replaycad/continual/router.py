@@ -49,7 +49,9 @@ def empty_bank(encoder: Encoder, image_size: int) -> PatchCore | None:
     """A bank of no class, on the encoder's device; None where the encoder has but one level."""
     if len(encoder.channels) < 2:
         return None
-    return PatchCore(encoder.channels, encoder.strides, image_size, PRESET).to(encoder.device)
+    # The last two are all that it reads; before the others may stand the picture.
+    channels, strides = encoder.channels[-2:], encoder.strides[-2:]
+    return PatchCore(channels, strides, image_size, PRESET).to(encoder.device)
 
 
 def router_of(

@@ -88,6 +88,17 @@ class Encoder(nn.Module):
         """
         return torch.addcmul(self._shift, images.to(self.device).float(), self._scale)
 
+    def pictures(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Turn network inputs back into images: what `normalize` was given.
+
+        Args:
+            inputs: `[B, 3, H, W]` float, normalised.
+
+        Returns:
+            `[B, 3, H, W]` uint8, RGB.
+        """
+        return ((inputs - self._shift) / self._scale).clamp(0, 255).round().byte()
+
     @torch.no_grad()  # not inference mode: a detector keeps the features for its backward pass
     def forward(self, inputs: torch.Tensor) -> list[torch.Tensor]:
         """Compute the feature pyramid.

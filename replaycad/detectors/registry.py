@@ -29,6 +29,7 @@ NETWORKS: Mapping[str, str] = MappingProxyType(
         "mambaad": "MambaAD",
         "dne": "DNE",
         "iuf": "IUF",
+        "cdad": "CDAD",
     }
 )
 """Detector, which is the name of its folder -> class in the `network.py` of that folder."""

@@ -64,6 +64,7 @@ class Preset:
     Attributes:
         has_memory_banks: whether the detector keeps a memory bank per class in place of weights.
         encoder: name of the frozen encoder that `load_encoder` understands.
+        backbone: diffusion model that is a part of it; empty for none.
         levels: which of the encoder's levels are read, in timm's numbers.
         image_size: side of the input images in pixels.
         training: settings of the optimisation.
@@ -72,6 +73,7 @@ class Preset:
 
     has_memory_banks: ClassVar[bool] = False
     encoder: str = "mini"
+    backbone: str = ""
     levels: tuple[int, ...] = MINI_LEVELS
     image_size: int = 128
     training: TrainingSettings = TrainingSettings()

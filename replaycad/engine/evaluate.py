@@ -43,7 +43,11 @@ class EvalStage(Stage):
         encoder = config.encoder or settings.typed("train", "encoder") or header.get("encoder")
         encoder = encoder or resolve_defaults(settings.config(TrainConfig)).encoder
         self.config: EvalConfig = replace(config, encoder=encoder)
-        self.weights = builder.digests.encoder(encoder)
+        trained = header.get("detector", ""), header.get("preset", "")
+        self.weights = (
+            builder.digests.detector(encoder, *trained) if all(trained)
+            else builder.digests.encoder(encoder)
+        )
         path = builder.store.path("detectors", name)
         if f"detectors/{name}" not in builder.changing:
             check_same_encoder(path, header, self.weights, encoder)

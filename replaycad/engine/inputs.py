@@ -7,6 +7,7 @@ from replaycad.artifacts.digests import DigestCache, file_digest, images_digest
 from replaycad.artifacts.store import Store
 from replaycad.data.samples import Sample
 from replaycad.detectors.encoder_files import encoder_files
+from replaycad.detectors.registry import preset_for
 from replaycad.diffusion.presets import backbone_files, locate_backbone, split_name
 from replaycad.engine.staleness import digest_of
 from replaycad.segmentation.presets import locate as locate_segmenter
@@ -63,6 +64,17 @@ class InputDigests:
             WeightsError: if its files are not there.
         """
         return {"encoder": self._digest(encoder_files(name))}
+
+    def detector(self, encoder: str, detector: str, preset: str) -> dict[str, str]:
+        """Network -> sha256 of all that is frozen in a detector: its encoder, and what it draws by.
+
+        Raises:
+            WeightsError: if their files are not there.
+            ConfigError: if the detector or its preset is unknown.
+        """
+        backbone = preset_for(detector, preset).backbone
+        drawing = self.backbone(backbone, drawing=True) if backbone else {}
+        return drawing | self.encoder(encoder)
 
     def _digest(self, paths: Iterable[Path]) -> str:
         """One digest over files; the hub's names for the same weights do not count."""

@@ -72,7 +72,9 @@ class TrainStage(Stage):
             class_name: wanted_view(builder, class_name, real)
             for class_name, real in self._samples.items()
         }
-        self.weights = builder.digests.encoder(self.config.encoder)
+        self.weights = builder.digests.detector(
+            self.config.encoder, self.config.detector, self.config.preset
+        )
         self._before: list[str] = []
         if self.config.init:
             init_header = builder.header("detectors", self.config.init)

@@ -140,6 +140,25 @@ STRATEGIES: Mapping[str, Strategy] = MappingProxyType(
             goes_on=True,
             detector="iuf",
         ),
+        # Li et al. 2025, with exact bases and held steps; the last holds gradients as released.
+        "cdad": Strategy(
+            description="Runs the detector CDAD, whose steps change nothing for past inputs.",
+            train=(("guard", "cdad"),),
+            goes_on=True,
+            detector="cdad",
+        ),
+        "cdad-gradient": Strategy(
+            description="Runs CDAD with gradients held in place of steps.",
+            train=(("guard", "cdad-gradient"),),
+            goes_on=True,
+            detector="cdad",
+        ),
+        "cdad-released": Strategy(
+            description="Runs CDAD as its program does: held gradients, inexact bases.",
+            train=(("guard", "cdad-released"),),
+            goes_on=True,
+            detector="cdad",
+        ),
         "replay": Strategy(
             description="Trains on the images of the new class and replays of all earlier ones.",
             compress=(),

@@ -196,7 +196,8 @@ def open_detector(store: Store, name: str, encoder: str) -> tuple[DetectorArtifa
     input_header(path, "detectors")  # or say which detectors there are
     trained = DetectorArtifact.load(path)
     encoder = encoder or trained.encoder
-    check_same_encoder(path, trained.header, InputDigests(store).encoder(encoder), encoder)
+    weights = InputDigests(store).detector(encoder, trained.detector, trained.preset)
+    check_same_encoder(path, trained.header, weights, encoder)
     return trained, encoder
 
 

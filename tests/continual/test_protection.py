@@ -158,6 +158,6 @@ def test_a_detector_of_another_guard_is_refused(encoder, first):
         trained(encoder, 2, first, guard="iuf-adam")
 
 
-def test_a_detector_whose_steps_no_guard_can_hold_is_refused(encoder):
-    with pytest.raises(ConfigError, match="no layers"):
+def test_a_guard_of_another_detector_is_refused(encoder):
+    with pytest.raises(ConfigError, match="'iuf' belongs to the detector iuf, not uniad"):
         trained(encoder, detector="uniad", image_size=128, num_steps=1)

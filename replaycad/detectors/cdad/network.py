@@ -65,12 +65,12 @@ class MaskedLayer(nn.Module):
     ) -> torch.Tensor:
         """What tokens `[B, N, D]` see of each other, `[B, N, D]`; places `[N, D]`, `[N, N]`."""
         placed = x + place
-        split = [
+        query, key, value = (
             one.unflatten(2, (self._heads, -1)).transpose(1, 2)
             for one in (self.query(placed), self.key(placed), self.value(x))
-        ]
+        )
         dropout = self._dropout if self.training else 0.0
-        seen = F.scaled_dot_product_attention(*split, attn_mask=allowed, dropout_p=dropout)
+        seen = F.scaled_dot_product_attention(query, key, value, allowed, dropout)
         return self.out(seen.transpose(1, 2).flatten(2))
 
     def forward(self, x: torch.Tensor, place: torch.Tensor, allowed: torch.Tensor) -> torch.Tensor:
@@ -172,10 +172,6 @@ class CDAD(Detector):
         for network in (diffusion.vae, encoder):
             network._apply(fn)
         return super()._apply(fn, recurse)
-
-    def train(self, mode: bool = True) -> "CDAD":
-        """Set the mode of what is trained; the rest stays in eval mode."""
-        return super().train(mode)
 
     def guarded(self) -> list[str]:
         """All trained linear layers and convolutions."""
@@ -280,5 +276,4 @@ class CDAD(Detector):
     def _latents(self, pictures: torch.Tensor) -> torch.Tensor:
         """Means of the latents of normalised pictures `[B, 3, S, S]`."""
         diffusion, encoder = self._frozen
-        levels = ((pictures - encoder._shift) / encoder._scale).clamp(0, 255)
-        return diffusion.encode_images(levels.round().byte())[0]
+        return diffusion.encode_images(encoder.pictures(pictures))[0]

@@ -16,7 +16,6 @@ class CDADPreset(Preset):
     """Structure of CDAD. Of its levels it reads the picture; the others tell classes apart.
 
     Attributes:
-        backbone: diffusion model whose U-Net is trained on.
         widths: of the convolutions that see the picture; the last is that of the U-Net's first.
         strides: of these convolutions.
         num_layers: of attention among what they give.
