@@ -63,10 +63,9 @@ class Encoder(nn.Module):
         self.channels: tuple[int, ...] = (*(3 * one for one in picture), *levels.channels())
         self.strides: tuple[int, ...] = (*picture, *own)
         self.mean, self.std = tuple(mean), tuple(std)
-        scale = 1.0 / (255.0 * torch.tensor(self.std))
-        shift = -torch.tensor(self.mean) / torch.tensor(self.std)
-        self.register_buffer("_scale", scale[:, None, None], persistent=False)
-        self.register_buffer("_shift", shift[:, None, None], persistent=False)
+        scale, shift = _affine(self.mean, self.std)
+        self.register_buffer("_scale", scale, persistent=False)
+        self.register_buffer("_shift", shift, persistent=False)
 
     @property
     def device(self) -> torch.device:
@@ -88,17 +87,6 @@ class Encoder(nn.Module):
         """
         return torch.addcmul(self._shift, images.to(self.device).float(), self._scale)
 
-    def pictures(self, inputs: torch.Tensor) -> torch.Tensor:
-        """Turn network inputs back into images: what `normalize` was given.
-
-        Args:
-            inputs: `[B, 3, H, W]` float, normalised.
-
-        Returns:
-            `[B, 3, H, W]` uint8, RGB.
-        """
-        return ((inputs - self._shift) / self._scale).clamp(0, 255).round().byte()
-
     @torch.no_grad()  # not inference mode: a detector keeps the features for its backward pass
     def forward(self, inputs: torch.Tensor) -> list[torch.Tensor]:
         """Compute the feature pyramid.
@@ -108,7 +96,7 @@ class Encoder(nn.Module):
 
         Returns:
             Levels from fine to coarse, each `[B, channels, H / stride, W / stride]` float; before
-            them `inputs`, if the picture is asked for.
+            them the pictures as ImageNet's networks expect them, if they are asked for.
 
         Raises:
             ConfigError: if the images do not divide into patches.
@@ -119,7 +107,13 @@ class Encoder(nn.Module):
                 f"use an image size that is a multiple of {self.patch_px}",
             )
         levels = list(self.model(inputs.contiguous(memory_format=torch.channels_last)))
-        return [inputs, *levels] if self._with_picture else levels
+        if not self._with_picture:
+            return levels
+        if (self.mean, self.std) == (IMAGENET_MEAN, IMAGENET_STD):
+            return [inputs, *levels]
+        images = (inputs - self._shift) / self._scale
+        scale, shift = _affine(IMAGENET_MEAN, IMAGENET_STD, images.device)
+        return [torch.addcmul(shift, images, scale), *levels]
 
     def encode_images(self, images: torch.Tensor) -> list[torch.Tensor]:
         """Feature pyramid of `[B, 3, H, W]` uint8 images: `normalize`, then `forward`.
@@ -133,6 +127,28 @@ class Encoder(nn.Module):
             return self(self.normalize(images))
         parts = [self(self.normalize(chunk)) for chunk in images.split(few)]
         return [torch.cat(level) for level in zip(*parts, strict=True)]
+
+
+def _affine(
+    mean: Sequence[float], std: Sequence[float], device: torch.device | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """What images in 0..255 are multiplied by, and what is added then, `[3, 1, 1]` each."""
+    scale = 1.0 / (255.0 * torch.tensor(std, device=device))
+    shift = -torch.tensor(mean, device=device) / torch.tensor(std, device=device)
+    return scale[:, None, None], shift[:, None, None]
+
+
+def images_of(pictures: torch.Tensor) -> torch.Tensor:
+    """Turn pictures back into images.
+
+    Args:
+        pictures: `[B, 3, H, W]` float, normalised as those of the level `PICTURE`.
+
+    Returns:
+        `[B, 3, H, W]` uint8, RGB.
+    """
+    scale, shift = _affine(IMAGENET_MEAN, IMAGENET_STD, pictures.device)
+    return ((pictures.float() - shift) / scale).clamp(0, 255).round().byte()
 
 
 def load_encoder(

@@ -30,6 +30,7 @@ NETWORKS: Mapping[str, str] = MappingProxyType(
         "dne": "DNE",
         "iuf": "IUF",
         "cdad": "CDAD",
+        "ucad": "UCAD",
     }
 )
 """Detector, which is the name of its folder -> class in the `network.py` of that folder."""

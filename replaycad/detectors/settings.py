@@ -6,7 +6,8 @@ from typing import ClassVar, Literal
 STANDARD_ENCODER = "efficientnet-lite0"
 """Of the presets `standard`: what `pip install replaycad` brings along."""
 PICTURE = -1
-"""Among a preset's levels, the first: the normalised picture itself, 3 channels at stride 1."""
+"""Among a preset's levels, the first: the picture itself, 3 channels at stride 1, normalised by
+ImageNet's mean and standard deviation whatever the encoder expects."""
 MINI_LEVELS = (1, 2, 3)  # stride 4, 8 and 16 of the usual convolutional encoders
 
 
@@ -65,6 +66,9 @@ class Preset:
         has_memory_banks: whether the detector keeps a memory bank per class in place of weights.
         encoder: name of the frozen encoder that `load_encoder` understands.
         backbone: diffusion model that is a part of it; empty for none.
+        transformer: vision transformer that is a part of it, as an encoder or as the bundled Sam's;
+            empty for none.
+        segmenter: Sam that it learns with; empty for none.
         levels: which of the encoder's levels are read, in timm's numbers.
         image_size: side of the input images in pixels.
         training: settings of the optimisation.
@@ -74,6 +78,8 @@ class Preset:
     has_memory_banks: ClassVar[bool] = False
     encoder: str = "mini"
     backbone: str = ""
+    transformer: str = ""
+    segmenter: str = ""
     levels: tuple[int, ...] = MINI_LEVELS
     image_size: int = 128
     training: TrainingSettings = TrainingSettings()

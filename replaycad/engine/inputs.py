@@ -72,9 +72,13 @@ class InputDigests:
             WeightsError: if their files are not there.
             ConfigError: if the detector or its preset is unknown.
         """
-        backbone = preset_for(detector, preset).backbone
-        drawing = self.backbone(backbone, drawing=True) if backbone else {}
-        return drawing | self.encoder(encoder)
+        chosen = preset_for(detector, preset)
+        weights = self.backbone(chosen.backbone, drawing=True) if chosen.backbone else {}
+        if chosen.segmenter:
+            weights |= self.segmenter(chosen.segmenter)
+        if chosen.transformer and chosen.transformer != chosen.segmenter:
+            weights["transformer"] = self._digest(encoder_files(chosen.transformer))
+        return weights | self.encoder(encoder)
 
     def _digest(self, paths: Iterable[Path]) -> str:
         """One digest over files; the hub's names for the same weights do not count."""

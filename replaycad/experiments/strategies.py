@@ -93,6 +93,17 @@ STRATEGIES: Mapping[str, Strategy] = MappingProxyType(
             goes_on=True,
             needs="memory banks",
         ),
+        "ucad-prompt": Strategy(
+            description="Runs the detector UCAD: a bank and a learned prompt of each class.",
+            goes_on=True,
+            detector="ucad",
+        ),
+        "ucad-untrained": Strategy(
+            description="Runs UCAD with prompts as they are drawn, nothing learned.",
+            train=(("preset", "untrained"),),
+            goes_on=True,
+            detector="ucad",
+        ),
         "dne": Strategy(
             description=(
                 "Runs the detector DNE, which keeps a Gaussian of each past class "

@@ -156,6 +156,14 @@ def load_segmenter(name: str, device: torch.device | str = "cpu") -> Segmenter:
     Raises:
         WeightsError: if files are missing, altered, or do not fit the config.
     """
+    device = torch.device(device)
+    if device.type == "mps":
+        device = torch.device("cpu")  # segment-anything makes float64 points, which mps lacks
+    return Segmenter(load_sam(name).to(device), name)
+
+
+def load_sam(name: str) -> Sam:
+    """The network alone, on the CPU; arguments and errors as of `load_segmenter`."""
     files = locate(name)
     state = _read_state(files)
     sam = build_sam_from_config(files.config)
@@ -166,10 +174,7 @@ def load_segmenter(name: str, device: torch.device | str = "cpu") -> Segmenter:
         raise WeightsError(
             f"{files.weights} does not fit its config: {reason}", "restore the original files"
         ) from None
-    device = torch.device(device)
-    if device.type == "mps":
-        device = torch.device("cpu")  # segment-anything makes float64 points, which mps lacks
-    return Segmenter(sam.requires_grad_(False).to(device), name)
+    return sam.requires_grad_(requires_grad=False)
 
 
 def _read_state(files: SegmenterFiles) -> dict[str, torch.Tensor]:

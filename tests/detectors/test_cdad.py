@@ -18,7 +18,7 @@ from replaycad.continual.guard import (
 from replaycad.detectors.cdad.network import CDAD, MaskedNetwork, sine_places
 from replaycad.detectors.cdad.preset import PRESETS, CDADPreset
 from replaycad.detectors.cdad.spoil import spoilt
-from replaycad.detectors.encoders import load_encoder
+from replaycad.detectors.encoders import images_of, load_encoder
 from replaycad.detectors.optimization import make_optimizers, optimize_step
 from replaycad.detectors.settings import PICTURE
 from replaycad.errors import ConfigError
@@ -206,7 +206,7 @@ def test_losses_are_those_of_the_prediction_and_of_what_is_told_of_spoilt_pictur
     torch.manual_seed(3)
     torch.rand(2)  # whether each is spoilt
     pictures = pyramid[0]
-    latents = detector._frozen[0].encode_images(encoder.pictures(pictures))[0]
+    latents = detector._frozen[0].encode_images(images_of(pictures))[0]
     timesteps = torch.randint(0, 1000, (2,))
     noise = torch.randn_like(latents)
     signal = detector._scheduler.alphas_cumprod[timesteps].view(-1, 1, 1, 1)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from replaycad.detectors.encoders import load_encoder
+from replaycad.detectors.encoders import IMAGENET_MEAN, IMAGENET_STD, images_of, load_encoder
 from replaycad.detectors.iuf.network import IUF
 from replaycad.detectors.iuf.preset import IUFPreset
 from replaycad.detectors.settings import PICTURE
@@ -182,6 +182,10 @@ def test_the_object_is_told_by_the_picture_where_the_preset_says_so():
         for count, stride in zip(encoder.channels, encoder.strides, strict=True)
     ]
     torch.testing.assert_close(found[0], encoder.normalize(images))
+    assert torch.equal(images_of(found[0]), images)
+    encoder = load_encoder("efficientnet-lite0", levels=(PICTURE, 1, 2))
+    assert (encoder.mean, encoder.std) != (IMAGENET_MEAN, IMAGENET_STD)
+    torch.testing.assert_close(encoder.encode_images(images)[0], found[0], atol=1e-4, rtol=1e-4)
     plain = load_encoder("mini", levels=(1, 2)).encode_images(images)
     assert all(torch.equal(one, other) for one, other in zip(found[1:], plain, strict=True))
 

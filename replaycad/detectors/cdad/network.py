@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from replaycad.anomaly import apply_both_axes, map_matrix
 from replaycad.detectors.cdad.preset import CDADPreset
 from replaycad.detectors.cdad.spoil import spoilt
-from replaycad.detectors.encoders import load_encoder
+from replaycad.detectors.encoders import images_of, load_encoder
 from replaycad.detectors.interface import Detector, evaluating
 from replaycad.detectors.settings import PICTURE
 from replaycad.detectors.tokens import neighbours, to_maps, to_tokens
@@ -275,5 +275,4 @@ class CDAD(Detector):
     @torch.no_grad()
     def _latents(self, pictures: torch.Tensor) -> torch.Tensor:
         """Means of the latents of normalised pictures `[B, 3, S, S]`."""
-        diffusion, encoder = self._frozen
-        return diffusion.encode_images(encoder.pictures(pictures))[0]
+        return self._frozen[0].encode_images(images_of(pictures))[0]
