@@ -21,6 +21,7 @@ from tests.learned import standing_still, tied
 
 SIZE = 64
 NUM_CLASSES = 2
+SEES_REGIONS = "ucad"  # of which stripes have one, so that nothing is learned of them
 NEAR = 10  # pixels; the features that see a scratch are 8 and 16 px apart
 CONVOLUTIONAL = {
     "wide_resnet50_2": ((64, 256, 512, 1024), (2, 4, 8, 16)),
@@ -122,7 +123,7 @@ def test_it_over_fits_a_class_and_points_at_a_scratch(name, bundled, stripes):
     scores = detector.image_scores(maps)
     off, on = scores[:4], scores[4]
     row, column = divmod(maps[4].argmax().item(), SIZE)
-    if losses:
+    if losses and name != SEES_REGIONS:
         assert losses[-1] < 0.9 * losses[0]
     assert on > off.max() + 2 * (off.max() - off.min())
     near = scratch[max(0, row - NEAR) : row + NEAR + 1, max(0, column - NEAR) : column + NEAR + 1]
@@ -176,21 +177,23 @@ def test_what_it_makes_of_the_features_moves_nearly_every_parameter(name, bundle
 
     # What IUF sees of the object is detached.
     named = {
-        key: p for key, p in detector.named_parameters() if not key.startswith("discriminator.")
+        key: p for key, p in detector.named_parameters()
+        if p.requires_grad and not key.startswith("discriminator.")
     }
     moved = sum(p.numel() for p in named.values() if p.grad is not None and p.grad.any())
     assert moved > 0.9 * sum(p.numel() for p in named.values())
 
 
-@pytest.mark.parametrize("name", BY_LOSS)
+@pytest.mark.parametrize("name", [name for name in BY_LOSS if name != SEES_REGIONS])
 def test_every_learned_tensor_moves_and_no_two_of_its_rows_alike(name, bundled, stripes):
     encoder = bundled[name]
     detector = mini(name, encoder)
-    before = {key: p.detach().clone() for key, p in detector.named_parameters()}
+    named = {key: p for key, p in detector.named_parameters() if p.requires_grad}
+    before = {key: p.detach().clone() for key, p in named.items()}
 
     descend(detector, name, encoder.encode_images(stripes[0]), 5)
 
-    after = {key: p.detach() for key, p in detector.named_parameters()}
+    after = {key: p.detach() for key, p in named.items()}
     assert standing_still(before, after) == []
     # A scan's skip adds D x at the same place whichever way it runs, so only the sum over the ways
     # counts, in the published network too: one number told eight times, not a lost one.

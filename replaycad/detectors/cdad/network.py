@@ -191,11 +191,17 @@ class CDAD(Detector):
         ]  # fmt: skip
 
     def forward(self, features: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """What the network that sees the picture, the first of the levels, tells: `[B, D, h, w]`.
+        """What the U-Net predicts, half-way, of the pictures: `[B, C, h, w]`.
 
-        What is made of it differs with noise and time.
+        Args:
+            features: levels `[B, C, H, W]`, the picture first.
         """
-        return [self.masked(self._pictures(features))]
+        pictures = self._pictures(features)
+        latents, scheduler = self._latents(pictures), self._scheduler
+        half = scheduler.config.num_train_timesteps // 2
+        times = torch.full((len(latents),), half, device=latents.device)
+        noisy = scheduler.add_noise(latents, self._noise.expand_as(latents), times)
+        return [self._predict(noisy, times, self.masked(pictures))]
 
     def loss(self, features: Sequence[torch.Tensor], progress: float = 0.0) -> torch.Tensor:
         """Error of what the U-Net predicts, and of what it is told of spoilt pictures `[B, ...]`.
