@@ -463,6 +463,10 @@ def test_parts_are_those_of_the_classes():
         sd, vit, ("encoder", "tf_efficientnet_b4.aa_in1k"),
         ("encoder", "vit_small_patch14_reg4_dinov2.lvd142m"),
     }  # fmt: skip
+    assert named(parts_of_recipe("paper", ["pcb1"], ["cdad-full", "ucad-full"])) == {
+        sd, vit, ("segmenter", "vit_b"), ("encoder", "resnet50.a1_in1k"),
+        ("encoder", "vit_base_patch16_224.augreg_in21k"),
+    }  # fmt: skip
     with pytest.raises(ConfigError, match="no settings for class 'myclass'"):
         parts_of_recipe("release", ["myclass"])
 
@@ -495,7 +499,9 @@ def test_names_that_mean_nothing_are_refused_in_one_line(typed, word):
 
 
 def test_every_encoder_of_a_detector_has_its_licence():
-    used = {preset.encoder for kind in DETECTORS.values() for preset in kind.values()} - {"mini"}
+    presets = [preset for kind in DETECTORS.values() for preset in kind.values()]
+    used = {one for preset in presets for one in (preset.encoder, preset.transformer)}
+    used -= {"mini", ""}
 
     assert {*PUBLISHED, STANDARD_ENCODER} == used
     assert "ImageNet" in parts.part_named("encoder", STANDARD_ENCODER).licence

@@ -213,7 +213,7 @@ class Guard:
         for name, layer in layers.items():
             matrix = memory[name].to(layer.weight.device)
             if hold.side == "input":
-                # Deviation: as released, a basis is no basis; its columns are of any length.
+                # As released a basis is none: its columns are of any length, and not orthogonal.
                 basis = matrix if hold.as_released else orthonormal(matrix)
                 held.append((layer.weight, partial(without_inputs, basis=basis.float())))
             else:

@@ -18,6 +18,10 @@ PUBLISHED: dict[str, tuple[int, str]] = {
     "tf_efficientnet_b4.aa_in1k": (78_000_000, IMAGENET),
     "tf_efficientnet_b6.aa_in1k": (173_000_000, IMAGENET),
     "vit_base_patch16_224.sam_in1k": (346_000_000, IMAGENET),
+    "vit_base_patch16_224.augreg_in21k": (
+        411_000_000, IMAGENET.replace("ImageNet,", "ImageNet-21k,")
+    ),
+    "resnet50.a1_in1k": (102_000_000, IMAGENET),
     "vit_base_patch14_reg4_dinov2.lvd142m": (346_000_000, "Apache-2.0, trained on LVD-142M"),
     "vit_small_patch14_reg4_dinov2.lvd142m": (88_000_000, "Apache-2.0, trained on LVD-142M"),
 }

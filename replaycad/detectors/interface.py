@@ -30,10 +30,12 @@ class Detector(nn.Module):
         trained_by: `loss` for gradient steps on `loss`, `fit` for one call of `fit` per class,
             `both` for the steps and then the calls.
         localizes: whether a map says more than the score of its image.
+        is_graph: whether it does the same with every image, so that it can be exported.
     """
 
     trained_by: Literal["loss", "fit", "both"] = "loss"
     localizes: bool = True
+    is_graph: bool = True
 
     def forward(self, features: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """What the detector makes of the features, levels `[B, C, H, W]`: differentiable."""

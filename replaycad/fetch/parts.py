@@ -16,7 +16,7 @@ from replaycad.config.stages import (
 )
 from replaycad.data.layouts import find_classes
 from replaycad.detectors.encoder_files import ENCODER_FILE, IMAGENET, PACKAGED, PUBLISHED
-from replaycad.detectors.registry import resolve_defaults
+from replaycad.detectors.registry import preset_for, resolve_defaults
 from replaycad.diffusion.presets import BACKBONES, hub_place, needed_files, split_name
 from replaycad.engine.inputs import NO_SEGMENTER
 from replaycad.errors import ConfigError, DatasetError
@@ -232,7 +232,11 @@ def _named_in(config: StageConfig) -> list[tuple[str, str]]:
     if isinstance(config, CompressConfig | ReplayConfig):
         return [("backbone", config.backbone)] if config.backbone else []
     if isinstance(config, TrainConfig):
-        return [("encoder", resolve_defaults(config).encoder)]
+        preset = preset_for(config.detector, config.preset)
+        own = [("backbone", preset.backbone), ("segmenter", preset.segmenter)]
+        if preset.transformer != preset.segmenter:  # the bundled Sam's own
+            own.append(("encoder", preset.transformer))
+        return [*(part for part in own if part[1]), ("encoder", resolve_defaults(config).encoder)]
     return []
 
 

@@ -60,8 +60,8 @@ def export_detector(
         the outputs.
 
     Raises:
-        ConfigError: an unknown format, a file name that does not end as it should, or missing
-            packages.
+        ConfigError: an unknown format, a file name that does not end as it should, missing
+            packages, or a detector that is no graph.
         ExportError: if scores or maps of the file differ by more than `TOLERANCE`; it is not kept.
     """
     if form not in FORMATS:
@@ -77,6 +77,12 @@ def export_detector(
             raise ConfigError(message, f"run `pip install replaycad[{form}]`") from None
     predictor = load_predictor(store, name, encoder, torch.device("cpu"))
     graph, size = predictor.graph, predictor.image_size
+    if not graph.detector.is_graph:
+        raise ConfigError(
+            f"a detector of this kind ({predictor.header['detector']}) cannot be exported: what it "
+            "does differs from image to image",
+            "use `replaycad predict`, or export a memory bank (--detector patchcore)",
+        )
     shown = np.random.default_rng(0).integers(0, 256, (1, 3, size, size), np.uint8)
     with torch.no_grad(), tempfile.TemporaryDirectory() as folder, _quiet():
         expected = [part.numpy() for part in graph(torch.from_numpy(shown))]

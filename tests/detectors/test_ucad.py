@@ -282,3 +282,12 @@ def test_it_wants_the_picture_and_a_class(encoder):
         small(encoder).anomaly_maps(pyramid(encoder, 0))
     with pytest.raises(ValueError, match="no images"):
         small(encoder).fit([], 0, generator(0, "fit"))
+
+
+def test_vectors_are_compared_at_the_published_width(encoder):
+    # Of three numbers a, b, c four: a, (a + b) / 2, (b + c) / 2, c.
+    detector = small(encoder, compared_width=4)
+    vectors = torch.tensor([[1.0, 2.0, 4.0], [0.0, 0.0, 6.0]])
+    assert detector._wide(vectors).tolist() == [[1.0, 1.5, 3.0, 4.0], [0.0, 0.0, 3.0, 6.0]]
+    assert torch.equal(small(encoder)._wide(vectors), vectors)
+    assert PRESETS["full"].compared_width == 1024

@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from replaycad.detectors.registry import DETECTORS, detector_class
 from replaycad.inference import export as deployment
 from tests.conftest import invoke
 from tests.toy import SIZE, draw_object
@@ -125,6 +126,18 @@ def test_formats_and_names_that_do_not_fit_are_refused(
 
     assert result.exit_code == 1
     assert message in result.stderr
+
+
+def test_a_detector_that_draws_or_chooses_cannot_be_exported(store, models, tmp_path, monkeypatch):
+    drawing = {name for name in DETECTORS if not detector_class(name).is_graph}
+    assert drawing == {"cdad", "ucad"}
+    monkeypatch.setattr("replaycad.detectors.interface.Detector.is_graph", False)
+
+    told = export(store, models, tmp_path / "plate.onnx", "onnx")
+
+    assert told.exit_code == 1
+    assert "cannot be exported" in told.stderr
+    assert not (tmp_path / "plate.onnx").exists()
 
 
 def test_a_missing_package_is_named_with_its_extra(store, models, tmp_path, monkeypatch):

@@ -126,8 +126,8 @@ class CDAD(Detector):
         WeightsError: if the backbone or the encoder is not there.
     """
 
+    is_graph = False  # it draws by a sampler
     _empty: torch.Tensor
-    _to_image: torch.Tensor
     _noise: torch.Tensor
 
     def __init__(

@@ -5,9 +5,6 @@ knowledge, made with it, what is normal there. Both stay as they are when later 
 
 Deviation: images are routed one by one, as the paper says; the program is told the class.
 
-Deviation: vectors keep their width. The program stretches 768 numbers to 1024 by averaging, a
-linear map by which its distances weigh every third number less.
-
 Deviation: a prompt reaches each image alike. In the program's batch the first half gets the key in
 place of the value too, and the second half the value in place of the key.
 """
@@ -54,6 +51,7 @@ class UCAD(Detector):
     """
 
     trained_by = "both"
+    is_graph = False  # the prompt is chosen by the image
     memory_class: torch.Tensor
     memory_key: torch.Tensor
     memory_knowledge: torch.Tensor
@@ -205,8 +203,8 @@ class UCAD(Detector):
         # A classes' loop: all distances at once would take their number of times the memory.
         found = [
             torch.stack([nearest_squared_distances(one, key).clamp_min(0).sqrt().sum()
-                         for one in plain])
-            for key in self.memory_key
+                         for one in self._wide(plain)])
+            for key in self._wide(self.memory_key)
         ]  # fmt: skip
         return torch.stack(found, dim=1).argmin(dim=1)
 
@@ -223,9 +221,14 @@ class UCAD(Detector):
                 if places is not None:
                     others = self.memory_place[row] != places[image]
                     bank = bank[others] if others.any() else bank
-                distances[image] = nearest_squared_distances(one, bank)
+                distances[image] = nearest_squared_distances(self._wide(one), self._wide(bank))
         maps = distances.unflatten(1, (self._grid, self._grid))
         return apply_both_axes(maps, self._to_image)
+
+    def _wide(self, vectors: torch.Tensor) -> torch.Tensor:
+        """Vectors `[..., D]` as they are compared; kept are D numbers of each, which say it all."""
+        wide = self.preset.compared_width
+        return F.adaptive_avg_pool1d(vectors, wide) if wide else vectors
 
     def _tokens(self, features: Sequence[torch.Tensor]) -> torch.Tensor:
         return self._frozen[0].embedded(self._pictures(features))

@@ -22,6 +22,8 @@ class UCADPreset(Preset):
         temperature: of the loss.
         num_picks: vectors that a key and a knowledge have.
         projection_width: in which they are picked.
+        compared_width: to which vectors are stretched by averages before they are compared; 0 to
+            compare them as they are.
         sigma_px: of the smoothing of maps, at 224 px.
     """
 
@@ -34,6 +36,7 @@ class UCADPreset(Preset):
     temperature: float = 0.5
     num_picks: int = 196
     projection_width: int = 128
+    compared_width: int = 0
     sigma_px: float = 4.0
 
 
@@ -52,6 +55,7 @@ PRESETS: dict[str, Preset] = {
         transformer_px=224,
         num_blocks=6,
         segmenter="vit_b",
+        compared_width=1024,
         training=replace(_TRAINING, num_steps=0, epochs=25),
     ),
     "standard": replace(_MINI, encoder=STANDARD_ENCODER, image_size=256),
