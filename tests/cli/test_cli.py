@@ -325,7 +325,7 @@ def test_senseless_numbers_are_usage_errors(run, option, text):
 def test_run_with_an_unknown_strategy_makes_nothing(run, tmp_path):
     line = one_line_error(run("run", "--class", "disc", "--strategy", "magic"))
 
-    assert "finetune, ewc, mas, features, ucad, dne" in line
+    assert "finetune, ewc, mas, features, ucad, ucad-prompt, " in line
     assert not (tmp_path / "store" / "masks").exists()
 
 
