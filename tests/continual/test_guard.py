@@ -148,6 +148,16 @@ def test_a_basis_covers_its_share_of_every_class_for_good(energy):
     assert extended(basis, known[0], energy) is basis, "what it knows adds nothing"
 
 
+def test_a_basis_grows_by_no_more_than_it_lacks():
+    basis = torch.eye(4)[:, :1].half()
+    moment = torch.diag(torch.tensor([100.0, 0.001, 10.0, 0.5], dtype=torch.float64))
+
+    wider = extended(basis, moment, 0.99)
+
+    assert wider[:, 1].abs().tolist() == [0, 0, 1, 0], "110 of 110.501 are 0.995"
+    assert wider.shape == (4, 2)
+
+
 def test_a_full_basis_freezes_a_layer_and_an_empty_one_does_nothing():
     full = {name: torch.eye(width).half() for name, width in (("first", 12), ("last", 8))}
     detector = Layers()

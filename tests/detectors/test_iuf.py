@@ -114,8 +114,12 @@ def test_losses_are_the_error_the_cross_entropy_and_at_first_the_compression():
     torch.testing.assert_close(found, error + 0.5 * entropy + 4.0 * share)
     torch.testing.assert_close(first.loss(features()), error)
     assert len(outputs) == 2
-    for one in outputs:
+    with torch.no_grad():
+        first.norm.weight.fill_(2.0)
+    again = first._rebuilt(to_tokens(fused), objects)[1]
+    for one, other in zip(outputs, again, strict=True):
         torch.testing.assert_close(one, F.layer_norm(one, (8,)), atol=1e-4, rtol=1e-3)
+        torch.testing.assert_close(other, 2 * one)  # one norm for all layers of the decoder
 
 
 def test_compression_worked_by_hand():

@@ -51,6 +51,10 @@ _ALIGN = "tests/diffusion/test_alignment.py"
 _REAL = "tests/continual/test_real_limits.py"
 _LOOKS = "tests/detectors/test_looks.py"
 _FRAGMENTS = "tests/continual/test_fragments.py"
+_GUARD = "tests/continual/test_guard.py"
+_IUF = "tests/detectors/test_iuf.py"
+_CDAD = "tests/detectors/test_cdad.py"
+_UCAD = "tests/detectors/test_ucad.py"
 _PART = "tests/continual/test_part.py"
 _ROUTER = "tests/inference/test_router.py"
 
@@ -90,8 +94,8 @@ CHANGES = [
            "a resumed epoch starts at its first batch", _TRAIN),
     Change("stages/train.py", "if id(parameter) in own and own_keys:", "if not own and own_keys:",
            "a resumed training forgets the optimizer's moments", "tests/engine/test_pipeline.py"),
-    Change("stages/train.py", "added(importances, remembered) if remembered else importances",
-           "importances", "importances of earlier classes are forgotten", _TRAIN),
+    Change("continual/protection.py", "added(found, importances) if importances else found",
+           "found", "importances of earlier classes are forgotten", _TRAIN),
     Change("stages/replay.py", "slice(max(done - start, 0), None)", "slice(0, None)",
            "a run resumed within a batch writes rows twice", _REPLAY),
     Change("stages/replay.py", "pick_rows(conditions.poses, own)",
@@ -561,6 +565,43 @@ CHANGES = [
            "a mesh lies across the others", "tests/diffusion/test_alignment.py"),
     Change("diffusion/alignment.py", "grey = disc * (grey -", "grey = (grey -",
            "the border's own lines decide how a picture lies", "tests/diffusion/test_alignment.py"),
+    Change("continual/guard.py", "parameter.copy_(before + corrected(parameter - before))",
+           "corrected(parameter - before)", "steps are not held", _GUARD),
+    Change("continual/guard.py", "torch.finfo(torch.float32).eps] = 1.0",
+           "torch.finfo(torch.float32).eps] = 0.0", "directions that no image had are held", _GUARD),
+    Change("continual/guard.py", "torch.linalg.eigh(free @ moment @ free)",
+           "torch.linalg.eigh(moment)", "a basis grows by what it has already", _GUARD),
+    Change("continual/guard.py", "now.lerp_(start, self._hold.pull)", "now.lerp_(start, 0.0)",
+           "nothing is pulled back", _GUARD),
+    Change("continual/guard.py", "rows = rows.double()", "rows = rows.double()[:1]",
+           "a moment is of one token", _GUARD),
+    Change("continual/protection.py", "self.guard = Guard(", "Guard(",
+           "a guard is made and not used", "tests/continual/test_protection.py"),
+    Change("detectors/registry.py", "if config.guard in FIRST_OPTIMIZER:", "if False:",
+           "all guards take the preset's later optimiser", "tests/continual/test_protection.py"),
+    Change("detectors/iuf/network.py", "F.adaptive_avg_pool2d(one.detach(), self.size)",
+           "F.adaptive_avg_pool2d(one, self.size)",
+           "reconstruction teaches what tells objects apart", _IUF),
+    Change("detectors/iuf/network.py", "saved is not None and len(saved) != len(self.bias)",
+           "saved is not None", "a resumed training moves a head that no optimiser holds",
+           "tests/continual/test_protection.py"),
+    Change("detectors/iuf/network.py", "outputs.append(self.norm(x))", "outputs.append(x)",
+           "the decoder's norm is left out", _IUF),
+    Change("detectors/cdad/network.py", "output + told)", "output + 0 * told)",
+           "the U-Net is told nothing", _CDAD),
+    Change("detectors/cdad/network.py", "~neighbours(size, preset.reach)",
+           "neighbours(size, size)", "a place sees its own window", _CDAD),
+    Change("detectors/cdad/network.py", "not any(part in name for part in _TIME)", "True",
+           "layers that tell the time are trained on", _CDAD),
+    Change("detectors/cdad/spoil.py", ">= share", ">= 1.0", "all pictures are spoilt", _CDAD),
+    Change("detectors/ucad/network.py", "tokens[own], self.memory_prompt[row])",
+           "tokens[own], self.prompt)", "old classes are judged under the newest prompt", _UCAD),
+    Change("detectors/ucad/network.py", "self.memory_place[row] != places[image]",
+           "self.memory_place[row] >= 0", "an image finds itself in the bank", _UCAD),
+    Change("detectors/ucad/regions.py", "key=lambda one: -int", "key=lambda one: int",
+           "large regions hide small ones", _UCAD),
+    Change("detectors/ucad/prefixes.py", "own[1], value], dim=2)", "own[0], value], dim=2)",
+           "a prompt's key is its value too", _UCAD),
     Change("engine/real_limits.py", "_left_out(samples, kept.rows), ()", "samples, ()",
            "limits are found by images whose squares are in the replays", _FRAGMENTS),
 ]  # fmt: skip
