@@ -176,7 +176,7 @@ class TrainConfig:
     banks: Literal["replace", "extend"] = "replace"  # of patchcore: what becomes of those of `init`
     penalty: Literal["none", "ewc", "mas"] = "none"  # on leaving the weights of `init`
     penalty_weight: float = _at_least(0.0, 1.0)  # of importances whose mean is 1
-    guard: Guard = "none"  # on steps away from what classes of `init` need
+    guard: Guard = "none"  # limits steps by what classes of `init` need
     stage = "train"
 
     def __post_init__(self) -> None:

@@ -22,7 +22,6 @@ from torch.nn import functional as F
 
 from replaycad.continual.released import released_bases
 from replaycad.detectors.interface import Detector
-from replaycad.errors import ConfigError
 
 Tensors = dict[str, torch.Tensor]
 Layer = nn.Linear | nn.Conv2d
@@ -70,18 +69,9 @@ HOLDS: Mapping[str, Hold] = MappingProxyType(
 
 
 def guarded_layers(detector: Detector) -> dict[str, Layer]:
-    """The layers whose matrices are kept, by name.
-
-    Raises:
-        ConfigError: if the detector has none.
-    """
+    """The layers whose matrices are kept, by name."""
     named = dict(detector.named_modules())
     found = {name: named[name] for name in detector.guarded()}
-    if not found:
-        raise ConfigError(
-            "this detector has no layers whose steps a guard could hold",
-            "use --detector iuf or cdad",
-        )
     assert all(isinstance(layer, nn.Linear | nn.Conv2d) for layer in found.values())
     return found  # type: ignore[return-value]
 
@@ -125,7 +115,7 @@ def moments(
         def hook(layer: nn.Module, given: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
             assert isinstance(layer, nn.Linear | nn.Conv2d)
             rows = inputs_of(layer, given[0]) if side == "input" else token_means(layer, output)
-            rows = rows.double()
+            rows = (rows.cpu() if rows.device.type == "mps" else rows).double()  # it has no float64
             total[name] = total.get(name, torch.zeros((), device=rows.device)) + rows.T @ rows
 
         return hook
@@ -211,13 +201,15 @@ class Guard:
         held: list[tuple[torch.Tensor, Correction]] = []
         layers = guarded_layers(detector) if hold.what != "nothing" else {}
         for name, layer in layers.items():
-            matrix = memory[name].to(layer.weight.device)
+            matrix, device = memory[name].cpu(), layer.weight.device
             if hold.side == "input":
                 # As released a basis is none: its columns are of any length, and not orthogonal.
                 basis = matrix if hold.as_released else orthonormal(matrix)
-                held.append((layer.weight, partial(without_inputs, basis=basis.float())))
+                basis = basis.float().to(device)
+                held.append((layer.weight, partial(without_inputs, basis=basis)))
             else:
-                weigh = partial(weighed_outputs, projection=output_projection(matrix))
+                projection = output_projection(matrix).to(device)
+                weigh = partial(weighed_outputs, projection=projection)
                 held += [(one, weigh) for one in (layer.weight, layer.bias) if one is not None]
         if hold.freezes_others:
             kept = {id(parameter) for parameter, _ in held}
@@ -285,6 +277,7 @@ def remembered(
         images = (moments(detector, layers, [single], own.side) for single in singles)
         return released_bases(images, before, own.energy)
     found = moments(detector, layers, pyramids, own.side)
+    before = {name: matrix.to(found[name].device) for name, matrix in before.items()}
     if own.side == "output":
         return {
             name: (moment + before[name].double() if name in before else moment).float()

@@ -17,7 +17,7 @@ from replaycad.detectors.interface import Detector
 from replaycad.errors import ArtifactError, ConfigError
 from replaycad.runtime import global_stream
 
-IMPORTANCE_IMAGES = 256  # that a penalty's importances are the mean of, likewise
+IMPORTANCE_IMAGES = 256  # that a penalty's importances are the mean of
 
 
 class Protection:

@@ -32,7 +32,7 @@ def released_bases(
         for name, moment in moments.items():
             bases[name] = with_image(bases.get(name), moment, energy)
     return {
-        name: (merged(before[name].double(), basis) if name in before else basis).half()
+        name: (merged(before[name], basis) if name in before else basis).half()
         for name, basis in bases.items()
     }
 
@@ -57,6 +57,7 @@ def with_image(
 
 def merged(before: torch.Tensor, basis: torch.Tensor) -> torch.Tensor:
     """Append to a basis `[in, r]` the first columns of what it leaves of another `[in, q]`."""
+    before = before.to(basis)
     left = basis - before @ (before.T @ basis)
     known = float((before.T @ basis).square().sum())
     gained = left.square().sum(0).cumsum(0)

@@ -39,6 +39,8 @@ class Encoder(nn.Module):
 
     _scale: torch.Tensor
     _shift: torch.Tensor
+    _to_std: torch.Tensor
+    _to_mean: torch.Tensor
 
     def __init__(
         self,
@@ -59,13 +61,19 @@ class Encoder(nn.Module):
         is_transformer = len(own) > 1 and len(set(own)) == 1
         self.patch_px = own[0] if is_transformer else 1
         self._with_picture = with_picture
-        picture = (1,) if with_picture else ()
-        self.channels: tuple[int, ...] = (*(3 * one for one in picture), *levels.channels())
-        self.strides: tuple[int, ...] = (*picture, *own)
+        channels = tuple(levels.channels())
+        self.channels: tuple[int, ...] = (3, *channels) if with_picture else channels
+        self.strides: tuple[int, ...] = (1, *own) if with_picture else own
         self.mean, self.std = tuple(mean), tuple(std)
         scale, shift = _affine(self.mean, self.std)
         self.register_buffer("_scale", scale, persistent=False)
         self.register_buffer("_shift", shift, persistent=False)
+        # From its own normalisation to ImageNet's; by 1 and 0 where it is the same.
+        wanted = torch.tensor(IMAGENET_STD)
+        moved = torch.tensor(self.mean) - torch.tensor(IMAGENET_MEAN)
+        to_std = torch.tensor(self.std) / wanted
+        self.register_buffer("_to_std", to_std[:, None, None], persistent=False)
+        self.register_buffer("_to_mean", (moved / wanted)[:, None, None], persistent=False)
 
     @property
     def device(self) -> torch.device:
@@ -109,11 +117,7 @@ class Encoder(nn.Module):
         levels = list(self.model(inputs.contiguous(memory_format=torch.channels_last)))
         if not self._with_picture:
             return levels
-        if (self.mean, self.std) == (IMAGENET_MEAN, IMAGENET_STD):
-            return [inputs, *levels]
-        images = (inputs - self._shift) / self._scale
-        scale, shift = _affine(IMAGENET_MEAN, IMAGENET_STD, images.device)
-        return [torch.addcmul(shift, images, scale), *levels]
+        return [torch.addcmul(self._to_mean, inputs, self._to_std), *levels]
 
     def encode_images(self, images: torch.Tensor) -> list[torch.Tensor]:
         """Feature pyramid of `[B, 3, H, W]` uint8 images: `normalize`, then `forward`.

@@ -1,6 +1,6 @@
 """What every detector is to the rest of the program: features in; a loss or a fit, and maps out."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Literal
 
@@ -114,6 +114,22 @@ class Detector(nn.Module):
     def image_scores(self, anomaly_maps: torch.Tensor) -> torch.Tensor:
         """Scores `[B]` of images with maps `[B, H, W]`; the maximum unless the paper says else."""
         return anomaly.image_scores(anomaly_maps)
+
+
+def make_room(
+    module: nn.Module, names: Iterable[str], state: Mapping[str, torch.Tensor], prefix: str
+) -> None:
+    """Let buffers take the shape `[...]` that they were saved with, before they are loaded.
+
+    Args:
+        module: that loads.
+        names: of its buffers.
+        state: what is loaded, in which the names stand behind `prefix`.
+        prefix: likewise.
+    """
+    for name in names:
+        if prefix + name in state:
+            setattr(module, name, getattr(module, name).new_empty(state[prefix + name].shape))
 
 
 @contextmanager

@@ -44,6 +44,24 @@ def check_pyramid(
         )
 
 
+def check_picture(detector: str, channels: Sequence[int], strides: Sequence[int]) -> None:
+    """Refuse levels that do not begin with the picture itself; `detector` is for the message.
+
+    Raises:
+        ConfigError: if they do not.
+    """
+    if (channels[0], strides[0]) != (3, 1):
+        message = f"{detector} reads pictures"
+        raise ConfigError(message, "use a preset whose levels have the picture")
+
+
+def picture_of(features: Sequence[torch.Tensor], side: int) -> torch.Tensor:
+    """The picture, the first of levels `[B, C, H, W]`, as `[B, 3, side, side]` float32."""
+    return F.interpolate(
+        features[0].float(), side, mode="bilinear", antialias=True, align_corners=False
+    )
+
+
 def smoothing_matrix(image_size: int, in_size: int, *, align_corners: bool = True) -> torch.Tensor:
     """Matrix `[image_size, in_size]` that brings a map to image size and smooths it as published.
 

@@ -19,7 +19,7 @@ REACH = 0.15  # largest shift, as a fraction of the width
 SOME = 64  # pictures that a frame is looked for with
 STARTS = 4
 """Pictures tried as the first frame, each to the end: one in four led astray (a turning part, of
-whose replays 30 % of the pixel AP of real images was left, and 87 % in the right frame)."""
+whose replays 30 % of the pixel AP of real images was left, and 91 % in the right frame)."""
 ROUNDS = 3
 FREE_GAIN = 0.7  # the whole circle is believed only if it leaves at most this much of the variance
 FREE_SPREAD = 0.1  # of the angles of a class on the circle, above which its pictures turn freely

@@ -41,12 +41,11 @@ class EvalStage(Stage):
         builder.content("detectors", name)  # or say what makes it
         header, config = builder.header("detectors", name), settings.config(EvalConfig)
         encoder = config.encoder or settings.typed("train", "encoder") or header.get("encoder")
-        encoder = encoder or resolve_defaults(settings.config(TrainConfig)).encoder
+        planned = resolve_defaults(settings.config(TrainConfig))  # of one that is yet to be made
+        encoder = encoder or planned.encoder
         self.config: EvalConfig = replace(config, encoder=encoder)
-        trained = header.get("detector", ""), header.get("preset", "")
-        self.weights = (
-            builder.digests.detector(encoder, *trained) if all(trained)
-            else builder.digests.encoder(encoder)
+        self.weights = builder.digests.detector(
+            encoder, header.get("detector", planned.detector), header.get("preset", planned.preset)
         )
         path = builder.store.path("detectors", name)
         if f"detectors/{name}" not in builder.changing:

@@ -8,7 +8,6 @@ from torch import nn
 from torch.nn import functional as F
 
 from replaycad.continual.guard import (
-    HOLDS,
     Guard,
     Hold,
     extended,
@@ -21,7 +20,6 @@ from replaycad.continual.guard import (
 from replaycad.detectors.interface import Detector
 from replaycad.detectors.optimization import optimize_step
 from replaycad.detectors.settings import TrainingSettings
-from replaycad.errors import ConfigError
 from replaycad.runtime import generator
 
 INPUT = Hold(side="input", freezes_others=True, energy=0.99)
@@ -316,8 +314,3 @@ def test_what_is_remembered_grows_by_class_and_not_by_image():
     second = remembered(detector, [pyramid(1)], "iuf", {})
     assert torch.allclose(both["last"], first["last"] + second["last"], rtol=1e-5)
     assert remembered(detector, [pyramid(0)], "iuf-noproject", {}) == {}
-
-
-def test_a_detector_without_layers_to_hold_is_refused():
-    with pytest.raises(ConfigError, match="no layers"):
-        Guard(Detector(), {}, HOLDS["iuf"])

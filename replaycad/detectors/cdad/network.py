@@ -23,12 +23,12 @@ from replaycad.detectors.cdad.preset import CDADPreset
 from replaycad.detectors.cdad.spoil import spoilt
 from replaycad.detectors.encoders import images_of, load_encoder
 from replaycad.detectors.interface import Detector, evaluating
+from replaycad.detectors.pyramid import check_picture, picture_of
 from replaycad.detectors.settings import PICTURE
 from replaycad.detectors.tokens import neighbours, to_maps, to_tokens
 from replaycad.diffusion.backbones import SCHEDULE, load_backbone
 from replaycad.diffusion.cell_unet import CellUNet
 from replaycad.diffusion.prompts import encode_texts
-from replaycad.errors import ConfigError
 from replaycad.runtime import generator
 
 _TIME = ("time_embedding", "time_emb_proj")
@@ -139,8 +139,7 @@ class CDAD(Detector):
     ) -> None:
         """Start from the backbone's own U-Net, and draw the network that sees the picture."""
         super().__init__()
-        if strides[0] != 1 or channels[0] != 3:
-            raise ConfigError("CDAD reads pictures", "use a preset whose levels have the picture")
+        check_picture("CDAD", channels, strides)
         self.image_size, self.preset = image_size, preset
         diffusion = load_backbone(preset.backbone, torch.device("cpu"), torch.float32)
         levels = tuple(level for level in preset.levels if level != PICTURE)
@@ -273,10 +272,7 @@ class CDAD(Detector):
 
     def _pictures(self, features: Sequence[torch.Tensor]) -> torch.Tensor:
         """The pictures at the backbone's size, `[B, 3, S, S]`, normalised."""
-        side = self._frozen[0].image_size
-        return F.interpolate(
-            features[0].float(), side, mode="bilinear", antialias=True, align_corners=False
-        )
+        return picture_of(features, self._frozen[0].image_size)
 
     @torch.no_grad()
     def _latents(self, pictures: torch.Tensor) -> torch.Tensor:

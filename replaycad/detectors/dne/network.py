@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from replaycad.detectors.cut_paste import windows
 from replaycad.detectors.dne.preset import DNEPreset
-from replaycad.detectors.interface import Detector, evaluating
+from replaycad.detectors.interface import Detector, evaluating, make_room
 from replaycad.errors import ConfigError
 
 PASTED_AREA = (0.02, 0.15)  # of an image
@@ -167,10 +167,7 @@ class DNE(Detector):
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         """Let the memory take the size it was saved with."""
-        for name in _MEMORY:
-            saved = state_dict.get(prefix + name)
-            if saved is not None:
-                setattr(self, name, getattr(self, name).new_empty(saved.shape))
+        make_room(self, _MEMORY, state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from replaycad.detectors.interface import make_room
 from replaycad.detectors.iuf.preset import IUFPreset
 from replaycad.detectors.tokens import jitter, to_maps, to_tokens
 from replaycad.detectors.uniad.network import UniAD
@@ -207,7 +208,5 @@ class IUF(UniAD):
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         """Let as many rows come back as were saved."""
-        saved = state_dict.get(prefix + "_rows")
-        if saved is not None:
-            self._rows = self._rows.new_empty(saved.shape)
+        make_room(self, ["_rows"], state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, *args)

@@ -19,12 +19,12 @@ from torch.nn import functional as F
 
 from replaycad.anomaly import apply_both_axes, map_matrix
 from replaycad.detectors.encoders import images_of
-from replaycad.detectors.interface import Detector, evaluating
+from replaycad.detectors.interface import Detector, evaluating, make_room
 from replaycad.detectors.patchcore.coreset import greedy_coreset, nearest_squared_distances
+from replaycad.detectors.pyramid import check_picture, picture_of
 from replaycad.detectors.ucad.prefixes import load_blocks
 from replaycad.detectors.ucad.preset import UCADPreset
 from replaycad.detectors.ucad.regions import contrastive_loss, region_map
-from replaycad.errors import ConfigError
 from replaycad.segmentation.sam import Segmenter, load_segmenter
 
 _MEMORY = ("memory_class", "memory_key", "memory_knowledge", "memory_place", "memory_prompt")
@@ -68,8 +68,7 @@ class UCAD(Detector):
     ) -> None:
         """Draw a prompt; no class is known yet."""
         super().__init__()
-        if strides[0] != 1 or channels[0] != 3:
-            raise ConfigError("UCAD reads pictures", "use a preset whose levels have the picture")
+        check_picture("UCAD", channels, strides)
         self.image_size, self.preset = image_size, preset
         # In a tuple: its weights do not belong to this detector.
         self._frozen = (load_blocks(preset.transformer, preset.num_blocks),)
@@ -84,8 +83,7 @@ class UCAD(Detector):
         places = torch.zeros(0, preset.num_picks, dtype=torch.int64)
         self.register_buffer("memory_place", places)
         self.register_buffer("memory_prompt", torch.zeros(0, *self.prompt.shape))
-        tokens = self._frozen[0].embedded(torch.zeros(1, 3, *2 * (preset.transformer_px,)))
-        self._grid = int(self._frozen[0].features(tokens).shape[1] ** 0.5)
+        self._grid = self._frozen[0].grid(preset.transformer_px)
         sigma = preset.sigma_px * image_size / 224
         to_image = map_matrix(image_size, self._grid, sigma, align_corners=False)
         self.register_buffer("_to_image", to_image, persistent=False)
@@ -234,10 +232,7 @@ class UCAD(Detector):
         return self._frozen[0].embedded(self._pictures(features))
 
     def _pictures(self, features: Sequence[torch.Tensor]) -> torch.Tensor:
-        side = self.preset.transformer_px
-        return F.interpolate(
-            features[0].float(), side, mode="bilinear", antialias=True, align_corners=False
-        )
+        return picture_of(features, self.preset.transformer_px)
 
     @torch.no_grad()
     def _regions_of(self, features: Sequence[torch.Tensor]) -> list[torch.Tensor]:
@@ -256,8 +251,5 @@ class UCAD(Detector):
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         """Let the memory take the size it was saved with."""
-        for name in _MEMORY:
-            saved = state_dict.get(prefix + name)
-            if saved is not None:
-                setattr(self, name, getattr(self, name).new_empty(saved.shape))
+        make_room(self, _MEMORY, state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, *args)

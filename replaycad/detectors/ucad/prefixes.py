@@ -39,9 +39,10 @@ class Blocks:
         self._embed, self._blocks, self._skipped = embed, blocks, skipped
         self.width: int = blocks[0].attn.qkv.in_features
 
-    def __len__(self) -> int:
-        """How many blocks there are."""
-        return len(self._blocks)
+    def grid(self, side: int) -> int:
+        """How many places lie along a side of pictures of so many pixels."""
+        tokens = self.embedded(torch.zeros(1, 3, side, side))
+        return round((tokens.shape[1] - self._skipped) ** 0.5)
 
     @torch.no_grad()
     def embedded(self, pictures: torch.Tensor) -> torch.Tensor:
