@@ -88,8 +88,10 @@ def average_gradients(parameters: Iterable["torch.nn.Parameter"]) -> None:
     known = [one for one in parameters if one.requires_grad]
     for one in known:  # what no rank has used is zero in all of them
         one.grad = torch.zeros_like(one) if one.grad is None else one.grad
-    flat = torch.cat([one.grad.flatten() for one in known if one.grad is not None])
+    gradients = [one.grad for one in known if one.grad is not None]
+    flat = torch.cat([gradient.flatten() for gradient in gradients])
     dist.all_reduce(flat)
     flat /= count
-    for one, part in zip(known, flat.split([one.numel() for one in known]), strict=True):
-        one.grad = part.view_as(one)
+    parts = flat.split([gradient.numel() for gradient in gradients])
+    for gradient, part in zip(gradients, parts, strict=True):
+        gradient.copy_(part.view_as(gradient))  # in its own memory order, which optimisers assume

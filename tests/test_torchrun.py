@@ -58,6 +58,7 @@ own, training = ranks(), preset_for("invad", "mini").training
 join(torch.device("cpu"))
 torch.Tensor.float = torch.Tensor.double
 detector = build_detector("invad", "mini", (8, 12, 16), (4, 8, 16), 32, seed=1).double()
+detector.to(memory_format=torch.channels_last)  # CDAD's lie so, and steps assume it of gradients
 if own.count > 1:
     share(detector)
 optimizers = make_optimizers(detector, training, 0.01)
@@ -70,7 +71,8 @@ for step in range(6):
     average = average_gradients if own.count > 1 else None
     optimize_step(detector, optimizers, mine, training, step / 6, average=average)
 if not own.rank:
-    save_file(detector.state_dict(), sys.argv[1])
+    state = {name: values.contiguous() for name, values in detector.state_dict().items()}
+    save_file(state, sys.argv[1])
 leave()
 """
 

@@ -336,6 +336,16 @@ class _Loop:
             own_keys = [key for key in tensors if key.startswith(start)]
             if id(parameter) in own and own_keys:
                 optimizer.state[parameter] = {
-                    key.removeprefix(start): torch.from_numpy(tensors[key]).to(parameter.device)
+                    key.removeprefix(start): _laid_like(parameter, torch.from_numpy(tensors[key]))
                     for key in own_keys
                 }
+
+
+def _laid_like(parameter: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    """Values on the device, and in the memory order, of a parameter, which a fused step assumes.
+
+    A file keeps them in C order; a parameter may lie with its channels last. Counts have no shape.
+    """
+    if values.shape != parameter.shape:
+        return values.to(parameter.device)
+    return torch.empty_like(parameter, dtype=values.dtype).copy_(values)

@@ -153,6 +153,20 @@ def test_a_first_training_that_was_cut_short_compresses_as_before(encoder, first
         assert np.array_equal(resumed.state[name], values), name
 
 
+def test_a_network_with_its_channels_last_goes_on_as_if_it_had_not_been_cut_short():
+    encoder = load_encoder("mini", levels=DETECTORS["cdad"]["mini"].levels)
+    settings = {"detector": "cdad", "guard": "none", "image_size": 128, "num_steps": 3}
+    whole, checkpoint = trained(encoder, **settings), Kept(stop=2)
+    with pytest.raises(KeyboardInterrupt):
+        trained(encoder, checkpoint=checkpoint, **settings)
+    checkpoint._stop = 0
+
+    resumed = trained(encoder, checkpoint=checkpoint, **settings)
+
+    for name, values in whole.state.items():
+        assert np.array_equal(resumed.state[name], values), name
+
+
 def test_a_detector_of_another_guard_is_refused(encoder, first):
     with pytest.raises(ArtifactError, match="trained with the guard 'iuf', not 'iuf-adam'"):
         trained(encoder, 2, first, guard="iuf-adam")

@@ -151,6 +151,7 @@ class CDAD(Detector):
         trained = {f"{name}.weight" for name in self._layers()}
         for name, parameter in self.named_parameters():
             parameter.requires_grad_(not name.startswith("unet.") or name in trained)
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # a quarter faster
         text = encode_texts(diffusion.tokenizer, diffusion.text_encoder, [""]).detach()
         self.register_buffer("_empty", text, persistent=False)
         noise = torch.randn(1, *diffusion.latent_shape, generator=generator(0, "cdad"))
