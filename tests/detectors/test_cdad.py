@@ -1,10 +1,15 @@
 """CDAD: what is told of a picture and what is not, the ladder of noise, and what is trained."""
 
+from dataclasses import replace
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import nn
 from torch.nn import functional as F
+from transformers import AutoTokenizer, CLIPTextConfig, CLIPTextModel
 
 from replaycad.continual.guard import (
     HOLDS,
@@ -21,8 +26,12 @@ from replaycad.detectors.cdad.spoil import spoilt
 from replaycad.detectors.encoders import images_of, load_encoder
 from replaycad.detectors.optimization import make_optimizers, optimize_step
 from replaycad.detectors.settings import PICTURE
+from replaycad.diffusion.backbones import Diffusion
 from replaycad.errors import ConfigError
 from replaycad.runtime import generator
+from tests.diffusion.published import CLIP, UNETS, VAE
+from tests.full_size import SCHEDULE, random_encoder
+from tests.tiny import write_tokenizer
 
 SIDE = 128
 
@@ -262,3 +271,69 @@ def test_frozen_networks_come_along_and_do_not_move(encoder):
     moved = small(encoder).double()
     assert next(moved._frozen[0].vae.parameters()).dtype == torch.float64
     assert isinstance(moved._frozen[0].vae, nn.Module)
+
+
+def thin_diffusion(folder, first=320):
+    """Stable Diffusion with its first width, its text width and little else."""
+    config = {**UNETS["sd15"], "block_out_channels": [first, 32, 32, 32], "layers_per_block": 1}
+    vae = {**VAE, "block_out_channels": [8] * 4, "layers_per_block": 1, "norm_num_groups": 8}
+    text = {**CLIP, "num_hidden_layers": 1, "intermediate_size": 64}
+    tokenizer = AutoTokenizer.from_pretrained(write_tokenizer(folder / "tokenizer", "clip"))
+    tokenizer.model_max_length = 77
+    torch.manual_seed(0)
+    return Diffusion(
+        vae=AutoencoderKL(**vae).eval().requires_grad_(False),
+        unet=UNet2DConditionModel(**config),
+        text_encoder=CLIPTextModel(CLIPTextConfig(**text)).eval(),
+        tokenizer=tokenizer,
+        scheduler_config=SCHEDULE,
+    )
+
+
+def test_the_full_preset_redraws_256_px_with_a_network_of_sds_shape(monkeypatch, tmp_path):
+    where = "replaycad.detectors.cdad.network"
+    diffusion = thin_diffusion(tmp_path)
+    monkeypatch.setattr(f"{where}.load_backbone", lambda *_: diffusion)
+    monkeypatch.setattr(
+        f"{where}.load_encoder",
+        lambda name, levels: random_encoder(name, levels, torch.device("cpu")),
+    )
+    preset = replace(PRESETS["full"], num_inference_steps=1)
+    own = random_encoder(preset.encoder, preset.levels[1:], torch.device("cpu"))
+    picture = torch.randn(1, 3, 256, 256)
+    channels, strides = (3, *own.channels), (1, *own.strides)
+    detector = CDAD(channels, strides, preset.image_size, preset)
+
+    first = trained(detector, [picture], steps=1, rate=1e-5)
+    maps = detector.anomaly_maps([picture])
+
+    # half of Stable Diffusion's 64 latents along a side, for 256 px are half of its 512
+    assert detector.masked(picture).shape == (1, 320, 32, 32)
+    assert detector._noise.shape == (1, 4, 32, 32)
+    assert own.strides == (4, 8, 16)
+    assert np.isfinite(first).all()
+    assert maps.shape == (1, 256, 256)
+    # "9.64 M, trained from scratch"
+    count = sum(one.numel() for one in detector.masked.parameters())
+    assert count == pytest.approx(9.64e6, abs=5e3)
+    # epsilon is what it predicts
+    assert diffusion.prediction_type == "epsilon"
+
+
+def test_a_unet_of_another_width_is_refused(monkeypatch, tmp_path):
+    diffusion = thin_diffusion(tmp_path, first=32)
+    monkeypatch.setattr("replaycad.detectors.cdad.network.load_backbone", lambda *_: diffusion)
+    preset = replace(PRESETS["full"], encoder="mini", levels=(PICTURE, 1, 2, 3))
+    with pytest.raises(ConfigError, match="begins with 32 channels, and CDAD would tell it 320"):
+        CDAD((3, 24, 48, 96), (1, 4, 8, 16), 256, preset)
+
+
+def test_of_stable_diffusion_258_layers_are_guarded_whose_whole_bases_are_28_gb():
+    # The published count, made from the released program's rule.
+    with torch.device("meta"):
+        unet = UNet2DConditionModel(**UNETS["sd15"])
+    names = CDAD._layers(SimpleNamespace(unet=unet))
+    layers = dict(unet.named_modules())
+    widths = [layers[name.removeprefix("unet.")].weight[0].numel() for name in names]
+    assert len(names) == 258
+    assert 4 * sum(width**2 for width in widths) / 1e9 == pytest.approx(28.0, abs=0.05)

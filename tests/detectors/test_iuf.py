@@ -6,9 +6,10 @@ from torch.nn import functional as F
 
 from replaycad.detectors.encoders import IMAGENET_MEAN, IMAGENET_STD, images_of, load_encoder
 from replaycad.detectors.iuf.network import IUF
-from replaycad.detectors.iuf.preset import IUFPreset
+from replaycad.detectors.iuf.preset import PRESETS, IUFPreset
 from replaycad.detectors.settings import PICTURE
 from replaycad.detectors.tokens import to_tokens
+from replaycad.runtime import generator
 
 
 def small(num_classes=2, is_first=True, **changes):
@@ -198,3 +199,29 @@ def test_second_feed_forward_layers_are_guarded():
     detector = small()
     named = dict(detector.named_modules())
     assert [named[name].weight.shape for name in detector.guarded()] == [(8, 16)] * 4
+
+
+def test_at_full_size_it_has_the_published_numbers_of_parameters():
+    # UniAD's 7.7 M, and 1.39 M that tell objects apart, whatever the side of their pictures
+    channels, strides = (3, 24, 32, 56, 160), (1, 2, 4, 8, 16)
+    for name in ("full", "lite"):
+        detector = IUF(channels, strides, 224, PRESETS[name])
+        detector.begin(1, True)
+        counts = {part: sum(one.numel() for one in network.parameters())
+                  for part, network in detector.named_children()}  # fmt: skip
+        objects = counts.pop("discriminator")
+        assert objects == pytest.approx(1.39e6, abs=5e3)
+        assert sum(counts.values()) == pytest.approx(7.7e6, abs=5e4)
+        assert len(detector.guarded()) == 8
+
+
+def test_lite_learns_of_pictures_of_56_px_at_the_published_sizes():
+    detector = IUF((3, 24, 32, 56, 160), (1, 2, 4, 8, 16), 224, PRESETS["lite"])
+    detector.begin(2, True)  # of one class alone there is nothing to tell apart
+    levels = [torch.randn(1, width, 224 // stride, 224 // stride, generator=generator(0, "lite"))
+              for width, stride in zip((3, 24, 32, 56, 160), (1, 2, 4, 8, 16), strict=True)]
+
+    moved = moved_by(detector.labelled_loss(levels, torch.tensor([0])), detector)
+
+    assert {name.split(".")[0] for name in moved} >= {"encoder", "decoder", "discriminator"}
+    assert detector.anomaly_maps(levels).shape == (1, 224, 224)

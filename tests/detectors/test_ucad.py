@@ -1,6 +1,7 @@
 """UCAD: prompts in the transformer, the loss over regions, memories, and routing of images."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -291,3 +292,26 @@ def test_vectors_are_compared_at_the_published_width(encoder):
     assert detector._wide(vectors).tolist() == [[1.0, 1.5, 3.0, 4.0], [0.0, 0.0, 3.0, 6.0]]
     assert torch.equal(small(encoder)._wide(vectors), vectors)
     assert PRESETS["full"].compared_width == 1024
+
+
+def test_at_full_size_a_class_keeps_the_published_bytes(monkeypatch, tmp_path):
+    torch.manual_seed(0)
+    vit = timm.create_model("vit_base_patch16_224.augreg_in21k", pretrained=False, num_classes=0)
+    file = tmp_path / "vit.safetensors"
+    save_file(vit.state_dict(), file)
+    preset = replace(PRESETS["full"], transformer=f"vit_base_patch16_224:{file}")
+    detector = UCAD((3, 1024, 2048), (1, 16, 32), 224, preset)
+    halves = torch.arange(196) // 98
+    monkeypatch.setattr(detector, "_regions_of", lambda levels: [halves] * len(levels[0]))
+    pictures = [torch.randn(1, 3, 224, 224, generator=generator(0, "pictures"))]
+
+    detector.loss(pictures).backward()
+    detector.fit([pictures], 0, generator(0, "fit"))
+
+    # six blocks of a key and a value of 768: each of them reaches the loss
+    assert detector.prompt.nbytes == 36_864
+    assert detector.prompt.grad.flatten(1).abs().amax(dim=1).min() > 0
+    # and twice 196 vectors of 768; the published 1,024 numbers of each are made of these
+    kept = (detector.memory_key, detector.memory_knowledge, detector.memory_prompt)
+    assert sum(one.nbytes for one in kept) == 2 * 196 * 768 * 4 + 36_864
+    assert detector.anomaly_maps(pictures).shape == (1, 224, 224)

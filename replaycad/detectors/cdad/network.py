@@ -29,6 +29,7 @@ from replaycad.detectors.tokens import neighbours, to_maps, to_tokens
 from replaycad.diffusion.backbones import SCHEDULE, load_backbone
 from replaycad.diffusion.cell_unet import CellUNet
 from replaycad.diffusion.prompts import encode_texts
+from replaycad.errors import ConfigError
 from replaycad.runtime import generator
 
 _TIME = ("time_embedding", "time_emb_proj")
@@ -122,7 +123,7 @@ class CDAD(Detector):
         preset: structure.
 
     Raises:
-        ConfigError: if the picture is not among the levels, or no window leaves a place to see.
+        ConfigError: if the picture is not among the levels, or the U-Net is of another width.
         WeightsError: if the backbone or the encoder is not there.
     """
 
@@ -147,14 +148,23 @@ class CDAD(Detector):
         # In a tuple: neither their weights nor their names belong to this detector.
         self._frozen = (diffusion, encoder)
         self.unet = diffusion.unet
-        self.masked = MaskedNetwork(preset, diffusion.latent_size)
+        self._side = preset.picture_px or diffusion.image_size
+        size = diffusion.latent_size * self._side // diffusion.image_size
+        self.masked = MaskedNetwork(preset, size)
+        if self._first().out_channels != preset.widths[-1]:
+            raise ConfigError(
+                f"the U-Net of '{preset.backbone}' begins with {self._first().out_channels} "
+                f"channels, and CDAD would tell it {preset.widths[-1]}",
+                "use the published sd15, or preset=standard",
+            )
         trained = {f"{name}.weight" for name in self._layers()}
         for name, parameter in self.named_parameters():
             parameter.requires_grad_(not name.startswith("unet.") or name in trained)
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # a quarter faster
         text = encode_texts(diffusion.tokenizer, diffusion.text_encoder, [""]).detach()
         self.register_buffer("_empty", text, persistent=False)
-        noise = torch.randn(1, *diffusion.latent_shape, generator=generator(0, "cdad"))
+        shape = diffusion.latent_channels, size, size
+        noise = torch.randn(1, *shape, generator=generator(0, "cdad"))
         self.register_buffer("_noise", noise, persistent=False)
         sigma = preset.sigma_px * image_size / 256
         for number, stride in enumerate(encoder.strides):
@@ -263,17 +273,21 @@ class CDAD(Detector):
         self, noisy: torch.Tensor, timesteps: torch.Tensor, told: torch.Tensor
     ) -> torch.Tensor:
         """The U-Net's prediction; what it is told is added behind its first convolution."""
-        first = self.unet.unet.conv_in if isinstance(self.unet, CellUNet) else self.unet.conv_in
-        handle = first.register_forward_hook(lambda _, __, output: output + told)
+        handle = self._first().register_forward_hook(lambda _, __, output: output + told)
         try:
             states = self._empty.expand(len(noisy), -1, -1)
             return self.unet(noisy, timesteps, states).sample
         finally:
             handle.remove()
 
+    def _first(self) -> nn.Conv2d:
+        """The U-Net's first convolution."""
+        whole = self.unet.unet if isinstance(self.unet, CellUNet) else self.unet
+        return whole.conv_in
+
     def _pictures(self, features: Sequence[torch.Tensor]) -> torch.Tensor:
-        """The pictures at the backbone's size, `[B, 3, S, S]`, normalised."""
-        return picture_of(features, self._frozen[0].image_size)
+        """The pictures at the size that they are redrawn in, `[B, 3, S, S]`, normalised."""
+        return picture_of(features, self._side)
 
     @torch.no_grad()
     def _latents(self, pictures: torch.Tensor) -> torch.Tensor:

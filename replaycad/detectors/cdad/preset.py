@@ -16,6 +16,7 @@ class CDADPreset(Preset):
     """Structure of CDAD. Of its levels it reads the picture; the others tell classes apart.
 
     Attributes:
+        picture_px: side of the pictures that are redrawn; 0 for the backbone's own.
         widths: of the convolutions that see the picture; the last is that of the U-Net's first.
         strides: of these convolutions.
         num_layers: of attention among what they give.
@@ -31,6 +32,7 @@ class CDADPreset(Preset):
 
     levels: tuple[int, ...] = (PICTURE, 1, 2, 3)
     backbone: str = "mini"
+    picture_px: int = 0
     widths: tuple[int, ...] = (16, 16, 32, 32, 48, 48, 64, 64)
     strides: tuple[int, ...] = (1, 1, 2, 1, 2, 1, 2, 1)
     num_layers: int = 2
@@ -68,6 +70,7 @@ PRESETS: dict[str, Preset] = {
         levels=(PICTURE, 1, 2, 3),
         image_size=256,
         backbone="sd15",
+        picture_px=256,
         widths=(16, 16, 32, 32, 96, 96, 256, 320),
         num_layers=8,
         num_heads=8,
