@@ -13,6 +13,7 @@ from replaycad.artifacts.store import Store
 from replaycad.config.stages import STAGE_VERSIONS, TrainConfig
 from replaycad.detectors.patchcore.preset import PRESETS, PatchCorePreset
 from replaycad.detectors.registry import preset_for
+from replaycad.detectors.settings import PICTURE
 from replaycad.engine.staleness import digest_of
 from replaycad.errors import ArtifactError
 from replaycad.progress import Report, silent
@@ -35,7 +36,7 @@ def bank_preset(train: TrainConfig) -> PatchCorePreset:
     assert isinstance(judging, PatchCorePreset)
     if isinstance(own, PatchCorePreset):
         return own
-    return replace(judging, levels=own.levels)
+    return replace(judging, levels=tuple(level for level in own.levels if level != PICTURE))
 
 
 def bank_digest(weights: Mapping[str, str], levels: Sequence[int], image_size: int) -> str:

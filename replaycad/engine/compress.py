@@ -134,10 +134,8 @@ class CompressStage(Stage):
         return bank_preset(self._train)
 
     def _encoder(self) -> "Encoder":
-        """The detector's, with the levels that it reads."""
-        return self._builder.models.encoder(
-            self.config.encoder, self._train.detector, self._train.preset
-        )
+        """The detector's, with the levels that a memory bank reads."""
+        return self._builder.models.encoder(self.config.encoder, self._preset.levels)
 
     def _tell_next(self, form: str) -> None:
         """Name the command that follows: features are not drawn from."""

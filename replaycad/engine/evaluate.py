@@ -10,7 +10,7 @@ from replaycad.artifacts.scores import mirror_in_json
 from replaycad.config.stages import EvalConfig, TrainConfig
 from replaycad.data.layouts import test_samples
 from replaycad.data.views import view_of
-from replaycad.detectors.registry import resolve_defaults
+from replaycad.detectors.registry import preset_for, resolve_defaults
 from replaycad.engine.builder import Builder, Stage
 from replaycad.engine.staleness import Plan, check_same_encoder
 from replaycad.engine.views import told
@@ -77,9 +77,8 @@ class EvalStage(Stage):
 
         self._builder.tell_reading(self._samples)
         trained = DetectorArtifact.load(self._builder.store.path("detectors", self.name))
-        encoder = self._builder.models.encoder(
-            self.config.encoder, trained.detector, trained.preset
-        )
+        levels = preset_for(trained.detector, trained.preset).levels
+        encoder = self._builder.models.encoder(self.config.encoder, levels)
         header = plan.header(list(self._samples))
         scores = evaluate(
             self._samples, trained, encoder, self.config, header, self._builder.report

@@ -229,8 +229,7 @@ class GrowStage(Stage):
         }
 
     def _encoder(self) -> "Encoder":
-        train = self._train
-        return self._builder.models.encoder(self.config.encoder, train.detector, train.preset)
+        return self._builder.models.encoder(self.config.encoder, bank_preset(self._train).levels)
 
     def _with_limits(
         self, before: ConditionsArtifact, grown: ConditionsArtifact, samples: Sequence[Sample],

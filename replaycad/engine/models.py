@@ -68,12 +68,10 @@ class Models:
             lambda name, device: load_backbone(name, device, dtype, is_compiled),
         )  # fmt: skip
 
-    def encoder(self, name: str, detector: str, preset: str) -> "Encoder":
-        """The encoder of this name, with the levels that a detector reads."""
+    def encoder(self, name: str, levels: tuple[int, ...]) -> "Encoder":
+        """The encoder of this name, with the levels that a preset reads."""
         from replaycad.detectors.encoders import load_encoder
-        from replaycad.detectors.registry import preset_for
 
-        levels = preset_for(detector, preset).levels
         return self.load(
             f"encoder {levels}", name, lambda name, device: load_encoder(name, device, levels)
         )

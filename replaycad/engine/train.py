@@ -148,7 +148,9 @@ class TrainStage(Stage):
         views = self._seen(sources, known, init)
         views |= {one.class_name: stored_view(one.header).as_dict() for one in kept}
         header = {**plan.header(known), "views": views}
-        encoder = builder.models.encoder(config.encoder, config.detector, config.preset)
+        encoder = builder.models.encoder(
+            config.encoder, preset_for(config.detector, config.preset).levels
+        )
         is_first = ranks().rank == 0
         checkpoint = builder.checkpoint(plan) if is_first else _ReadOnly(
             builder.store.partial(plan.kind, plan.name, plan.key), plan.key)  # fmt: skip

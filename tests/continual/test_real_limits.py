@@ -163,7 +163,7 @@ def test_scores_are_stretched_to_the_limits_that_are_wanted():
     assert found.moved(wanted).image_scores[0] == pytest.approx(0), "50 below are 500 below"
 
 
-@pytest.mark.parametrize("detector", ["patchcore", "ucad", "invad"])
+@pytest.mark.parametrize("detector", ["patchcore", "ucad", "invad", "cdad"])
 def test_what_a_class_looks_like_travels_to_what_tells_its_images_apart(
     run, models, tmp_path, monkeypatch, detector
 ):
