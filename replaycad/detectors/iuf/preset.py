@@ -37,9 +37,9 @@ class IUFPreset(UniADPreset):
 
 _ADAMW = OptimizerSettings(learning_rate=1e-4, kind="adamw", weight_decay=1e-4)
 # The program's rate, whatever its settings. Of 0.1, 0.3 and 1.0 it is the best here too: after
-# three procedural classes outside any training the newest have image AUROC 46, 47, 49 and pixel AP 3.5,
-# 3.6, 3.7, the past ones 61, 61, 60 and 24, 21, 21; three others by 0.1 and 1.0 77, 86 and 30, 34,
-# the past ones 64, 66 and 6, 6. AdamW's 1e-3 beats 1e-4 likewise: 56, 86 against 45, 83.
+# three procedural classes outside any training the newest have image AUROC 46, 47, 49 and pixel AP
+# 3.5, 3.6, 3.7, the past ones 61, 61, 60 and 24, 21, 21. After three others, by 0.1 and 1.0, the
+# newest have 77, 86 and 30, 34, the past ones 64, 66 and 6, 6. AdamW's 1e-3 beats 1e-4 likewise.
 _SGD = OptimizerSettings(learning_rate=1.0, kind="sgd")
 
 # Deviation: at full size steps stand for epochs, whose number suited fourteen classes at once.
