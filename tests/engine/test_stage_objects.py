@@ -12,10 +12,11 @@ from replaycad.artifacts.checkpoints import Checkpoint
 from replaycad.artifacts.conditions import ConditionsArtifact
 from replaycad.artifacts.masks import MasksArtifact
 from replaycad.artifacts.replays import ReplaysWriter
-from replaycad.config.stages import CompressConfig, ReplayConfig
+from replaycad.config.stages import CompressConfig, ReplayConfig, TrainConfig
 from replaycad.continual import coverage
 from replaycad.continual.kept import Kept
 from replaycad.diffusion import aligner as aligners
+from replaycad.engine.banks import bank_preset
 from replaycad.engine.builder import Builder
 from replaycad.engine.compress import CompressStage
 from replaycad.engine.models import Models
@@ -64,19 +65,19 @@ def test_a_model_is_loaded_anew_for_another_kind_and_another_name_and_only_then(
     assert of("segmenter", "mini") == "mini on cpu, number 4"
 
 
-def test_an_encoder_is_asked_for_the_levels_of_its_detector(frozen, monkeypatch):
+def test_an_encoder_is_loaded_anew_for_other_levels(frozen, monkeypatch):
     monkeypatch.setattr(
         "replaycad.detectors.encoders.load_encoder", lambda name, _device, levels: (name, levels)
     )
-    levels = {"invad": (1, 2, 3), "patchcore": (2, 3)}
-    monkeypatch.setattr(
-        "replaycad.detectors.registry.preset_for",
-        lambda detector, _preset: SimpleNamespace(levels=levels[detector]),
-    )
 
-    found = [frozen.encoder("mini", one, "mini") for one in ("invad", "patchcore", "invad")]
+    found = [frozen.encoder("mini", levels) for levels in ((1, 2, 3), (2, 3), (1, 2, 3))]
 
     assert found == [("mini", (1, 2, 3)), ("mini", (2, 3)), ("mini", (1, 2, 3))]
+
+
+def test_what_is_kept_is_judged_by_the_levels_of_its_detector_but_the_picture():
+    for detector, levels in (("invad", (1, 2, 3)), ("patchcore", (2, 3)), ("cdad", (1, 2, 3))):
+        assert bank_preset(TrainConfig(detector=detector, preset="mini")).levels == levels
 
 
 def test_a_backbone_is_loaded_anew_for_another_precision(frozen, monkeypatch):
