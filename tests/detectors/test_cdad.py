@@ -316,8 +316,6 @@ def test_the_full_preset_redraws_256_px_with_a_network_of_sds_shape(monkeypatch,
     # "9.64 M, trained from scratch"
     count = sum(one.numel() for one in detector.masked.parameters())
     assert count == pytest.approx(9.64e6, abs=5e3)
-    # epsilon is what it predicts
-    assert diffusion.prediction_type == "epsilon"
 
 
 def test_a_unet_of_another_width_is_refused(monkeypatch, tmp_path):

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from diffusers import DDIMScheduler
+from diffusers import DDIMScheduler, UNet2DConditionModel
 from torch import nn
 from torch.nn import functional as F
 
@@ -33,6 +33,11 @@ from replaycad.errors import ConfigError
 from replaycad.runtime import generator
 
 _TIME = ("time_embedding", "time_emb_proj")
+
+
+def inner(unet: UNet2DConditionModel | CellUNet) -> UNet2DConditionModel:
+    """The U-Net within the one that reads tokens as places; any other is its own."""
+    return unet.unet if isinstance(unet, CellUNet) else unet
 
 
 def sine_places(size: int, width: int) -> torch.Tensor:
@@ -151,10 +156,11 @@ class CDAD(Detector):
         self._side = preset.picture_px or diffusion.image_size
         size = diffusion.latent_size * self._side // diffusion.image_size
         self.masked = MaskedNetwork(preset, size)
-        if self._first().out_channels != preset.widths[-1]:
+        first = inner(self.unet).conv_in.out_channels
+        if first != preset.widths[-1]:
             raise ConfigError(
-                f"the U-Net of '{preset.backbone}' begins with {self._first().out_channels} "
-                f"channels, and CDAD would tell it {preset.widths[-1]}",
+                f"the U-Net of '{preset.backbone}' begins with {first} channels, and CDAD would "
+                f"tell it {preset.widths[-1]}",
                 "use the published sd15, or preset=standard",
             )
         trained = {f"{name}.weight" for name in self._layers()}
@@ -193,10 +199,9 @@ class CDAD(Detector):
 
     def _layers(self) -> list[str]:
         """The U-Net's linear layers and convolutions but those that tell it the time."""
-        whole = self.unet
-        inner, start = (whole.unet, "unet.unet") if isinstance(whole, CellUNet) else (whole, "unet")
+        start = "unet.unet" if isinstance(self.unet, CellUNet) else "unet"
         return [
-            f"{start}.{name}" for name, one in inner.named_modules()
+            f"{start}.{name}" for name, one in inner(self.unet).named_modules()
             if isinstance(one, nn.Linear | nn.Conv2d) and not any(part in name for part in _TIME)
         ]  # fmt: skip
 
@@ -273,17 +278,13 @@ class CDAD(Detector):
         self, noisy: torch.Tensor, timesteps: torch.Tensor, told: torch.Tensor
     ) -> torch.Tensor:
         """The U-Net's prediction; what it is told is added behind its first convolution."""
-        handle = self._first().register_forward_hook(lambda _, __, output: output + told)
+        first = inner(self.unet).conv_in
+        handle = first.register_forward_hook(lambda _, __, output: output + told)
         try:
             states = self._empty.expand(len(noisy), -1, -1)
             return self.unet(noisy, timesteps, states).sample
         finally:
             handle.remove()
-
-    def _first(self) -> nn.Conv2d:
-        """The U-Net's first convolution."""
-        whole = self.unet.unet if isinstance(self.unet, CellUNet) else self.unet
-        return whole.conv_in
 
     def _pictures(self, features: Sequence[torch.Tensor]) -> torch.Tensor:
         """The pictures at the size that they are redrawn in, `[B, 3, S, S]`, normalised."""
