@@ -41,8 +41,8 @@ _ADAMW = OptimizerSettings(learning_rate=1e-4, kind="adamw", weight_decay=1e-4)
 # learns most, and costs the past as much or a little more: after three procedural classes outside
 # any training the newest have image AUROC 46, 47, 49 and pixel AP 3.5, 3.6, 3.7, the past ones 61,
 # 61, 60 and 24, 21, 21. After three others, by 0.1, 1.0, 3.0 and 10, the newest have 77, 86, 87, 87
-# and 30, 34, 37, 41, the past ones 64, 66, 63, 60 and 6, 6, 7, 6: beyond 1.0 more is
-# learned, and no more is kept (one seed each). Of AdamW's 1e-3 and 1e-4 the former learns more likewise.
+# and 30, 34, 37, 41, the past ones 64, 66, 63, 60 and 6, 6, 7, 6: beyond 1.0 more is learned, and
+# no more is kept (one seed each). Of AdamW's 1e-3 and 1e-4 the former learns more likewise.
 _SGD = OptimizerSettings(learning_rate=1.0, kind="sgd")
 
 # Deviation: at full size steps stand for epochs, whose number suited fourteen classes at once.
