@@ -90,8 +90,23 @@ def test_convolutions_and_linear_layers_are_trained_but_no_time_norm_or_bias_of_
     assert {name for name in named if name.startswith("masked.")} <= trained_ones
     layers = guarded_layers(detector)
     assert {f"{name}.weight" for name in layers} >= of_unet
-    assert sum(named[name].numel() for name in trained_ones) == 4_003_018
+    assert sum(named[name].numel() for name in trained_ones) == 4_159_690
     assert not [name for name in detector.state_dict() if "vae" in name or "encoder" in name]
+
+
+def test_the_guess_of_the_unet_is_trained_and_what_reads_tokens_is_given_none(encoder):
+    detector = small(encoder)
+    pyramid = features(encoder)
+    readers = (detector.unet.cells.weight, detector.unet.places.weight)
+    for weight in readers:
+        weight.requires_grad_()
+
+    detector.loss(pyramid).backward()
+
+    guess = {name: detector.get_parameter(f"unet.guess.{name}.weight") for name in (0, 2)}
+    assert all(one.grad.norm() > 0 for one in guess.values())
+    assert {"unet.guess.0", "unet.guess.2"} <= guarded_layers(detector).keys()
+    assert not any(weight.grad.any() for weight in readers)
 
 
 def test_a_guarded_step_leaves_what_layers_of_the_real_unet_give_for_old_inputs(encoder, learned):
