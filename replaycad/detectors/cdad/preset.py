@@ -52,14 +52,14 @@ _MINI = CDADPreset(
     training=TrainingSettings(
         optimizers=(_ADAMW,), num_steps=600, grad_clip=0.0, schedule="constant"
     ),
-    # As published all classes have one rate. Three procedural classes outside any training (one
-    # seed), image AUROC / pixel AP of the newest and of the past ones: 81.9 / 46.6 and 70.8 / 40.4
-    # by 1e-3. While the guess was not trained: 79.1 / 47.6 and 64.4 / 31.3 by 1e-3, 79.2 / 45.9 and
-    # 63.2 / 26.0 by 3e-4, 77.6 / 45.3 and 65.1 / 28.1 by 1e-3 at first and then 3e-4. After a first
-    # class by 3e-4, later ones by 1e-4 are learned less (72.9 / 34.7 and 58.5 / 16.0), or as well:
-    # three others 40.8 / 3.1 and 69.3 / 28.4, by 3e-4 40.3 / 3.2 and 69.2 / 28.5.
+    # Three procedural classes outside any training (one seed), image AUROC / pixel AP of the newest
+    # and of the past ones: by 3e-4 83.7 / 48.8 and 83.2 / 46.9, by 1e-3 81.9 / 46.6 and
+    # 70.8 / 40.4. Before the guess was trained, 1e-3 gave 79.1 / 47.6 and 64.4 / 31.3, 3e-4
+    # 77.6 / 45.3 and 65.1 / 28.1, and 3e-4 for all classes 79.2 / 45.9 and 63.2 / 26.0.
+    # Deviation: later classes of CDAD have a third of the first one's rate; published, the same.
     later=TrainingSettings(
-        optimizers=(_ADAMW,), num_steps=300, grad_clip=0.0, schedule="constant"
+        optimizers=(replace(_ADAMW, learning_rate=3e-4),),
+        num_steps=300, grad_clip=0.0, schedule="constant",
     ),
 )  # fmt: skip
 
