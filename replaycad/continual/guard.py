@@ -10,7 +10,7 @@ gives them. Matrices are sums over images of outer products, so they grow with n
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from types import MappingProxyType
@@ -26,6 +26,7 @@ from replaycad.detectors.interface import Detector
 Tensors = dict[str, torch.Tensor]
 Layer = nn.Linear | nn.Conv2d
 Side = Literal["input", "output"]
+MOMENT_BYTES = 8 << 30  # of the matrices that are summed up in one pass over the images
 Correction = Callable[[torch.Tensor], torch.Tensor]
 
 
@@ -260,7 +261,8 @@ def remembered(
 
     Args:
         detector: trained.
-        pyramids: of normal images of the classes just learned.
+        pyramids: of normal images of the classes just learned; they are gone through once for each
+            of the groups that `in_groups` makes of the layers.
         hold: key of `HOLDS`.
         before: what was remembered before.
 
@@ -268,23 +270,42 @@ def remembered(
         by layer, on the output side moments `[out, out]` float32, on the input side bases
         `[in, r]` float16.
     """
-    own, layers = HOLDS[hold], guarded_layers(detector)
+    own, found = HOLDS[hold], Tensors()
     if own.what == "nothing":
-        return {}
-    if own.as_released:
-        singles = ([level[row : row + 1] for level in one] for one in pyramids
-                   for row in range(len(one[0])))  # fmt: skip
-        images = (moments(detector, layers, [single], own.side) for single in singles)
-        return released_bases(images, before, own.energy)
-    found = moments(detector, layers, pyramids, own.side)
-    before = {name: matrix.to(found[name].device) for name, matrix in before.items()}
-    if own.side == "output":
-        return {
-            name: (moment + before[name].double() if name in before else moment).float()
-            for name, moment in found.items()
-        }
-    none = {name: moment.new_zeros(len(moment), 0).half() for name, moment in found.items()}
-    return {
-        name: extended(before.get(name, none[name]), moment, own.energy)
-        for name, moment in found.items()
-    }
+        return found
+    for layers in in_groups(guarded_layers(detector), own.side):
+        some = {name: before[name] for name in layers if name in before}
+        if own.as_released:
+            singles = ([level[row : row + 1] for level in one] for one in pyramids
+                       for row in range(len(one[0])))  # fmt: skip
+            images = (moments(detector, layers, [single], own.side) for single in singles)
+            found |= released_bases(images, some, own.energy)
+        else:
+            summed = moments(detector, layers, pyramids, own.side)
+            found |= {name: _added(summed.pop(name), some.get(name), own) for name in layers}
+    return found
+
+
+def in_groups(layers: Mapping[str, Layer], side: Side) -> Iterator[dict[str, Layer]]:
+    """Layers by name, as many at once as have moments of `MOMENT_BYTES` together, or one alone.
+
+    Those of the full-size U-Net take 56 GB.
+    """
+    group, total = dict[str, Layer](), 0
+    for name, layer in layers.items():
+        wide = layer.weight[0].numel() if side == "input" else len(layer.weight)
+        if group and total + 8 * wide**2 > MOMENT_BYTES:
+            yield group
+            group, total = {}, 0
+        group[name] = layer
+        total += 8 * wide**2
+    yield group
+
+
+def _added(moment: torch.Tensor, before: torch.Tensor | None, hold: Hold) -> torch.Tensor:
+    """A class's moment beside what was remembered of the layer."""
+    before = None if before is None else before.to(moment.device)
+    if hold.side == "output":
+        return (moment if before is None else moment + before.double()).float()
+    none = moment.new_zeros(len(moment), 0).half()
+    return extended(none if before is None else before, moment, hold.energy)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -61,12 +62,12 @@ class Protection:
         importances, matrices, config = self._importances, self._matrices, self._config
         if config.penalty != "none":
             device = next(detector.parameters()).device
-            some = _some(features, mixture, IMPORTANCE_IMAGES, config)
+            some = _Some(features, mixture, IMPORTANCE_IMAGES, config.batch_size)
             with global_stream(device, seed, "importances", 0):
                 found = normalized(IMPORTANCES[config.penalty](detector, some))
             importances = added(found, importances) if importances else found
         if config.guard != "none":
-            some = _some(features, mixture, HOLDS[config.guard].num_images, config)
+            some = _Some(features, mixture, HOLDS[config.guard].num_images, config.batch_size)
             matrices = remembered(detector, some, config.guard, matrices)
         return _arrays(importances), _arrays(matrices)
 
@@ -98,12 +99,18 @@ def _kept(
     return {name: torch.from_numpy(values).to(device) for name, values in kept.items()}
 
 
-def _some(
-    features: FeatureCache, mixture: Mixture, count: int, config: TrainConfig
-) -> Iterator[list[torch.Tensor]]:
-    """Pyramids of images evenly spaced in a mixture, so many of them or all for 0."""
-    rows = evenly_spaced(len(mixture), count or len(mixture))
-    return map(features, np.array_split(rows, math.ceil(len(rows) / config.batch_size)))
+@dataclass(frozen=True)
+class _Some:
+    """Pyramids of images evenly spaced in a mixture, so many of them or all for 0; read anew."""
+
+    features: FeatureCache
+    mixture: Mixture
+    count: int
+    batch_size: int
+
+    def __iter__(self) -> Iterator[list[torch.Tensor]]:
+        rows = evenly_spaced(len(self.mixture), self.count or len(self.mixture))
+        return map(self.features, np.array_split(rows, math.ceil(len(rows) / self.batch_size)))
 
 
 def _arrays(tensors: dict[str, torch.Tensor]) -> Arrays:

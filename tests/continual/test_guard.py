@@ -7,10 +7,12 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from replaycad.continual import guard as guards
 from replaycad.continual.guard import (
     Guard,
     Hold,
     extended,
+    in_groups,
     inputs_of,
     moments,
     orthonormal,
@@ -314,3 +316,30 @@ def test_what_is_remembered_grows_by_class_and_not_by_image():
     second = remembered(detector, [pyramid(1)], "iuf", {})
     assert torch.allclose(both["last"], first["last"] + second["last"], rtol=1e-5)
     assert remembered(detector, [pyramid(0)], "iuf-noproject", {}) == {}
+
+
+def test_layers_are_gone_through_in_groups_whose_moments_fit_together(monkeypatch):
+    # float64 matrices of what is given: 12 x 12 and 8 x 8, 1,152 and 512 bytes
+    layers = layers_of(Layers())
+    for fits, wanted in {
+        1664: [["first", "last"]], 1663: [["first"], ["last"]], 1: [["first"], ["last"]]
+    }.items():  # fmt: skip
+        monkeypatch.setattr(guards, "MOMENT_BYTES", fits)
+        assert [list(group) for group in in_groups(layers, "input")] == wanted
+    # of what they give out: 8 x 8 and 6 x 6, 512 and 288 bytes
+    monkeypatch.setattr(guards, "MOMENT_BYTES", 800)
+    assert [list(group) for group in in_groups(layers, "output")] == [["first", "last"]]
+
+
+@pytest.mark.parametrize("name", ["iuf", "cdad", "cdad-released"])
+def test_groups_of_layers_remember_what_all_at_once_do(name, monkeypatch):
+    detector, images = Layers(), [pyramid(1), pyramid(2)]
+    before = remembered(detector, [pyramid(0)], name, {})
+    whole = remembered(detector, images, name, before)
+    monkeypatch.setattr(guards, "MOMENT_BYTES", 1)
+
+    parts = remembered(detector, images, name, before)
+
+    assert set(parts) == set(whole) == {"first", "last"}
+    for layer, matrix in whole.items():
+        assert torch.equal(parts[layer], matrix)

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from replaycad.config.stages import TrainConfig
+from replaycad.continual import guard as guards
 from replaycad.continual.guard import output_projection
 from replaycad.data.mixture import Mixture, Source
 from replaycad.detectors.encoders import load_encoder
@@ -104,6 +105,15 @@ def test_a_class_leaves_a_matrix_of_each_layer_and_the_next_adds_to_it(encoder, 
         assert np.trace(second.guard[name]) > np.trace(moment)
     assert trained(encoder, guard="none").guard == {}
     assert trained(encoder, guard="iuf-noproject").guard == {}
+
+
+def test_a_class_leaves_the_same_whether_its_layers_fit_together_or_one_by_one(
+    encoder, first, monkeypatch
+):
+    monkeypatch.setattr(guards, "MOMENT_BYTES", 1)
+    again = trained(encoder)
+    for name, moment in first.guard.items():
+        assert np.array_equal(again.guard[name], moment)
 
 
 def test_steps_of_a_later_class_are_held(encoder, first):
