@@ -53,10 +53,9 @@ _MINI = CDADPreset(
         optimizers=(_ADAMW,), num_steps=600, grad_clip=0.0, schedule="constant"
     ),
     # Three procedural classes outside any training (one seed), image AUROC / pixel AP of the newest
-    # and of the past ones: by 3e-4 83.7 / 48.8 and 83.2 / 46.9, by 1e-3 81.9 / 46.6 and
-    # 70.8 / 40.4. Before the guess was trained, 1e-3 gave 79.1 / 47.6 and 64.4 / 31.3, 3e-4
-    # 77.6 / 45.3 and 65.1 / 28.1, and 3e-4 for all classes 79.2 / 45.9 and 63.2 / 26.0.
-    # Three others: 1e-3 47.6 / 3.5 and 64.7 / 27.1; before, 3e-4 for all 40.3 / 3.2, 69.2 / 28.5.
+    # and of the past ones: by 1e-4 80.5 / 47.8 and 77.1 / 47.0, by 3e-4 83.7 / 48.8 and
+    # 83.2 / 46.9, by 1e-3 81.9 / 46.6 and 70.8 / 40.4. Three others: 44.8 / 3.3 and 66.3 / 29.7,
+    # 48.1 / 3.3 and 64.1 / 28.4, 47.6 / 3.5 and 64.7 / 27.1.
     # Deviation: later classes of CDAD have a third of the first one's rate; published, the same.
     later=TrainingSettings(
         optimizers=(replace(_ADAMW, learning_rate=3e-4),),
