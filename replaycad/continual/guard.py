@@ -26,8 +26,9 @@ from replaycad.detectors.interface import Detector
 Tensors = dict[str, torch.Tensor]
 Layer = nn.Linear | nn.Conv2d
 Side = Literal["input", "output"]
-MOMENT_BYTES = 8 << 30  # of the matrices that are summed up in one pass over the images
 Correction = Callable[[torch.Tensor], torch.Tensor]
+
+MOMENT_BYTES = 8 << 30  # of the matrices that are summed up in one pass over the images
 
 
 @dataclass(frozen=True, kw_only=True)
