@@ -62,12 +62,17 @@ HOLDS: Mapping[str, Hold] = MappingProxyType(
         "iuf-adam": Hold(side="output", pull=0.05),
         "iuf-nopull": Hold(side="output"),
         "iuf-noproject": Hold(side="output", what="nothing", pull=0.05),
+        "iuf-plain": Hold(side="output", what="nothing"),
         "cdad": _CDAD,
         "cdad-gradient": replace(_CDAD, what="gradient"),
         "cdad-released": replace(_CDAD, what="gradient", as_released=True),
+        "cdad-plain": Hold(side="input", what="nothing"),
     }
 )
-"""By the name in `TrainConfig.guard`, which begins with the detector that it belongs to."""
+"""By the name in `TrainConfig.guard`, which begins with the detector that it belongs to.
+
+`iuf-adam` holds as `iuf` does; its optimiser is another: `detectors.registry.FIRST_OPTIMIZER`.
+"""
 
 
 def guarded_layers(detector: Detector) -> dict[str, Layer]:
@@ -138,13 +143,19 @@ def output_projection(moment: torch.Tensor) -> torch.Tensor:
     V are its eigenvectors, the leading one first, and w_i = ln i / ln out: of the leading one
     nothing, of the last all (IUF; its program, whose paper has a factor before the logarithm). In
     directions that no image ever had w is 1; there the program stops with an error.
+
+    Outputs lie far from zero, so the first eigenvalue is that of their mean, and those of what
+    varies are 1e-5 to 1e-13 of it. Hence float64 throughout, and 1 only below its rounding.
+
+    Args:
+        moment: float64.
     """
     values, vectors = torch.linalg.eigh(moment.double())
     values, vectors = values.flip(0), vectors.flip(1)
     many = len(values)
     weights = torch.arange(1, many + 1, dtype=torch.float64).log() / math.log(max(many, 2))
     weights = weights.to(values.device)
-    weights[values <= values[0].clamp_min(0) * many * torch.finfo(torch.float32).eps] = 1.0
+    weights[values <= values[0].clamp_min(0) * many * torch.finfo(torch.float64).eps] = 1.0
     return (vectors * weights @ vectors.T).float()
 
 
@@ -258,7 +269,7 @@ def weighed_outputs(step: torch.Tensor, projection: torch.Tensor) -> torch.Tenso
 def remembered(
     detector: Detector, pyramids: Iterable[Sequence[torch.Tensor]], hold: str, before: Tensors
 ) -> Tensors:
-    """What the next class needs to hold its steps: moments of all classes so far, float32.
+    """What the next class needs to hold its steps: of all classes so far.
 
     Args:
         detector: trained.
@@ -268,7 +279,7 @@ def remembered(
         before: what was remembered before.
 
     Returns:
-        by layer, on the output side moments `[out, out]` float32, on the input side bases
+        by layer, on the output side moments `[out, out]` float64, on the input side bases
         `[in, r]` float16.
     """
     own, found = HOLDS[hold], Tensors()
@@ -307,6 +318,6 @@ def _added(moment: torch.Tensor, before: torch.Tensor | None, hold: Hold) -> tor
     """A class's moment beside what was remembered of the layer."""
     before = None if before is None else before.to(moment.device)
     if hold.side == "output":
-        return (moment if before is None else moment + before.double()).float()
+        return moment if before is None else moment + before
     none = moment.new_zeros(len(moment), 0).half()
     return extended(none if before is None else before, moment, hold.energy)

@@ -77,7 +77,17 @@ def normalized(importances: Tensors) -> Tensors:
 
 def added(importances: Tensors, other: Tensors) -> Tensors:
     """Importances of several steps, which count alike (online EWC with a decay of 1)."""
-    return {name: values + other[name] for name, values in importances.items()}
+    return {name: values + as_large(other[name], values) for name, values in importances.items()}
+
+
+def as_large(values: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    """Importances `[n, ...]` with zeros for what the parameter `[m, ...]` has grown by since.
+
+    A head that has a row for each class grows; nothing of the past needs the new rows.
+    """
+    whole = torch.zeros_like(other)
+    whole[tuple(slice(size) for size in values.shape)] = values.to(whole)
+    return whole
 
 
 class Penalty:
@@ -93,7 +103,7 @@ class Penalty:
         named = dict(detector.named_parameters())
         self._weight = weight
         self._held = [
-            (named[name], named[name].detach().clone(), values.to(named[name]))
+            (named[name], named[name].detach().clone(), as_large(values, named[name].detach()))
             for name, values in importances.items()
         ]
 

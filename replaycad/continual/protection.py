@@ -42,8 +42,8 @@ class Protection:
     ) -> None:
         _check_fits(config)
         self._config = config
-        self._importances = _kept(init, config, "penalty", detector)
-        self._matrices = _kept(init, config, "guard", detector)
+        self._importances = _kept(init, config, "penalty")
+        self._matrices = _kept(init, config, "guard")
         self._penalty: Penalty | None = None
         if self._importances:
             self._penalty = Penalty(detector, self._importances, config.penalty_weight)
@@ -82,9 +82,12 @@ def _check_fits(config: TrainConfig) -> None:
 
 
 def _kept(
-    init: DetectorArtifact | None, config: TrainConfig, what: str, detector: Detector
+    init: DetectorArtifact | None, config: TrainConfig, what: str
 ) -> dict[str, torch.Tensor]:
-    """What `init` remembers of its classes for a `penalty` or a `guard`; empty without one."""
+    """What `init` remembers of its classes for a `penalty` or a `guard`; empty without one.
+
+    On the CPU, for not every device has the float64 of moments.
+    """
     wanted = getattr(config, what)
     if init is None or wanted == "none":
         return {}
@@ -94,9 +97,8 @@ def _kept(
             f"detector '{config.init}' was trained with the {what} '{of}', not '{wanted}'",
             f"train it with --set {what}={wanted}",
         )
-    device = next(detector.parameters()).device
     kept: Arrays = getattr(init, what)
-    return {name: torch.from_numpy(values).to(device) for name, values in kept.items()}
+    return {name: torch.from_numpy(values) for name, values in kept.items()}
 
 
 @dataclass(frozen=True)

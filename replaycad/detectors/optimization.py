@@ -89,8 +89,8 @@ def optimize_step(
 ) -> torch.Tensor:
     """Take one clipped gradient step.
 
-    A loss, penalty or gradient that is not finite leaves the weights untouched, and the caller sees
-    it in the returned loss.
+    If loss, penalty or gradient are not finite, no step is taken, and the caller sees it in the
+    returned loss. A guard may have moved the weights before.
 
     Args:
         detector: in train mode.

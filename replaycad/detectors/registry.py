@@ -60,6 +60,12 @@ def preset_for(detector: str, preset: str) -> Preset:
     return presets[preset]
 
 
+def variant_of(detector: str, preset: str, variant: str) -> str:
+    """The preset that is a variant of another where there is one of its size, else the variant."""
+    own = f"{preset}-{variant}"
+    return own if own in DETECTORS[detector] else variant
+
+
 def training_of(config: TrainConfig) -> TrainingSettings:
     """How the preset of a config trains: its first class, or a later one under a guard.
 

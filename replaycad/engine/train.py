@@ -13,7 +13,7 @@ from replaycad.data.images import viewed
 from replaycad.data.layouts import train_samples
 from replaycad.data.mixture import Mixture, Source
 from replaycad.data.views import view_of
-from replaycad.detectors.registry import preset_for, resolve_defaults
+from replaycad.detectors.registry import preset_for, resolve_defaults, variant_of
 from replaycad.distributed import ranks
 from replaycad.engine.banks import LIMITS_OF_REAL, KeptBanks, bank_digest, bank_key
 from replaycad.engine.builder import Builder, Stage
@@ -62,7 +62,10 @@ class TrainStage(Stage):
         told |= {"init": init or config.init}
         first = {name: told.pop(name) for name in ("detector", "init", "guard") if name in told}
         # A preset that a strategy wants changes the structure; sizes and steps stay as they are.
-        self.config: TrainConfig = replace(resolve_defaults(replace(config, **first)), **told)
+        resolved = resolve_defaults(replace(config, **first))
+        if "preset" in told:
+            told["preset"] = variant_of(resolved.detector, resolved.preset, told["preset"])
+        self.config: TrainConfig = replace(resolved, **told)
         if self.config.init == name:
             raise ConfigError(f"detector '{name}' cannot go on from itself", "give another --name")
         self._samples = {

@@ -151,7 +151,13 @@ STRATEGIES: Mapping[str, Strategy] = MappingProxyType(
             goes_on=True,
             detector="iuf",
         ),
-        # Li et al. 2025, with exact bases and held steps; the last holds gradients as released.
+        "iuf-plain": Strategy(
+            description="Runs IUF by the rates of its later classes, with nothing held.",
+            train=(("guard", "iuf-plain"),),
+            goes_on=True,
+            detector="iuf",
+        ),
+        # Li et al. 2025, with exact bases and held steps; `released` holds gradients by its program's.
         "cdad": Strategy(
             description="Runs the detector CDAD, whose steps change nothing for past inputs.",
             train=(("guard", "cdad"),),
@@ -167,6 +173,12 @@ STRATEGIES: Mapping[str, Strategy] = MappingProxyType(
         "cdad-released": Strategy(
             description="Runs CDAD as its program does: held gradients, inexact bases.",
             train=(("guard", "cdad-released"),),
+            goes_on=True,
+            detector="cdad",
+        ),
+        "cdad-plain": Strategy(
+            description="Runs CDAD by the rates of its later classes, with nothing held.",
+            train=(("guard", "cdad-plain"),),
             goes_on=True,
             detector="cdad",
         ),

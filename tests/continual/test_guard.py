@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -9,6 +10,7 @@ from torch.nn import functional as F
 
 from replaycad.continual import guard as guards
 from replaycad.continual.guard import (
+    HOLDS,
     Guard,
     Hold,
     extended,
@@ -212,12 +214,27 @@ def test_of_a_step_each_direction_of_outputs_has_its_weight():
 
 
 def test_directions_that_no_image_had_are_free():
-    moment = torch.diag(torch.tensor([4.0, 2.0, 1.0, 0.0, 0.0]))
+    moment = torch.diag(torch.tensor([4.0, 2.0, 1.0, 0.0, 0.0], dtype=torch.float64))
 
     found = output_projection(moment)
 
     wanted = [0.0, math.log(2) / math.log(5), math.log(3) / math.log(5), 1.0, 1.0]
     assert torch.allclose(found, torch.diag(torch.tensor(wanted)), atol=1e-6)
+
+
+@pytest.mark.parametrize("count", [40, 10])
+def test_directions_count_however_far_the_mean_of_outputs_lies(count):
+    # Token means of 16 numbers about 10, which vary by 1 to 1e-5: as the singular vectors of their
+    # rows say, of which there may be fewer than directions.
+    stream = np.random.default_rng(0)
+    rows = 10 + stream.normal(size=(count, 16)) * 10.0 ** -np.linspace(0, 5, 16)
+    _, _, vectors = np.linalg.svd(rows)
+    weights = np.log(np.arange(1, 17)) / np.log(16)
+    weights[count:] = 1
+
+    found = output_projection(torch.from_numpy(rows.T @ rows))
+
+    np.testing.assert_allclose(found, vectors.T * weights @ vectors, atol=1e-4)
 
 
 def test_weight_and_bias_move_alike_under_the_output_side():
@@ -266,6 +283,39 @@ def test_a_whole_pull_starts_each_step_where_the_class_before_ended():
     assert not torch.equal(detector.first.weight, start)
 
 
+def test_weights_and_statistics_are_pulled_before_the_loss_is_taken():
+    # A whole pull: each step then is the one from the start, and statistics have seen one batch.
+    torch.manual_seed(0)
+    once, twice = (Layers() for _ in range(2))
+    for one in (once, twice):
+        one.norm = nn.Sequential(nn.Flatten(0, 1), nn.BatchNorm1d(8), nn.Unflatten(0, (4, 9)))
+        guard = Guard(one, {}, Hold(side="output", what="nothing", pull=1.0))
+        optimizers = [torch.optim.SGD([{"params": one.parameters(), "base_rate": 0.5}])]
+        for _ in range(2 if one is twice else 1):
+            optimize_step(one, optimizers, pyramid(1), TRAINING, guard=guard)
+    for name, values in once.state_dict().items():
+        if values.is_floating_point():
+            assert torch.equal(values, twice.state_dict()[name]), name
+    assert not torch.equal(once.first.weight, Layers().first.weight)
+
+
+def test_methods_are_held_by_the_numbers_of_their_papers():
+    wanted = {  # what, pull, energy, images
+        "iuf": ("step", 0.05), "iuf-adam": ("step", 0.05), "iuf-nopull": ("step", 0.0),
+        "iuf-noproject": ("nothing", 0.05), "iuf-plain": ("nothing", 0.0),
+        "cdad": ("step", 0.999, 24, False), "cdad-gradient": ("gradient", 0.999, 24, False),
+        "cdad-released": ("gradient", 0.999, 24, True), "cdad-plain": ("nothing",),
+    }  # fmt: skip
+    for name, hold in HOLDS.items():
+        found = (hold.what, hold.pull)
+        if name.startswith("cdad"):
+            assert hold.pull == 0
+            found = (hold.what, hold.energy, hold.num_images, hold.as_released)
+        assert found[: len(wanted[name])] == wanted[name]
+        assert hold.freezes_others == (hold.side == "input" and hold.what != "nothing")
+    assert set(wanted) == set(HOLDS)
+
+
 def test_no_pull_and_no_matrix_is_fine_tuning_bit_for_bit():
     held, plain = Layers(), Layers()
     trained(held, pyramid(1), Guard(held, {}, Hold(side="output", what="nothing")))
@@ -312,9 +362,9 @@ def test_what_is_remembered_grows_by_class_and_not_by_image():
     assert {name: tuple(one.shape) for name, one in both.items()} == {
         "first": (8, 8), "last": (6, 6),
     }  # fmt: skip
-    assert [one.dtype for one in more.values()] == [torch.float32] * 2
+    assert [one.dtype for one in more.values()] == [torch.float64] * 2
     second = remembered(detector, [pyramid(1)], "iuf", {})
-    assert torch.allclose(both["last"], first["last"] + second["last"], rtol=1e-5)
+    assert torch.allclose(both["last"], first["last"] + second["last"], rtol=1e-12)
     assert remembered(detector, [pyramid(0)], "iuf-noproject", {}) == {}
 
 

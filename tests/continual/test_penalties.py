@@ -88,6 +88,17 @@ def test_a_penalty_is_half_the_weighted_square_of_the_way_from_where_it_was_made
     assert line.offset.grad.item() == 0
 
 
+def test_rows_that_a_head_has_grown_by_since_are_free():
+    head = nn.Linear(2, 3)
+    penalty = Penalty(head, {"weight": torch.tensor([[1.0, 2.0]])}, 2.0)  # of its first row alone
+
+    head.weight.data += torch.tensor([[1.0, 3.0], [100.0, 100.0], [100.0, 100.0]])
+
+    assert penalty().item() == pytest.approx(1 * 1 + 2 * 9)
+    more = added({"weight": torch.ones(3, 2)}, {"weight": torch.tensor([[1.0, 2.0]])})
+    assert more["weight"].tolist() == [[2.0, 3.0], [1.0, 1.0], [1.0, 1.0]]
+
+
 def weights(path):
     return DetectorArtifact.load(path).state
 

@@ -11,7 +11,12 @@ from replaycad.continual import guard as guards
 from replaycad.continual.guard import output_projection
 from replaycad.data.mixture import Mixture, Source
 from replaycad.detectors.encoders import load_encoder
-from replaycad.detectors.registry import DETECTORS, resolve_defaults, training_of
+from replaycad.detectors.registry import (
+    DETECTORS,
+    build_detector,
+    resolve_defaults,
+    training_of,
+)
 from replaycad.detectors.settings import OptimizerSettings
 from replaycad.errors import ArtifactError, ConfigError
 from replaycad.stages.train import train_detector
@@ -175,6 +180,35 @@ def test_a_network_with_its_channels_last_goes_on_as_if_it_had_not_been_cut_shor
 
     for name, values in whole.state.items():
         assert np.array_equal(resumed.state[name], values), name
+
+
+@pytest.mark.parametrize("penalty", ["ewc", "mas"])
+def test_a_penalty_holds_a_detector_whose_head_grows_by_a_row_a_class(encoder, penalty):
+    changes = {"guard": "none", "penalty": penalty, "num_steps": 2}
+    last, rows = None, []
+    for seed in (1, 2, 3):
+        last = trained(encoder, seed, last, **changes)
+        last = replace(last, header=last.header | {"config": {"penalty": penalty}})
+        rows.append(len(last.penalty["discriminator.weight"]))
+    assert rows == [1, 2, 3]
+
+
+def test_bases_take_two_bytes_for_each_input_and_direction():
+    encoder = load_encoder("mini", levels=DETECTORS["cdad"]["mini"].levels)
+    kept = trained(
+        encoder, detector="cdad", guard="cdad", image_size=128, num_steps=1, batch_size=6
+    )
+
+    detector = build_detector("cdad", "mini", encoder.channels, encoder.strides, 128)
+    named = dict(detector.named_modules())
+    assert set(kept.guard) == set(detector.guarded())
+    total = 0
+    for name, basis in kept.guard.items():
+        wide = named[name].weight[0].numel()
+        assert basis.shape[0] == wide
+        assert 1 <= basis.shape[1] <= wide
+        total += wide * basis.shape[1] * 2
+    assert sum(basis.nbytes for basis in kept.guard.values()) == total
 
 
 def test_a_detector_of_another_guard_is_refused(encoder, first):

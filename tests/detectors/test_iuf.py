@@ -151,6 +151,25 @@ def test_compression_has_a_gradient_with_respect_to_this_batch_alone():
     assert not detector.compression(means.detach()).requires_grad
 
 
+def test_the_loss_of_the_first_class_has_the_gradient_of_compression():
+    gradients = []
+    for weight in (0.0, 4.0):
+        detector = small(rank=1, jitter=0.0, compression_weight=weight)
+        detector.labelled_loss(features(), LABELS).backward()
+        gradients.append(detector.decoder[0].feed_forward.layers[3].weight.grad)
+    assert (gradients[1] - gradients[0]).abs().max() > 1e-3 * gradients[0].abs().max()
+
+
+def test_a_score_is_the_highest_mean_over_16_px_of_224():
+    channels, strides = (3, 24, 32, 56, 160), (1, 2, 4, 8, 16)
+    detector = IUF(channels, strides, 224, PRESETS["lite"])
+    anomaly_maps = torch.zeros(1, 224, 224)
+    anomaly_maps[0, 100:116, 50:66] = 1.0
+    assert detector.image_scores(anomaly_maps).item() == 1.0
+    anomaly_maps[0, 115] = 0.0
+    assert detector.image_scores(anomaly_maps).item() == pytest.approx(15 / 16)
+
+
 def test_the_head_grows_by_a_row_for_each_class_and_keeps_those_it_has():
     one, two = small(num_classes=1), small(num_classes=1)
     kept = one.discriminator.weight.detach().clone()

@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 
 from replaycad.detectors.encoders import load_encoder
 from replaycad.detectors.optimization import make_optimizers, optimize_step
+from replaycad.detectors.registry import variant_of
 from replaycad.detectors.settings import PICTURE
 from replaycad.detectors.ucad.network import UCAD
 from replaycad.detectors.ucad.prefixes import load_blocks
@@ -145,6 +146,19 @@ def test_images_are_routed_to_their_class(encoder):
         tokens = detector._tokens(pyramid(encoder, kind, 9, 20))
         routes = detector.routes(detector._frozen[0].features(tokens))
         assert (routes == kind).float().mean() >= 0.95
+
+
+def test_the_sum_of_distances_of_patches_routes_an_image(encoder):
+    # 16 patches on a line, of which class 0 knows all but one, that lies 4 away; of class 1 each
+    # lies 1 away. Sums are 4 and 16; by the farthest patch, or squares (16 and 16), it were not 0.
+    detector = small(encoder, num_picks=2)
+    along = torch.zeros(16, 128)
+    along[0, 0] = 4.0
+    keys = torch.zeros(2, 2, 128)
+    keys[1, :, 1] = 1.0
+    keys[1, 1, 0] = 4.0
+    detector.memory_key, detector.memory_class = keys, torch.arange(2)
+    assert detector.routes(along[None]).tolist() == [0]
 
 
 def test_of_two_copies_of_a_class_the_first_is_taken_and_both_score_alike(encoder):
@@ -292,6 +306,13 @@ def test_vectors_are_compared_at_the_published_width(encoder):
     assert detector._wide(vectors).tolist() == [[1.0, 1.5, 3.0, 4.0], [0.0, 0.0, 3.0, 6.0]]
     assert torch.equal(small(encoder)._wide(vectors), vectors)
     assert PRESETS["full"].compared_width == 1024
+
+
+def test_its_control_differs_by_the_loss_alone_at_any_size():
+    for name, control in {"full": "full-untrained", "mini": "untrained"}.items():
+        assert variant_of("ucad", name, "untrained") == control
+        assert PRESETS[control] == replace(PRESETS[name], loss_weight=0.0)
+    assert variant_of("ucad", "standard", "untrained") == "untrained"
 
 
 def test_at_full_size_a_class_keeps_the_published_bytes(monkeypatch, tmp_path):

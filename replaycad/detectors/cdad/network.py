@@ -7,6 +7,8 @@ with a held step: `continual.guard`.
 Deviation: no guidance. Both branches of the released program are the same, and it doubles the cost.
 
 Deviation: the noise is that of the first step of the ladder; the program starts at another one.
+
+Deviation: the autoencoder sees pictures in its own range; the program hands it normalised ones.
 """
 
 import math

@@ -36,17 +36,21 @@ _TRAINING = TrainingSettings(
 
 _MINI = DNEPreset(training=_TRAINING)
 
+_FULL = DNEPreset(
+    encoder="vit_base_patch16_224.sam_in1k",
+    levels=(11,),
+    image_size=224,
+    hidden_width=768,
+    training=replace(_TRAINING, batch_size=32, num_steps=0, epochs=50),
+)
+
 PRESETS: dict[str, Preset] = {
-    "full": DNEPreset(
-        encoder="vit_base_patch16_224.sam_in1k",
-        levels=(11,),
-        image_size=224,
-        hidden_width=768,
-        training=replace(_TRAINING, batch_size=32, num_steps=0, epochs=50),
-    ),
+    "full": _FULL,
     "standard": replace(_MINI, encoder=STANDARD_ENCODER, image_size=256),
     "mini": _MINI,
     # Its two variants; the first remembers nothing of past classes.
-    "cutpaste": DNEPreset(training=_TRAINING, keeps_past=False),
-    "panda": DNEPreset(training=_TRAINING, task="compactness"),
+    "cutpaste": replace(_MINI, keeps_past=False),
+    "full-cutpaste": replace(_FULL, keeps_past=False),
+    "panda": replace(_MINI, task="compactness"),
+    "full-panda": replace(_FULL, task="compactness"),
 }

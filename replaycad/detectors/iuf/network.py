@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from replaycad.detectors.interface import make_room
 from replaycad.detectors.iuf.preset import IUFPreset
 from replaycad.detectors.tokens import jitter, to_maps, to_tokens
-from replaycad.detectors.uniad.network import UniAD
+from replaycad.detectors.uniad.network import POOL_PX, UniAD
 
 
 class RowBlock(nn.Module):
@@ -119,6 +119,7 @@ class IUF(UniAD):
             channels[0], preset.width, preset.object_heads, preset.num_layers
         )
         self.norm = nn.LayerNorm(preset.width)  # one for all layers of the decoder
+        self.pool_px = max(1, POOL_PX * image_size // 224)
         self.register_buffer("_rows", self._no_rows())
         self._compresses = False
 

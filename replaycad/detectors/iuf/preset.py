@@ -52,7 +52,7 @@ _FULL = IUFPreset(
     image_size=224,
     picture_px=224,
     training=TrainingSettings(
-        optimizers=(_ADAMW,), batch_size=24, num_steps=14_000, grad_clip=0.1
+        optimizers=(_ADAMW,), batch_size=24, num_steps=14_000, grad_clip=0.1, drop_at=0.5
     ),
     later=TrainingSettings(
         optimizers=(_SGD,), batch_size=24, num_steps=5_000, grad_clip=0.1, schedule="constant"

@@ -47,19 +47,22 @@ _TRAINING = TrainingSettings(
 
 _MINI = UCADPreset(training=_TRAINING)
 
+_FULL = UCADPreset(
+    encoder="resnet50.a1_in1k",  # tells classes apart for thresholds; UCAD routes by itself
+    image_size=224,
+    transformer="vit_base_patch16_224.augreg_in21k",
+    transformer_px=224,
+    num_blocks=6,
+    segmenter="vit_b",
+    compared_width=1024,
+    training=replace(_TRAINING, num_steps=0, epochs=25),
+)
+
 PRESETS: dict[str, Preset] = {
-    "full": UCADPreset(
-        encoder="resnet50.a1_in1k",  # tells classes apart for thresholds; UCAD routes by itself
-        image_size=224,
-        transformer="vit_base_patch16_224.augreg_in21k",
-        transformer_px=224,
-        num_blocks=6,
-        segmenter="vit_b",
-        compared_width=1024,
-        training=replace(_TRAINING, num_steps=0, epochs=25),
-    ),
+    "full": _FULL,
     "standard": replace(_MINI, encoder=STANDARD_ENCODER, image_size=256),
     "mini": _MINI,
-    # The control: prompts as they are drawn.
+    # The controls: prompts as they are drawn.
     "untrained": replace(_MINI, loss_weight=0.0),
+    "full-untrained": replace(_FULL, loss_weight=0.0),
 }
