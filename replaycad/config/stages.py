@@ -152,8 +152,8 @@ class ReplayConfig:
 
 
 Guard = Literal[
-    "none", "iuf", "iuf-adam", "iuf-nopull", "iuf-noproject", "cdad", "cdad-gradient",
-    "cdad-released",
+    "none", "iuf", "iuf-adam", "iuf-nopull", "iuf-noproject", "iuf-plain", "cdad", "cdad-gradient",
+    "cdad-released", "cdad-plain",
 ]  # fmt: skip
 
 

@@ -4,8 +4,8 @@ Singular values are dropped from image to image, so that a later image outweighs
 of a new class the first columns of what is left are appended, which are neither orthogonal nor of
 length 1. It is here to be measured beside the exact form.
 
-Deviation: as many images as there, of which the program takes every tenth; and each projection of
-an attention has a basis of what it is given, where the program gives all three the query's.
+Deviation: 24 images of a class make its bases; the program takes every tenth. Each projection of an
+attention has a basis of what it is given, where the program gives all three the query's.
 """
 
 from collections.abc import Iterable, Mapping

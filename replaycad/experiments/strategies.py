@@ -157,7 +157,7 @@ STRATEGIES: Mapping[str, Strategy] = MappingProxyType(
             goes_on=True,
             detector="iuf",
         ),
-        # Li et al. 2025, with exact bases and held steps; `released` holds gradients by its program's.
+        # Li et al. 2025, with exact bases and held steps; one holds gradients as released.
         "cdad": Strategy(
             description="Runs the detector CDAD, whose steps change nothing for past inputs.",
             train=(("guard", "cdad"),),

@@ -1,6 +1,7 @@
 """The guarded step: what it leaves as it was, exactly, and that without it nothing stays."""
 
 import math
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from replaycad.config import stages as settings
 from replaycad.continual import guard as guards
 from replaycad.continual.guard import (
     HOLDS,
@@ -313,7 +315,7 @@ def test_methods_are_held_by_the_numbers_of_their_papers():
             found = (hold.what, hold.energy, hold.num_images, hold.as_released)
         assert found[: len(wanted[name])] == wanted[name]
         assert hold.freezes_others == (hold.side == "input" and hold.what != "nothing")
-    assert set(wanted) == set(HOLDS)
+    assert set(wanted) == set(HOLDS) == set(get_args(settings.Guard)) - {"none"}
 
 
 def test_no_pull_and_no_matrix_is_fine_tuning_bit_for_bit():

@@ -8,8 +8,9 @@ Deviation: images are routed one by one, as the paper says; the program is told 
 Deviation: a prompt reaches each image alike. In the program's batch the first half gets the key in
 place of the value too, and the second half the value in place of the key.
 
-Deviation: an image's score is the maximum of its smoothed map, as of the other detectors, and not
-of its patches before: by it bottle has image AUROC 96.3 for 95.3, and transistor 70.5 for 66.2.
+Deviation: an image's score is the maximum of its map after smoothing, as of other detectors. The
+program takes it before, which gives bottle an image AUROC of 95.3 for 96.3, transistor 66.2 for
+70.5 (prompts as drawn, bundled transformer, one seed).
 """
 
 import hashlib
