@@ -37,12 +37,10 @@ class IUFPreset(UniADPreset):
 
 _ADAMW = OptimizerSettings(learning_rate=1e-4, kind="adamw", weight_decay=1e-4)
 # The program's rate, whatever its settings: a step is at most `grad_clip` long, and the pull leaves
-# weights within 2 of where they were, of about 30 that AdamW moves them. Of 0.1, 0.3 and 1.0 it
-# learns most, and costs the past as much or a little more: after three procedural classes outside
-# any training the newest have image AUROC 46, 47, 49 and pixel AP 3.5, 3.6, 3.7, the past ones 61,
-# 61, 60 and 24, 21, 21. After three others, by 0.1, 1.0, 3.0 and 10, the newest have 77, 86, 87, 87
-# and 30, 34, 37, 41, the past ones 64, 66, 63, 60 and 6, 6, 7, 6: beyond 1.0 more is learned, and
-# no more is kept (one seed each). Of AdamW's 1e-3 and 1e-4 the former learns more likewise.
+# weights within 2 of where they were, of about 30 that AdamW moves them. After three procedural
+# classes outside any training the newest have by 0.3, 1.0 and 3.0 image AUROC 85, 86 and 87 and
+# pixel AP 34, 35 and 37, the past ones 62, 61 and 59, and 7 whatever the rate; after three others,
+# by 0.3 and 1.0, 45, 45, 4, 4 and 61, 59, 22, 22 (one seed each).
 _SGD = OptimizerSettings(learning_rate=1.0, kind="sgd")
 
 # Deviation: at full size steps stand for epochs, whose number suited fourteen classes at once.
