@@ -103,7 +103,7 @@ class Penalty:
         named = dict(detector.named_parameters())
         self._weight = weight
         self._held = [
-            (named[name], named[name].detach().clone(), as_large(values, named[name].detach()))
+            (named[name], named[name].detach().clone(), as_large(values, named[name]))
             for name, values in importances.items()
         ]
 

@@ -149,14 +149,14 @@ def test_images_are_routed_to_their_class(encoder):
 
 
 def test_the_sum_of_distances_of_patches_routes_an_image(encoder):
-    # 16 patches on a line, of which class 0 knows all but one, that lies 4 away; of class 1 each
-    # lies 1 away. Sums are 4 and 16; by the farthest patch, or squares (16 and 16), it were not 0.
+    # 16 patches, of which class 0 knows all but one, that lies 5 away; of class 1 each lies 1 away.
+    # Sums are 5 and 16; by the farthest patch (5, 1) or by squares (25, 16) it would be class 1.
     detector = small(encoder, num_picks=2)
     along = torch.zeros(16, 128)
-    along[0, 0] = 4.0
+    along[0, 0] = 5.0
     keys = torch.zeros(2, 2, 128)
     keys[1, :, 1] = 1.0
-    keys[1, 1, 0] = 4.0
+    keys[1, 1, 0] = 5.0
     detector.memory_key, detector.memory_class = keys, torch.arange(2)
     assert detector.routes(along[None]).tolist() == [0]
 
