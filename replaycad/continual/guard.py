@@ -97,6 +97,11 @@ def token_means(_: Layer, output: torch.Tensor) -> torch.Tensor:
     return output.mean(dim=1)
 
 
+def on_double_device(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor where float64 is known: where it is, but for Apple's devices, which lack it."""
+    return tensor.cpu() if tensor.device.type == "mps" else tensor
+
+
 @torch.no_grad()
 def moments(
     detector: Detector, layers: Mapping[str, Layer], pyramids: Iterable[Sequence[torch.Tensor]],
@@ -121,9 +126,14 @@ def moments(
     def add(name: str) -> Callable[[nn.Module, tuple[torch.Tensor, ...], torch.Tensor], None]:
         def hook(layer: nn.Module, given: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
             assert isinstance(layer, nn.Linear | nn.Conv2d)
-            rows = inputs_of(layer, given[0]) if side == "input" else token_means(layer, output)
-            rows = (rows.cpu() if rows.device.type == "mps" else rows).double()  # it has no float64
-            total[name] = total.get(name, torch.zeros((), device=rows.device)) + rows.T @ rows
+            # Of inputs a share of the whole is asked for, for which products of float32 will do,
+            # twice as fast; of the outputs the smallest part counts: `output_projection`.
+            if side == "input":
+                rows = inputs_of(layer, given[0]).float()
+            else:
+                rows = on_double_device(token_means(layer, output)).double()
+            product = on_double_device(rows.T @ rows).double()
+            total[name] = total[name] + product if name in total else product
 
         return hook
 
@@ -182,9 +192,12 @@ def extended(basis: torch.Tensor, moment: torch.Tensor, energy: float) -> torch.
         `[in, r']` float16, r' from r to `in`.
     """
     width, known = basis.shape
-    held = orthonormal(basis)
-    free = torch.eye(width, dtype=torch.float64, device=moment.device) - held @ held.T
-    vectors = torch.linalg.eigh(free @ moment @ free).eigenvectors.flip(1)[:, : width - known]
+    held, left = orthonormal(basis), moment
+    if known:
+        left = left - held @ (held.T @ left)
+        left = left - (left @ held) @ held.T
+    # They are kept in 16 bits, and what they cover is measured below.
+    vectors = torch.linalg.eigh(left.float()).eigenvectors.flip(1)[:, : width - known]
     both = torch.cat([basis, vectors.half()], dim=1)
     whole = orthonormal(both)
     covered = (whole * (moment @ whole)).sum(0).cumsum(0)

@@ -29,7 +29,7 @@ from replaycad.detectors.pyramid import check_picture, picture_of
 from replaycad.detectors.settings import PICTURE
 from replaycad.detectors.tokens import neighbours, to_maps, to_tokens
 from replaycad.diffusion.backbones import SCHEDULE, load_backbone
-from replaycad.diffusion.cell_unet import CellUNet
+from replaycad.diffusion.cell_unet import CellUNet, Guess
 from replaycad.diffusion.prompts import encode_texts
 from replaycad.errors import ConfigError
 from replaycad.runtime import generator
@@ -110,7 +110,11 @@ class MaskedNetwork(nn.Module):
 
     def forward(self, pictures: torch.Tensor) -> torch.Tensor:
         """What the U-Net is told of `[B, 3, S, S]`: `[B, D, h, w]`."""
-        x = to_tokens(self.seen(pictures))
+        return self.told(self.seen(pictures))
+
+    def told(self, seen: torch.Tensor) -> torch.Tensor:
+        """What the U-Net is told of what the convolutions saw, both `[B, D, h, w]`."""
+        x = to_tokens(seen)
         for layer in self.layers:
             x = layer(x, self._place, self._allowed)
         return to_maps(x, self.size)
@@ -233,7 +237,13 @@ class CDAD(Detector):
         """
         pictures = self._pictures(features)
         latents = self._latents(pictures)
-        told = self.masked(spoilt(pictures, self.preset.spoilt_share, self.preset.max_patches))
+        changed = spoilt(pictures, self.preset.spoilt_share, self.preset.max_patches)
+        rows = (changed != pictures).flatten(1).any(1).nonzero()[:, 0]
+        # Those left as they were are seen once.
+        seen, others = self.masked.seen(torch.cat([pictures, changed[rows]])).split(
+            [len(pictures), len(rows)]
+        )
+        told = self.masked.told(seen.index_copy(0, rows, others))
         many = self._scheduler.config.num_train_timesteps
         timesteps = torch.randint(0, many, (len(latents),), device="cpu").to(latents.device)
         noise = torch.randn_like(latents)
@@ -243,7 +253,7 @@ class CDAD(Detector):
         else:
             wanted = noise
         error = F.mse_loss(self._predict(noisy, timesteps, told), wanted)
-        return error + F.mse_loss(told, self.masked.seen(pictures))
+        return error + F.mse_loss(told, seen)
 
     def anomaly_maps(self, features: Sequence[torch.Tensor]) -> torch.Tensor:
         """How far an image lies from itself drawn again: `[B, image_size, image_size]`, >= 0.
@@ -290,7 +300,11 @@ class CDAD(Detector):
         handle = first.register_forward_hook(lambda _, __, output: output + told)
         try:
             states = self._empty.expand(len(noisy), -1, -1)
-            return self.unet(noisy, timesteps, states).sample
+            if not isinstance(self.unet, CellUNet):
+                return self.unet(noisy, timesteps, states).sample
+            # All are told the same, so it is read once.
+            guess = Guess(*(one.expand_as(noisy) for one in self.unet.read(self._empty)))
+            return self.unet(noisy, timesteps, states, guess).sample
         finally:
             handle.remove()
 
