@@ -176,6 +176,14 @@ STRATEGIES: Mapping[str, Strategy] = MappingProxyType(
             goes_on=True,
             detector="cdad",
         ),
+        "cdad-one-loss": Strategy(
+            description=(
+                "Runs CDAD without the loss under which it comes to be told nothing of the picture."
+            ),
+            train=(("guard", "cdad"), ("preset", "one-loss")),
+            goes_on=True,
+            detector="cdad",
+        ),
         "cdad-plain": Strategy(
             description="Runs CDAD by the rates of its later classes, with nothing held.",
             train=(("guard", "cdad-plain"),),

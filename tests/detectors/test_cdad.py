@@ -25,6 +25,7 @@ from replaycad.detectors.cdad.preset import PRESETS, CDADPreset
 from replaycad.detectors.cdad.spoil import spoilt
 from replaycad.detectors.encoders import images_of, load_encoder
 from replaycad.detectors.optimization import make_optimizers, optimize_step
+from replaycad.detectors.registry import variant_of
 from replaycad.detectors.settings import PICTURE
 from replaycad.diffusion.backbones import Diffusion
 from replaycad.errors import ConfigError
@@ -221,11 +222,9 @@ def test_maps_of_an_image_do_not_depend_on_its_batch(encoder):
     assert together.min() >= 0
 
 
-def test_losses_are_those_of_the_prediction_and_of_what_is_told_of_spoilt_pictures(encoder):
-    detector = small(encoder).eval()
-    with torch.no_grad():  # as drawn they give next to nothing, and a place tells more than a picture
-        for weight in detector.masked.convolutions.parameters():
-            weight *= 4
+@pytest.mark.parametrize("weight", [1.0, 0.25, 0.0])
+def test_losses_are_those_of_the_prediction_and_of_what_is_told_of_spoilt_pictures(encoder, weight):
+    detector = small(encoder, masked_weight=weight).eval()
     pyramid = features(encoder, count=4)
     torch.manual_seed(7)
     found = detector.loss(pyramid)
@@ -244,7 +243,23 @@ def test_losses_are_those_of_the_prediction_and_of_what_is_told_of_spoilt_pictur
     told = detector.masked(changed)
     error = F.mse_loss(detector._predict(noisy, timesteps, told), velocity)
     masked = F.mse_loss(told, detector.masked.seen(pictures))
-    torch.testing.assert_close(found, error + masked)
+    torch.testing.assert_close(found, error + weight * masked)
+
+
+def test_before_any_step_the_u_net_is_told_of_each_picture_something_else(encoder):
+    detector = small(encoder)
+    pictures = features(encoder, count=4)[0]
+    with torch.no_grad():
+        seen, told = detector.masked.seen(pictures), detector.masked(pictures)
+    for one in (seen, told):
+        assert one.std(dim=0).mean() > 0.1 * one.std()
+
+
+@pytest.mark.parametrize("size", ["mini", "standard", "full"])
+def test_of_each_size_there_is_one_that_learns_by_the_loss_of_the_prediction_alone(size):
+    name = variant_of("cdad", size, "one-loss")
+    assert PRESETS[name] == replace(PRESETS[size], masked_weight=0.0)
+    assert PRESETS[size].masked_weight == 1.0
 
 
 def test_it_learns_a_class(encoder):

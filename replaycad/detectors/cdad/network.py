@@ -101,6 +101,11 @@ class MaskedNetwork(nn.Module):
         for number, stride in enumerate(preset.strides):
             wide = channels[number], channels[number + 1]
             layers += [nn.Conv2d(*wide, 3, stride, padding=1, bias=False), nn.SiLU()]
+        for layer in layers:
+            if isinstance(layer, nn.Conv2d):
+                # As torch draws them eight in a row give 1e-4 of the picture, and 2e-5 of what
+                # differs from one picture to the next.
+                nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
         self.convolutions = nn.Sequential(*layers[:-1])
         self.layers = nn.ModuleList(MaskedLayer(preset) for _ in range(preset.num_layers))
         self.size = size
@@ -253,7 +258,7 @@ class CDAD(Detector):
         else:
             wanted = noise
         error = F.mse_loss(self._predict(noisy, timesteps, told), wanted)
-        return error + F.mse_loss(told, seen)
+        return error + self.preset.masked_weight * F.mse_loss(told, seen)
 
     def anomaly_maps(self, features: Sequence[torch.Tensor]) -> torch.Tensor:
         """How far an image lies from itself drawn again: `[B, image_size, image_size]`, >= 0.

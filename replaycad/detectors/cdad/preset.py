@@ -26,6 +26,8 @@ class CDADPreset(Preset):
         dropout: in attention and feed-forward part.
         spoilt_share: of the images of a batch that are spoilt for the network that sees them.
         max_patches: that one of them is spoilt by; each after the first by the toss of a coin.
+        masked_weight: of the loss by which spoilt pictures must be told of as they were. It is
+            smallest where nothing is told of any picture.
         num_inference_steps: in which an image is redrawn.
         sigma_px: of the smoothing of maps, at 256 px.
     """
@@ -42,6 +44,7 @@ class CDADPreset(Preset):
     dropout: float = 0.0
     spoilt_share: float = 0.5
     max_patches: int = 3
+    masked_weight: float = 1.0
     num_inference_steps: int = 10
     sigma_px: float = 5.0
 
@@ -68,23 +71,30 @@ _FULL_TRAINING = TrainingSettings(
     optimizers=(_FULL_RATE,), batch_size=12, epochs=500, grad_clip=0.0, schedule="constant"
 )
 
-PRESETS: dict[str, Preset] = {
-    # Deviation: Stable Diffusion's own autoencoder, of which the program takes LDM's.
-    "full": CDADPreset(
-        encoder="resnet50.a1_in1k",
-        levels=(PICTURE, 1, 2, 3),
-        image_size=256,
-        backbone="sd15",
-        picture_px=256,
-        widths=(16, 16, 32, 32, 96, 96, 256, 320),
-        num_layers=8,
-        num_heads=8,
-        hidden_width=1025,
-        reach=3,
-        dropout=0.1,
-        max_patches=4,
-        training=_FULL_TRAINING,
-    ),
+# Deviation: Stable Diffusion's own autoencoder, of which the program takes LDM's.
+_FULL = CDADPreset(
+    encoder="resnet50.a1_in1k",
+    levels=(PICTURE, 1, 2, 3),
+    image_size=256,
+    backbone="sd15",
+    picture_px=256,
+    widths=(16, 16, 32, 32, 96, 96, 256, 320),
+    num_layers=8,
+    num_heads=8,
+    hidden_width=1025,
+    reach=3,
+    dropout=0.1,
+    max_patches=4,
+    training=_FULL_TRAINING,
+)
+
+_SIZES = {
+    "full": _FULL,
     "standard": replace(_MINI, encoder=STANDARD_ENCODER, image_size=256),
     "mini": _MINI,
+}
+
+PRESETS: dict[str, Preset] = {
+    **_SIZES,
+    **{f"{size}-one-loss": replace(one, masked_weight=0.0) for size, one in _SIZES.items()},
 }
