@@ -98,7 +98,7 @@ def token_means(_: Layer, output: torch.Tensor) -> torch.Tensor:
 
 
 def on_double_device(tensor: torch.Tensor) -> torch.Tensor:
-    """The tensor where float64 is known: where it is, but for Apple's devices, which lack it."""
+    """A tensor `[...]` where float64 is known: Apple's devices lack it, so theirs go to the CPU."""
     return tensor.cpu() if tensor.device.type == "mps" else tensor
 
 
