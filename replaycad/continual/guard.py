@@ -97,7 +97,7 @@ def token_means(_: Layer, output: torch.Tensor) -> torch.Tensor:
     return output.mean(dim=1)
 
 
-def on_double_device(tensor: torch.Tensor) -> torch.Tensor:
+def _for_doubles(tensor: torch.Tensor) -> torch.Tensor:
     """A tensor `[...]` where float64 is known: Apple's devices lack it, so theirs go to the CPU."""
     return tensor.cpu() if tensor.device.type == "mps" else tensor
 
@@ -131,8 +131,8 @@ def moments(
             if side == "input":
                 rows = inputs_of(layer, given[0]).float()
             else:
-                rows = on_double_device(token_means(layer, output)).double()
-            product = on_double_device(rows.T @ rows).double()
+                rows = _for_doubles(token_means(layer, output)).double()
+            product = _for_doubles(rows.T @ rows).double()
             total[name] = total[name] + product if name in total else product
 
         return hook

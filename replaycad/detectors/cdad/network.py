@@ -292,24 +292,32 @@ class CDAD(Detector):
         noise = self._noise.expand_as(latents)
         first = scheduler.timesteps[:1].to(latents.device)
         now = scheduler.add_noise(latents, noise, first.expand(len(latents)))
+        guess = self._guess()
         for timestep in scheduler.timesteps:
             times = timestep.to(latents.device).expand(len(latents))
-            now = scheduler.step(self._predict(now, times, told), timestep, now).prev_sample
+            predicted = self._predict(now, times, told, guess)
+            now = scheduler.step(predicted, timestep, now).prev_sample
         return now
 
+    def _guess(self) -> Guess | None:
+        """What the bundled U-Net reads of empty text, the same for all; None of any other."""
+        return self.unet.read(self._empty) if isinstance(self.unet, CellUNet) else None
+
     def _predict(
-        self, noisy: torch.Tensor, timesteps: torch.Tensor, told: torch.Tensor
+        self,
+        noisy: torch.Tensor,
+        timesteps: torch.Tensor,
+        told: torch.Tensor,
+        guess: Guess | None = None,
     ) -> torch.Tensor:
         """The U-Net's prediction; what it is told is added behind its first convolution."""
+        guess = guess or self._guess()
+        known = {"guess": Guess(*(one.expand_as(noisy) for one in guess))} if guess else {}
         first = inner(self.unet).conv_in
         handle = first.register_forward_hook(lambda _, __, output: output + told)
         try:
             states = self._empty.expand(len(noisy), -1, -1)
-            if not isinstance(self.unet, CellUNet):
-                return self.unet(noisy, timesteps, states).sample
-            # All are told the same, so it is read once.
-            guess = Guess(*(one.expand_as(noisy) for one in self.unet.read(self._empty)))
-            return self.unet(noisy, timesteps, states, guess).sample
+            return self.unet(noisy, timesteps, states, **known).sample
         finally:
             handle.remove()
 
